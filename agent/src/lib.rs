@@ -1,0 +1,3 @@
+//! gate25's agent as a library: the binary and the tests call the same code.
+
+pub mod policy;

@@ -1,0 +1,2 @@
+//! The gate25 command.
+fn main() {}

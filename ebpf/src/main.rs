@@ -1,0 +1,2 @@
+//! gate25's programs for the kernel.
+fn main() {}

@@ -1,0 +1,2 @@
+//! gate25's developer commands.
+fn main() {}
