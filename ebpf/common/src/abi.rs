@@ -105,6 +105,11 @@ impl PrefixKey {
     pub const fn set(&self) -> SetId {
         SetId(u64::from_be_bytes(self.set))
     }
+
+    /// Its first address.
+    pub fn address(&self) -> Address {
+        Address::from_v6(self.address)
+    }
 }
 
 /// What the kernel learns from a prefix that matched.
