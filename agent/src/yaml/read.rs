@@ -172,11 +172,8 @@ impl<'a> Reader<'a> {
             Kind::Map(entries) => {
                 if let Some(address) = split_address(entries) {
                     let message =
-                        format!("{} is read as a map, not as an address", quoted(address));
-                    let help = format!(
-                        "put it in quotes: \"{}\"",
-                        crate::diagnostic::escape(address)
-                    );
+                        format!("{} is read as a map, not as an address", quoted(&address));
+                    let help = format!("put it in quotes: \"{}\"", address);
                     self.fault(node.at, Fault::new("unquoted-ipv6", message).help(help));
                     return;
                 }
@@ -216,14 +213,14 @@ impl<'a> Reader<'a> {
 }
 
 /// The address that an unquoted `2001:db8::` was: YAML takes the last colon for a key's.
-fn split_address<'n>(entries: &'n [Entry<'_>]) -> Option<&'n str> {
+fn split_address(entries: &[Entry<'_>]) -> Option<String> {
     let [entry] = entries else { return None };
     let is_address = entry.key.contains(':')
         && entry
             .key
             .chars()
             .all(|c| c.is_ascii_hexdigit() || c == ':' || c == '.');
-    (is_address && entry.value.is_null()).then_some(&*entry.key)
+    (is_address && entry.value.is_null()).then(|| format!("{}:", entry.key))
 }
 
 /// The known name that somebody may have meant.

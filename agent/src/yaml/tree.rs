@@ -328,8 +328,16 @@ impl<'s> Builder<'s, '_> {
                 let message = format!("nested deeper than {MAX_DEPTH} levels");
                 Diagnostic::error("too-deep", location, message)
             }
-            Some('\t') => Diagnostic::error("yaml-syntax", location, error.info())
-                .help("this is a tab: YAML is indented with spaces"),
+            _ if error.info().contains("tab") => {
+                Diagnostic::error("yaml-syntax", location, error.info())
+                    .help("YAML is indented with spaces")
+            }
+            _ if error.info().starts_with("simple key expect") => Diagnostic::error(
+                "yaml-syntax",
+                location,
+                "what stands before this is a key without `:`",
+            )
+            .help("the file may have been cut off, or somebody may be writing it"),
             _ => Diagnostic::error("yaml-syntax", location, error.info()),
         });
         Stop

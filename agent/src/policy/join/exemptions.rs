@@ -108,6 +108,10 @@ impl<'f> Join<'f, '_> {
     fn build(&mut self, exemption: &Complete<'f>) -> Option<Exemption> {
         let expired = exemption.expires.value.0 <= self.circumstances.now;
         let customer = exemption.customer.value.0.as_str();
+        let to = match exemption.to {
+            To::Any => Destinations::Any,
+            To::Listed(list) => self.listed(exemption.file, list, expired),
+        };
         if !expired && !self.names.customers.contains_key(customer) {
             let location = Location::at(exemption.file, exemption.customer.at);
             let known = self.names.customers.keys().copied();
@@ -115,10 +119,6 @@ impl<'f> Join<'f, '_> {
             self.push_timed(unknown, "left out: it opens nothing");
             return None;
         }
-        let to = match exemption.to {
-            To::Any => Destinations::Any,
-            To::Listed(list) => self.listed(exemption.file, list, expired),
-        };
         Some(Exemption {
             customer: customer.to_owned(),
             reason: exemption.reason.to_owned(),
