@@ -229,6 +229,9 @@ pub trait Dataplane {
     /// Why an operation failed.
     type Error: Error + Send + Sync + 'static;
 
+    /// What the tables hold.
+    fn installed(&self) -> &MapImage;
+
     /// Leads the tables to `wanted`. After an error they are what they were before.
     ///
     /// # Errors

@@ -314,11 +314,6 @@ impl Bpf {
         self.counters.clone()
     }
 
-    /// What the tables hold.
-    pub fn installed(&self) -> &MapImage {
-        &self.installed
-    }
-
     /// The name of the hook in metrics.
     pub fn hook(&self) -> &'static str {
         match self.hook {
@@ -389,6 +384,10 @@ impl Bpf {
 
 impl Dataplane for Bpf {
     type Error = BpfError;
+
+    fn installed(&self) -> &MapImage {
+        &self.installed
+    }
 
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
         let steps = plan(&self.installed, wanted)?;
