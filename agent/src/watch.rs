@@ -25,6 +25,10 @@ use points::Points;
 /// Quiet times after which a change is reported although writing goes on.
 const PATIENCE: u32 = 10;
 
+/// Changes of the path under our hands after which setting up the watches starts over from a
+/// notice.
+const ARM_ATTEMPTS: u32 = 10;
+
 /// Why [`PolicyWatch::changed`] returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
@@ -164,20 +168,28 @@ fn arm(directory: &Path, sender: &Sender<()>) -> Result<RecommendedWatcher, Watc
         source,
     };
     let mut points = Points::on_the_way_to(directory);
-    // The path may change while it is walked: what is watched must be what is there.
-    loop {
-        let watcher = watch(&points, sender.clone()).map_err(refused)?;
-        let again = Points::on_the_way_to(directory);
-        if again == points {
+    let mut watcher = watch(&points, sender.clone()).map_err(refused)?;
+    // The path may have changed while it was walked: what is watched must be what is there.
+    for _ in 0..ARM_ATTEMPTS {
+        let now = Points::on_the_way_to(directory);
+        if now == points {
             return Ok(watcher);
         }
-        points = again;
+        points = now;
+        watcher = watch(&points, sender.clone()).map_err(refused)?;
     }
+    notice(sender);
+    Ok(watcher)
+}
+
+/// A notice that waits already serves as well; without a receiver nobody cares.
+fn notice(sender: &Sender<()>) {
+    sender.try_send(()).unwrap_or_default();
 }
 
 fn watch(points: &Points, sender: Sender<()>) -> notify::Result<RecommendedWatcher> {
     let relevant = points.clone();
-    let notice = move |event: notify::Result<Event>| {
+    let handler = move |event: notify::Result<Event>| {
         let matters = match &event {
             Ok(event) => is_change(event) && relevant.concern(event),
             Err(error) => {
@@ -186,12 +198,11 @@ fn watch(points: &Points, sender: Sender<()>) -> notify::Result<RecommendedWatch
             }
         };
         if matters {
-            // A notice that waits already serves as well; without a receiver nobody cares.
-            drop(sender.try_send(()));
+            notice(&sender);
         }
     };
     let config = Config::default().with_follow_symlinks(false);
-    let mut watcher = RecommendedWatcher::new(notice, config)?;
+    let mut watcher = RecommendedWatcher::new(handler, config)?;
     for holder in points.holders() {
         ignore_missing(watcher.watch(holder, RecursiveMode::NonRecursive))?;
     }
@@ -237,5 +248,28 @@ fn logged(
             warn!(directory = %directory.display(), %error, reason, "changes show at rescans only");
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use notify::event::{Flag, ModifyKind};
+
+    use super::*;
+
+    #[test]
+    fn overflow_of_the_queue_counts_as_a_change_of_the_directory() {
+        let overflow = Event::new(EventKind::Other).set_flag(Flag::Rescan);
+        assert!(is_change(&overflow));
+        assert!(Points::on_the_way_to(Path::new("/nowhere")).concern(&overflow));
+    }
+
+    #[test]
+    fn is_change_of_reading_is_false_and_of_writing_true() {
+        let access = |kind| Event::new(EventKind::Access(kind));
+        assert!(!is_change(&access(AccessKind::Open(AccessMode::Any))));
+        assert!(!is_change(&access(AccessKind::Close(AccessMode::Read))));
+        assert!(is_change(&access(AccessKind::Close(AccessMode::Write))));
+        assert!(is_change(&Event::new(EventKind::Modify(ModifyKind::Any))));
     }
 }

@@ -255,7 +255,7 @@ async fn changed_nothing_for_the_rescan_time_asks_for_a_rescan() {
 }
 
 #[tokio::test]
-async fn changed_more_files_than_the_queue_holds_is_noticed_and_later_changes_too() {
+async fn changed_thousands_of_files_at_once_are_noticed_and_later_changes_too() {
     let lab = Lab::new();
     let limit = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap();
     let files: usize = limit.trim().parse::<usize>().unwrap() / 2;
