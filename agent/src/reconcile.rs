@@ -222,7 +222,9 @@ impl<D: Dataplane> Reconciler<D> {
             })
             .map(|(index, _)| *index)
             .collect();
-        self.report_workloads();
+        if self.waiting.is_empty() {
+            self.report_workloads();
+        }
     }
 
     /// Whether attachments are waiting to be made.
