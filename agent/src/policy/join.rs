@@ -2,21 +2,24 @@
 
 mod destinations;
 mod exemptions;
+mod names;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 use std::sync::Arc;
 
+use self::names::{Named, Names};
 use super::language::{AllowlistMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap};
 use super::loader::Circumstances;
 use super::overlap;
-use super::scalar::{HostPattern, ListName, OwnedInterface};
+use super::scalar::{Id, ListName, OwnedInterface};
 use super::{
     Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, Selector,
     UNASSIGNED, Workload,
 };
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
-use crate::yaml::read::{At, Placed, Section, nearest};
+use crate::yaml::read::{At, Placed, nearest};
 
 /// Unknown names that get a suggestion: looking through a large set takes milliseconds each.
 const MAX_SUGGESTIONS: usize = 50;
@@ -30,29 +33,7 @@ pub(crate) fn join(
     circumstances: &Circumstances,
     problems: &mut Problems,
 ) -> Policy {
-    let names = Names {
-        allowlists: index(
-            files,
-            "allowlist",
-            |file| &file.allowlists,
-            allowlist_name,
-            problems,
-        ),
-        profiles: index(
-            files,
-            "profile",
-            |file| &file.profiles,
-            profile_name,
-            problems,
-        ),
-        customers: index(
-            files,
-            "customer",
-            |file| &file.customers,
-            customer_name,
-            problems,
-        ),
-    };
+    let names = Names::new(files, problems);
     let rules = rules(files, problems);
     let suggestions = MAX_SUGGESTIONS;
     let mut join = Join {
@@ -62,13 +43,11 @@ pub(crate) fn join(
         circumstances,
         problems,
         suggestions,
-        used_lists: BTreeSet::new(),
-        used_profiles: BTreeSet::from([DEFAULT_PROFILE]),
     };
     let allowlists = join.allowlists();
     let profiles = join.profiles();
     let customers = join.customers();
-    let exemptions = join.exemptions(files);
+    let exemptions = join.exemptions();
     join.warn_of_unused();
     join.find_collisions();
     overlap::find(&customers, problems);
@@ -81,30 +60,6 @@ pub(crate) fn join(
     }
 }
 
-/// An object and where it was written.
-struct Named<'f, T> {
-    file: &'f Arc<Path>,
-    at: Position,
-    map: &'f T,
-}
-
-impl<T> Named<'_, T> {
-    fn origin(&self) -> Origin {
-        origin(self.file, self.at)
-    }
-
-    fn location(&self) -> Location {
-        Location::at(self.file, self.at)
-    }
-}
-
-/// Where every name of the set was written.
-struct Names<'f> {
-    allowlists: BTreeMap<&'f str, Named<'f, AllowlistMap>>,
-    profiles: BTreeMap<&'f str, Named<'f, ProfileMap>>,
-    customers: BTreeMap<&'f str, Named<'f, CustomerMap>>,
-}
-
 struct Join<'f, 'a> {
     names: &'a Names<'f>,
     rules: &'a Rules,
@@ -112,8 +67,6 @@ struct Join<'f, 'a> {
     circumstances: &'a Circumstances,
     problems: &'a mut Problems,
     suggestions: usize,
-    used_lists: BTreeSet<&'f str>,
-    used_profiles: BTreeSet<&'f str>,
 }
 
 fn origin(file: &Arc<Path>, at: Position) -> Origin {
@@ -122,55 +75,6 @@ fn origin(file: &Arc<Path>, at: Position) -> Origin {
         line: at.line,
         column: at.column,
     }
-}
-
-fn allowlist_name(map: &AllowlistMap) -> Option<(&str, Position)> {
-    map.name
-        .as_ref()
-        .map(|name| (name.value.0.as_str(), name.at))
-}
-
-fn profile_name(map: &ProfileMap) -> Option<(&str, Position)> {
-    map.name
-        .as_ref()
-        .map(|name| (name.value.0.as_str(), name.at))
-}
-
-fn customer_name(map: &CustomerMap) -> Option<(&str, Position)> {
-    map.id.as_ref().map(|id| (id.value.0.as_str(), id.at))
-}
-
-/// The objects of a section by name. One whose name could not be read has been reported already.
-fn index<'f, T>(
-    files: &[(&'f Arc<Path>, &'f PolicyFile)],
-    what: &str,
-    section: fn(&PolicyFile) -> &Option<Section<T>>,
-    name: fn(&T) -> Option<(&str, Position)>,
-    problems: &mut Problems,
-) -> BTreeMap<&'f str, Named<'f, T>> {
-    let mut found: BTreeMap<&str, Named<'f, T>> = BTreeMap::new();
-    for (file, content) in files {
-        for map in section(content).iter().flat_map(|section| &section.0) {
-            let Some((name, at)) = name(map) else {
-                continue;
-            };
-            match found.get(name) {
-                Some(first) => problems.push(
-                    Diagnostic::error(
-                        "duplicate-name",
-                        Location::at(file, at),
-                        format!("the {what} {} is defined twice", quoted(name)),
-                    )
-                    .help("rename or remove one of them: the order of files never decides")
-                    .related(first.location(), "first defined here"),
-                ),
-                None => {
-                    found.insert(name, Named { file, at, map });
-                }
-            }
-        }
-    }
-    found
 }
 
 fn rules(files: &[(&Arc<Path>, &PolicyFile)], problems: &mut Problems) -> Rules {
@@ -211,7 +115,7 @@ fn rules(files: &[(&Arc<Path>, &PolicyFile)], problems: &mut Problems) -> Rules 
 
 impl<'f> Join<'f, '_> {
     fn allowlists(&mut self) -> BTreeMap<String, Allowlist> {
-        let mut allowlists = BTreeMap::new();
+        let mut allowlists = Vec::with_capacity(self.names.allowlists.len());
         for (name, named) in &self.names.allowlists {
             let AllowlistMap {
                 name: _,
@@ -219,23 +123,24 @@ impl<'f> Join<'f, '_> {
                 to,
             } = named.map;
             let to = to.as_deref().unwrap_or_default();
-            let to = self.prefixes(
-                named.file,
-                to.iter().map(|prefix| (prefix.value.0, prefix.at)),
-            );
+            let to = to
+                .iter()
+                .map(|prefix| (prefix.value.0, prefix.at))
+                .collect();
+            let to = self.prefixes(named.file, to);
             let description = description.as_ref().map(|text| text.value.0.clone());
             let description = description.unwrap_or_default();
             let origin = named.origin();
-            allowlists.insert(
+            allowlists.push((
                 (*name).to_owned(),
                 Allowlist {
                     description,
                     to,
                     origin,
                 },
-            );
+            ));
         }
-        allowlists
+        allowlists.into_iter().collect()
     }
 
     fn profiles(&mut self) -> BTreeMap<String, Profile> {
@@ -271,7 +176,7 @@ impl<'f> Join<'f, '_> {
     }
 
     fn customers(&mut self) -> BTreeMap<String, Customer> {
-        let mut customers = BTreeMap::new();
+        let mut customers = Vec::with_capacity(self.names.customers.len());
         for (id, named) in &self.names.customers {
             let CustomerMap {
                 id: _,
@@ -281,27 +186,12 @@ impl<'f> Join<'f, '_> {
                 workloads,
             } = named.map;
             let workloads = workloads.as_deref().unwrap_or_default();
-            let profile = match profile {
-                Some(profile) => {
-                    let name = profile.value.0.as_str();
-                    if self.names.profiles.contains_key(name) {
-                        self.used_profiles.insert(name);
-                    } else {
-                        let known = self.names.profiles.keys().copied();
-                        let location = Location::at(named.file, profile.at);
-                        let unknown = self.unknown(location, "profile", name, known);
-                        self.problems_unless_incomplete(unknown);
-                    }
-                    name
-                }
-                None => DEFAULT_PROFILE,
-            };
             let customer = Customer {
                 name: name
                     .as_ref()
                     .map(|name| name.value.0.clone())
                     .unwrap_or_default(),
-                profile: profile.to_owned(),
+                profile: self.profile(named.file, profile.as_ref()).to_owned(),
                 allow: self.allow(named.file, allow.as_deref().unwrap_or_default()),
                 workloads: workloads
                     .iter()
@@ -309,9 +199,30 @@ impl<'f> Join<'f, '_> {
                     .collect(),
                 origin: named.origin(),
             };
-            customers.insert((*id).to_owned(), customer);
+            customers.push(((*id).to_owned(), customer));
         }
-        customers
+        customers.into_iter().collect()
+    }
+
+    fn profile(&mut self, file: &Arc<Path>, profile: Option<&'f At<Id>>) -> &'f str {
+        let Some(At {
+            value: Id(name),
+            at,
+        }) = profile
+        else {
+            return DEFAULT_PROFILE;
+        };
+        if !self
+            .names
+            .profiles
+            .get(name.as_str())
+            .is_some_and(Named::mark_used)
+        {
+            let known = self.names.profiles.keys().copied();
+            let unknown = self.unknown(Location::at(file, *at), "profile", name, known);
+            self.problems_unless_incomplete(unknown);
+        }
+        name
     }
 
     fn workload(&mut self, file: &Arc<Path>, map: &WorkloadMap) -> Option<Workload> {
@@ -320,54 +231,58 @@ impl<'f> Join<'f, '_> {
             value: OwnedInterface(pattern),
             at,
         } = interface.as_ref()?;
-        let mut seen = BTreeMap::new();
-        let mut kept = Vec::new();
-        for At {
-            value: HostPattern(host),
-            at,
-        } in hosts.as_deref().unwrap_or_default()
-        {
-            match seen.insert(host, *at) {
-                Some(first) => self.duplicate(file, *at, first, host.as_str()),
-                None => kept.push(host.clone()),
-            }
-        }
-        let selector = Selector::Interface(pattern.clone());
+        let hosts = hosts.as_deref().unwrap_or_default();
+        let hosts = hosts.iter().map(|host| (&host.value.0, host.at)).collect();
+        let hosts = self.distinct(file, hosts);
         Some(Workload {
-            selector,
-            hosts: kept,
+            selector: Selector::Interface(pattern.clone()),
+            hosts: hosts.into_iter().map(|(host, _)| host.clone()).collect(),
             origin: origin(file, *at),
         })
     }
 
     /// The names of allowlists in an `allow` list, sorted.
     fn allow(&mut self, file: &Arc<Path>, list: &'f [At<ListName>]) -> Vec<String> {
-        let mut seen = BTreeMap::new();
-        for At {
-            value: ListName(name),
-            at,
-        } in list
-        {
-            if let Some(first) = seen.insert(name.as_str(), *at) {
-                self.duplicate(file, *at, first, name);
-            } else if self.names.allowlists.contains_key(name.as_str()) {
-                self.used_lists.insert(name);
-            } else {
+        let list = list
+            .iter()
+            .map(|name| (name.value.0.as_str(), name.at))
+            .collect();
+        let list = self.distinct(file, list);
+        for (name, at) in &list {
+            if !self
+                .names
+                .allowlists
+                .get(name)
+                .is_some_and(Named::mark_used)
+            {
                 let known = self.names.allowlists.keys().copied();
                 let unknown = self.unknown(Location::at(file, *at), "allowlist", name, known);
                 self.problems_unless_incomplete(unknown);
             }
         }
-        seen.into_keys().map(str::to_owned).collect()
+        list.into_iter().map(|(name, _)| name.to_owned()).collect()
     }
 
-    fn duplicate(&mut self, file: &Arc<Path>, at: Position, first: Position, what: &str) {
-        let message = format!("{} is listed twice", quoted(what));
-        self.problems.push(
-            Diagnostic::error("duplicate-item", Location::at(file, at), message)
-                .help("remove one of them")
-                .related(Location::at(file, first), "first listed here"),
-        );
+    /// The items sorted, each once; those that are there twice are reported.
+    fn distinct<T: Ord + Display>(
+        &mut self,
+        file: &Arc<Path>,
+        mut list: Vec<(T, Position)>,
+    ) -> Vec<(T, Position)> {
+        list.sort_unstable();
+        list.dedup_by(|(item, at), (kept, first)| {
+            let is_duplicate = item == kept;
+            if is_duplicate {
+                let message = format!("{} is listed twice", quoted(&item.to_string()));
+                self.problems.push(
+                    Diagnostic::error("duplicate-item", Location::at(file, *at), message)
+                        .help("remove one of them")
+                        .related(Location::at(file, *first), "first listed here"),
+                );
+            }
+            is_duplicate
+        });
+        list
     }
 
     fn unknown<'k>(
@@ -398,40 +313,57 @@ impl<'f> Join<'f, '_> {
     }
 
     fn warn_of_unused(&mut self) {
-        for (name, named) in &self.names.allowlists {
-            if !self.used_lists.contains(name) {
-                let message = format!("nothing uses the allowlist {}", quoted(name));
-                self.problems.push(
-                    Diagnostic::warning("unused-allowlist", named.location(), message)
-                        .help("name it in the `allow` of a profile or a customer, or remove it"),
-                );
-            }
+        if !self.complete {
+            return;
         }
-        for (name, named) in &self.names.profiles {
-            if !self.used_profiles.contains(name) {
-                let message = format!("no customer uses the profile {}", quoted(name));
-                self.problems.push(
-                    Diagnostic::warning("unused-profile", named.location(), message)
-                        .help("name it in the `profile` of a customer, or remove it"),
-                );
-            }
+        let unused = self
+            .names
+            .allowlists
+            .iter()
+            .filter(|(_, named)| !named.is_used());
+        for (name, named) in unused {
+            let message = format!("nothing uses the allowlist {}", quoted(name));
+            self.problems.push(
+                Diagnostic::warning("unused-allowlist", named.location(), message)
+                    .help("name it in the `allow` of a profile or a customer, or remove it"),
+            );
+        }
+        let unused = self
+            .names
+            .profiles
+            .iter()
+            .filter(|(_, named)| !named.is_used());
+        for (name, named) in unused.filter(|(name, _)| **name != DEFAULT_PROFILE) {
+            let message = format!("no customer uses the profile {}", quoted(name));
+            self.problems.push(
+                Diagnostic::warning("unused-profile", named.location(), message)
+                    .help("name it in the `profile` of a customer, or remove it"),
+            );
         }
     }
 
     /// Counters and policies are kept by a number made of the id: two ids must not share one.
     fn find_collisions(&mut self) {
         let key = self.circumstances.customer_key;
-        let mut seen: BTreeMap<u64, Option<&Named<'f, CustomerMap>>> =
-            BTreeMap::from([(key(UNASSIGNED), None)]);
-        for (id, named) in &self.names.customers {
-            let Some(other) = seen.insert(key(id), Some(named)) else {
+        let customers = self.names.customers.iter();
+        let mut keys: Vec<_> = customers
+            .map(|(id, named)| (key(id), Some((*id, named))))
+            .collect();
+        keys.push((key(UNASSIGNED), None));
+        keys.sort_unstable_by_key(|(key, customer)| (*key, customer.map(|(id, _)| id)));
+        for pair in keys.windows(2) {
+            let [(first, other), (second, Some((id, named)))] = pair else {
                 continue;
             };
+            if first != second {
+                continue;
+            }
             let message = format!("the id {} has the same number as another one", quoted(id));
-            let error = Diagnostic::error("id-collision", named.location(), message)
-                .help("ids are known to the kernel by a hash: rename one of them");
+            let error = Diagnostic::error("id-collision", named.location(), message);
             self.problems.push(match other {
-                Some(other) => error.related(other.location(), "the other one"),
+                Some((_, other)) => error
+                    .help("ids are known to the kernel by a hash: rename one of them")
+                    .related(other.location(), "the other one"),
                 None => error.help(format!(
                     "ids are known to the kernel by a hash, and this one's is that of the built-in \
                      customer `{UNASSIGNED}`: rename it"

@@ -1,6 +1,7 @@
 //! Customers whose patterns can claim the same interface on the same host.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use super::{Customer, Origin, Pattern, Selector, Workload};
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
@@ -8,10 +9,14 @@ use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 /// Longest name of a network interface in bytes.
 const MAX_INTERFACE: usize = 15;
 
-/// Reports every pair of customers that can claim the same interface, once for each pair.
+/// Conflicts reported of one pattern: where every customer claims everything, the pairs are too
+/// many to list.
+const MAX_REPORTED: usize = 8;
+
+/// Reports the patterns of different customers that can claim the same interface.
 ///
-/// Two patterns can only meet where what one starts with begins what the other starts with: in the
-/// order of those beginnings, the candidates of a pattern are a short stack.
+/// Two patterns can only meet where what one begins with begins what the other begins with, and
+/// likewise at their ends: only such pairs are compared.
 pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
     let mut claims: Vec<Claim<'_>> = customers
         .iter()
@@ -23,34 +28,45 @@ pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Proble
         })
         .map(|(id, workload)| claim(id, workload))
         .collect();
+    // Shorter beginnings come before those they begin.
     claims.sort_by_key(|claim| (claim.prefix, &claim.workload.origin));
 
-    let mut reported = BTreeSet::new();
-    let mut stack: Vec<&Claim<'_>> = Vec::new();
+    // The groups whose beginning begins the current claim's, shortest first.
+    let mut groups: Vec<(&str, Group<'_>)> = Vec::new();
     for claim in &claims {
-        while stack
+        while groups
             .last()
-            .is_some_and(|below| !claim.prefix.starts_with(below.prefix))
+            .is_some_and(|(prefix, _)| !claim.prefix.starts_with(prefix))
         {
-            stack.pop();
+            groups.pop();
         }
-        for other in &stack {
-            if other.customer != claim.customer
-                && meets(other, claim)
-                && reported.insert(ordered(other.customer, claim.customer))
-            {
-                problems.push(conflict(other, claim));
-            }
+        groups
+            .iter()
+            .flat_map(|(_, group)| candidates(group, &claim.suffix))
+            .filter(|other| other.customer != claim.customer && meets(other, claim))
+            .take(MAX_REPORTED)
+            .for_each(|other| problems.push(conflict(other, claim)));
+        if groups
+            .last()
+            .is_none_or(|(prefix, _)| *prefix != claim.prefix)
+        {
+            groups.push((claim.prefix, Group::new()));
         }
-        stack.push(claim);
+        if let Some((_, group)) = groups.last_mut() {
+            group.entry(&claim.suffix).or_default().push(claim);
+        }
     }
 }
 
-#[derive(Clone, Copy)]
+/// Claims that begin alike, by what they end with.
+type Group<'c> = BTreeMap<&'c [u8], Vec<&'c Claim<'c>>>;
+
 struct Claim<'p> {
     customer: &'p str,
     pattern: &'p Pattern,
     prefix: &'p str,
+    /// What every matching name ends with, backwards.
+    suffix: Vec<u8>,
     workload: &'p Workload,
 }
 
@@ -60,12 +76,24 @@ fn claim<'p>(customer: &'p str, workload: &'p Workload) -> Claim<'p> {
         customer,
         pattern,
         prefix: pattern.literal_prefix(),
+        suffix: pattern.literal_suffix().bytes().rev().collect(),
         workload,
     }
 }
 
-fn ordered<'p>(a: &'p str, b: &'p str) -> (&'p str, &'p str) {
-    if a < b { (a, b) } else { (b, a) }
+/// The claims of a group whose end is an end of this one's, or the other way round.
+fn candidates<'g, 'c>(
+    group: &'g Group<'c>,
+    suffix: &'g [u8],
+) -> impl Iterator<Item = &'c Claim<'c>> + 'g {
+    let shorter = (0..suffix.len())
+        .filter_map(|end| suffix.get(..end))
+        .filter_map(|end| group.get(end));
+    let longer = group
+        .range::<[u8], _>((Bound::Included(suffix), Bound::Unbounded))
+        .take_while(move |(end, _)| end.starts_with(suffix))
+        .map(|(_, claims)| claims);
+    shorter.chain(longer).flatten().copied()
 }
 
 fn meets(a: &Claim<'_>, b: &Claim<'_>) -> bool {

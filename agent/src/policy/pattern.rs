@@ -35,6 +35,12 @@ impl Pattern {
         self.0.split(['*', '?']).next().unwrap_or_default()
     }
 
+    /// What every matching name ends with.
+    #[must_use]
+    pub fn literal_suffix(&self) -> &str {
+        self.0.rsplit(['*', '?']).next().unwrap_or_default()
+    }
+
     /// Whether the pattern matches one name only.
     #[must_use]
     pub fn is_literal(&self) -> bool {
@@ -49,9 +55,6 @@ impl Pattern {
         }
         if other.is_literal() {
             return self.matches(&other.0).then_some(other.0.len());
-        }
-        if !ends_agree(&self.0, &other.0) {
-            return None;
         }
         shortest_common(&tokens(&self.0), &tokens(&other.0))
     }
@@ -98,24 +101,6 @@ fn segment(glob: &str, name: &str) -> bool {
         names = rest.clone();
         retry = Some((after_star, rest));
     }
-}
-
-/// Whether the characters before the first and after the last wildcards leave room for a common
-/// name: a cheap test that rules out most pairs.
-fn ends_agree(a: &str, b: &str) -> bool {
-    let wild = |c: &u8| *c == b'*' || *c == b'?';
-    let agree = |(x, y): (u8, u8)| x == y;
-    let heads = a
-        .bytes()
-        .zip(b.bytes())
-        .take_while(|(x, y)| !wild(x) && !wild(y))
-        .all(agree);
-    heads
-        && a.bytes()
-            .rev()
-            .zip(b.bytes().rev())
-            .take_while(|(x, y)| !wild(x) && !wild(y))
-            .all(agree)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -88,6 +88,10 @@ fn four_mebibytes_of_anything_are_judged_in_bounded_time() {
         "schema: 1\ncustomers:\n{}",
         &fill(wild)[..size - 100]
     ));
+    let grabby: String = (0..60_000)
+        .map(|i| format!("- {{id: c{i}, workloads: [{{interface: \"*\"}}]}}\n"))
+        .collect();
+    cases.push(format!("schema: 1\ncustomers:\n{grabby}"));
     for case in cases {
         let begin = Instant::now();
         let found = codes(case.as_bytes());

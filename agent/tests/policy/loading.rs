@@ -238,14 +238,13 @@ fn owners_that_conflict_are_all_named_with_their_places() {
     let mut other = policy.customers["a"].clone();
     other.workloads[0].origin.line = 9;
     policy.customers.insert("b".to_owned(), other);
-    match Ownership::new(&policy, "h").of_interface("tap0") {
-        Owner::Conflict(owners) => {
-            let shown: Vec<_> = owners
-                .iter()
-                .map(|(id, origin)| (*id, origin.line))
-                .collect();
-            assert_eq!(shown, [("a", 3), ("b", 9)]);
-        }
-        other => panic!("{other:?}"),
-    }
+    let owner = Ownership::new(&policy, "h").of_interface("tap0");
+    let Owner::Conflict(owners) = owner else {
+        panic!("{owner:?}")
+    };
+    let shown: Vec<_> = owners
+        .iter()
+        .map(|(id, origin)| (*id, origin.line))
+        .collect();
+    assert_eq!(shown, [("a", 3), ("b", 9)]);
 }

@@ -3,6 +3,9 @@
 use proptest::prelude::*;
 
 use gate25::policy::Pattern;
+use gate25::policy::loader::{Loader, Purpose};
+
+use super::{DEFAULT, circumstances, file};
 
 /// What a glob matches, by its definition.
 fn oracle(glob: &[char], name: &[char]) -> bool {
@@ -47,6 +50,16 @@ proptest! {
     }
 
     #[test]
+    fn matching_names_begin_and_end_with_the_literal_ends(glob in "[ab*?]{0,6}", name in "[ab]{0,6}") {
+        let pattern = Pattern::new(glob);
+        if pattern.matches(&name) {
+            prop_assert!(name.starts_with(pattern.literal_prefix()));
+            prop_assert!(name.ends_with(pattern.literal_suffix()));
+            prop_assert!(pattern.shortest() <= name.len());
+        }
+    }
+
+    #[test]
     fn shortest_common_name_is_what_trial_finds(a in "[ab/*?]{0,4}", b in "[ab/*?]{0,4}") {
         let (a, b) = (Pattern::new(a), Pattern::new(b));
         // `c` is what neither pattern names.
@@ -72,4 +85,32 @@ fn pattern_of_the_design_matches_its_guests_only() {
     assert!(pattern.matches("tap101i"));
     assert!(!pattern.matches("tap1011i0"));
     assert!(!pattern.matches("xtap101i0"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// The index that finds conflicts must find what comparing all pairs finds.
+    #[test]
+    fn conflicts_are_found_as_by_comparing_all_pairs(
+        globs in prop::collection::vec("[ab?*]{1,4}", 1..8),
+    ) {
+        let mut text = "schema: 1\ncustomers:\n".to_owned();
+        for (number, glob) in globs.iter().enumerate() {
+            text += &format!("  - {{id: c{number}, workloads: [{{interface: \"{glob}\"}}]}}\n");
+        }
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let found = match Loader::default().load(&set, &circumstances(Purpose::Check)) {
+            Ok(_) => 0,
+            Err(refused) => refused.errors(),
+        };
+        let patterns: Vec<_> = globs.iter().map(Pattern::new).collect();
+        let pairs = (0..patterns.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let expected = pairs
+            .filter(|(a, b)| {
+                shortest_by_trial(&patterns[*a], &patterns[*b], &['a', 'b', 'c'], 6).is_some()
+            })
+            .count();
+        prop_assert_eq!(found, expected);
+    }
 }

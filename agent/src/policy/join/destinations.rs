@@ -1,6 +1,5 @@
 //! Destinations: prefixes that are listed once and are long enough.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,16 +13,13 @@ impl Join<'_, '_> {
     pub(super) fn prefixes(
         &mut self,
         file: &Arc<Path>,
-        list: impl Iterator<Item = (IpNet, Position)>,
+        list: Vec<(IpNet, Position)>,
     ) -> Vec<IpNet> {
-        let mut seen = BTreeMap::new();
-        for (net, at) in list {
-            if let Some(first) = seen.insert(net, at) {
-                self.duplicate(file, at, first, &net.to_string());
-            }
-            self.judge_length(file, net, at);
+        let list = self.distinct(file, list);
+        for (net, at) in &list {
+            self.judge_length(file, *net, *at);
         }
-        seen.into_keys().collect()
+        list.into_iter().map(|(net, _)| net).collect()
     }
 
     fn judge_length(&mut self, file: &Arc<Path>, net: IpNet, at: Position) {

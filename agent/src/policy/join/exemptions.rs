@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::{Join, Named, index};
+use super::Join;
+use super::names::Named;
 use crate::diagnostic::{Diagnostic, Location, Position, Severity, quoted};
-use crate::policy::language::{ExemptionMap, PolicyFile, To};
+use crate::policy::language::{ExemptionMap, To};
 use crate::policy::loader::Purpose;
 use crate::policy::scalar::{Id, Target, Time, Told};
 use crate::policy::{Destinations, Exemption, MAX_EXEMPTIONS};
@@ -32,19 +33,9 @@ struct Complete<'f> {
 }
 
 impl<'f> Join<'f, '_> {
-    pub(super) fn exemptions(
-        &mut self,
-        files: &[(&'f Arc<Path>, &'f PolicyFile)],
-    ) -> BTreeMap<String, Exemption> {
-        let named = index(
-            files,
-            "exemption",
-            |file| &file.exemptions,
-            name,
-            self.problems,
-        );
+    pub(super) fn exemptions(&mut self) -> BTreeMap<String, Exemption> {
         let mut exemptions = BTreeMap::new();
-        for (id, named) in &named {
+        for (id, named) in &self.names.exemptions {
             let Some(exemption) = complete(named) else {
                 continue;
             };
@@ -53,7 +44,7 @@ impl<'f> Join<'f, '_> {
                 exemptions.insert((*id).to_owned(), built);
             }
         }
-        self.limit_live(&named, &mut exemptions);
+        self.limit_live(&mut exemptions);
         exemptions
     }
 
@@ -132,30 +123,30 @@ impl<'f> Join<'f, '_> {
     }
 
     fn listed(&mut self, file: &Arc<Path>, list: &'f [At<Target>], expired: bool) -> Destinations {
-        let nets = list.iter().filter_map(|target| match &target.value {
-            Target::Prefix(net) => Some((*net, target.at)),
-            Target::List(_) => None,
-        });
-        let prefixes = self.prefixes(file, nets);
-        let mut seen = BTreeMap::new();
-        let mut allowlists = Vec::new();
+        let mut nets = Vec::new();
+        let mut names = Vec::new();
         for At { value, at } in list {
-            let Target::List(name) = value else { continue };
-            if let Some(first) = seen.insert(name.as_str(), *at) {
-                self.duplicate(file, *at, first, name);
-                continue;
+            match value {
+                Target::Prefix(net) => nets.push((*net, *at)),
+                Target::List(name) => names.push((name.as_str(), *at)),
             }
-            if self.names.allowlists.contains_key(name.as_str()) {
-                self.used_lists.insert(name);
-            } else if !expired {
+        }
+        let prefixes = self.prefixes(file, nets);
+        let mut allowlists = Vec::new();
+        for (name, at) in self.distinct(file, names) {
+            let is_known = self
+                .names
+                .allowlists
+                .get(name)
+                .is_some_and(Named::mark_used);
+            if !is_known && !expired {
                 let known = self.names.allowlists.keys().copied();
-                let unknown = self.unknown(Location::at(file, *at), "allowlist", name, known);
+                let unknown = self.unknown(Location::at(file, at), "allowlist", name, known);
                 self.push_timed(unknown, "left out: it opens nothing");
                 continue;
             }
-            allowlists.push(name.clone());
+            allowlists.push(name.to_owned());
         }
-        allowlists.sort_unstable();
         Destinations::Listed {
             prefixes,
             allowlists,
@@ -164,11 +155,7 @@ impl<'f> Join<'f, '_> {
 
     /// The kernel holds so many exemptions of a customer. With a clock that is too early, expired
     /// ones seem to hold: those that end last are the ones that do.
-    fn limit_live(
-        &mut self,
-        named: &BTreeMap<&'f str, Named<'f, ExemptionMap>>,
-        exemptions: &mut BTreeMap<String, Exemption>,
-    ) {
+    fn limit_live(&mut self, exemptions: &mut BTreeMap<String, Exemption>) {
         let mut live: BTreeMap<&str, Vec<(Timestamp, &str)>> = BTreeMap::new();
         for (id, exemption) in &*exemptions {
             if exemption.expires > self.circumstances.now {
@@ -186,7 +173,7 @@ impl<'f> Join<'f, '_> {
             }
         }
         for (customer, id) in surplus {
-            let Some(place) = named.get(id.as_str()) else {
+            let Some(place) = self.names.exemptions.get(id.as_str()) else {
                 continue;
             };
             let message = format!(
@@ -214,10 +201,6 @@ impl<'f> Join<'f, '_> {
         }
         self.problems.push(diagnostic);
     }
-}
-
-fn name(map: &ExemptionMap) -> Option<(&str, Position)> {
-    map.id.as_ref().map(|id| (id.value.0.as_str(), id.at))
 }
 
 fn complete<'f>(named: &Named<'f, ExemptionMap>) -> Option<Complete<'f>> {
