@@ -7,6 +7,7 @@ const OTHER: u64 = 0;
 const SHORT: u64 = 1;
 const IP: u64 = 2;
 const VLAN_DEPTH: u64 = 3;
+const UNREADABLE: u64 = 4;
 const KIND: u64 = 0xff;
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
@@ -30,8 +31,8 @@ pub(crate) fn pack(link: Result<Link, ParseError>) -> u64 {
         }
         // The one way in which a link layer is malformed.
         Err(ParseError::Malformed(_, family)) => VLAN_DEPTH | pack_family(family),
-        // Nothing of the network layer has been read yet.
-        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) => SHORT,
+        Err(ParseError::ShortLink) => SHORT,
+        Err(ParseError::ShortNetwork(family)) => UNREADABLE | pack_family(family),
     }
 }
 
@@ -45,6 +46,7 @@ pub(crate) fn unpack(packed: u64) -> Result<Link, ParseError> {
     match packed & KIND {
         OTHER => Ok(Link::Other),
         SHORT => Err(ParseError::ShortLink),
+        UNREADABLE => Err(ParseError::ShortNetwork(family)),
         IP => Ok(Link::Ip {
             family,
             network: (packed >> OFFSET_SHIFT & OFFSET) as usize,
