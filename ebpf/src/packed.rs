@@ -8,9 +8,13 @@ const OTHER: u64 = 0;
 pub(crate) const SHORT: u64 = 1;
 const IP: u64 = 2;
 const VLAN_DEPTH: u64 = 3;
+<<<<<<< HEAD
 const DIRECT: u64 = 4;
 const SOURCE_ROUTED: u64 = 5;
 const MALFORMED: u64 = 6;
+=======
+const UNREADABLE: u64 = 4;
+>>>>>>> verdict
 const KIND: u64 = 0xff;
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
@@ -34,8 +38,8 @@ pub(crate) fn pack_link(link: Result<Link, ParseError>) -> u64 {
         }
         // The one way in which a link layer is malformed.
         Err(ParseError::Malformed(_, family)) => VLAN_DEPTH | pack_family(family),
-        // Nothing of the network layer has been read yet.
-        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) => SHORT,
+        Err(ParseError::ShortLink) => SHORT,
+        Err(ParseError::ShortNetwork(family)) => UNREADABLE | pack_family(family),
     }
 }
 
@@ -49,6 +53,7 @@ pub(crate) fn unpack_link(packed: u64) -> Result<Link, ParseError> {
     match packed & KIND {
         OTHER => Ok(Link::Other),
         SHORT => Err(ParseError::ShortLink),
+        UNREADABLE => Err(ParseError::ShortNetwork(family)),
         IP => Ok(Link::Ip {
             family,
             network: (packed >> OFFSET_SHIFT & OFFSET) as usize,

@@ -198,7 +198,7 @@ impl Malformed {
 pub enum ParseError {
     /// The frame ends before it is known to hold IP.
     ShortLink,
-    /// Bytes of an IP packet's headers could not be loaded.
+    /// Bytes of an IP packet's headers, or of what may be one, could not be loaded.
     ShortNetwork(Family),
     /// The packet is refused for its form.
     Malformed(Malformed, Family),

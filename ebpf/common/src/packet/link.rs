@@ -19,7 +19,7 @@ pub(super) const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const ETHERTYPE_OLD_QINQ: u16 = 0x9100;
-const LLC_SNAP: [u8; 3] = [0xaa, 0xaa, 0x03];
+const LLC_SNAP: u8 = 0xaa;
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +59,8 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
                 continue;
             }
             length if length < ETHERTYPE_MIN => {
-                let llc: [u8; 3] = frame.load(network).ok_or(ParseError::ShortLink)?;
-                if llc != LLC_SNAP {
+                let llc: [u8; 3] = load(frame, network)?;
+                if !is_snap(llc) {
                     return Ok(Link::Other);
                 }
                 ethertype = self::ethertype(frame, network + LLC_SNAP_HEADER - 2)?;
@@ -85,8 +85,23 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
 
 #[inline(always)]
 fn ethertype<F: Frame>(frame: &F, offset: usize) -> Result<u16, ParseError> {
-    frame
-        .load(offset)
-        .map(u16::from_be_bytes)
-        .ok_or(ParseError::ShortLink)
+    load(frame, offset).map(u16::from_be_bytes)
+}
+
+/// Bytes that are not there end the frame; bytes that are there and cannot be read may be an IP
+/// header.
+#[inline(always)]
+fn load<F: Frame, const N: usize>(frame: &F, offset: usize) -> Result<[u8; N], ParseError> {
+    frame.load(offset).ok_or(if offset + N > frame.length() {
+        ParseError::ShortLink
+    } else {
+        ParseError::ShortNetwork(Family::V4)
+    })
+}
+
+/// SNAP in an unnumbered frame, whatever the bits that tell individual from group, command from
+/// response, and poll from final (IEEE 802.2): receivers differ in which of them they look at.
+#[inline(always)]
+const fn is_snap([destination, source, control]: [u8; 3]) -> bool {
+    destination & !1 == LLC_SNAP && source & !1 == LLC_SNAP && control & 3 == 3
 }

@@ -69,7 +69,13 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
     let fragment = u16::from_be_bytes([header[6], header[7]]);
     let mut protocol = header[9];
     if fragment & IPV4_FRAGMENT_OFFSET != 0 {
-        return later_fragment(protocol, fragment & IPV4_FRAGMENT_OFFSET, FAMILY);
+        // The protocol is part of a datagram's identity (RFC 791, 3.2): another one's fragment
+        // does not end up in a TCP packet.
+        return if protocol == PROTOCOL_TCP {
+            later_fragment(fragment & IPV4_FRAGMENT_OFFSET, FAMILY)
+        } else {
+            Ok(Parsed::Other)
+        };
     }
     let end = datagram_end(
         frame,
@@ -85,6 +91,9 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
         protocol = next;
         transport += (usize::from(length) + 2) * 4;
         form = Form::Unusual;
+        if protocol == PROTOCOL_AUTHENTICATION {
+            return malformed(Malformed::Extensions);
+        }
     }
     if let Some(tunnel) = tunnel(protocol) {
         return Ok(Parsed::Tunnel(tunnel));
@@ -93,6 +102,7 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
         return Ok(Parsed::Other);
     }
     let piece = if fragment & IPV4_MORE_FRAGMENTS != 0 {
+        form = Form::Unusual;
         Piece::First
     } else {
         Piece::Whole
@@ -215,7 +225,9 @@ fn ipv6<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
                 next = extension[0];
                 let fragment = u16::from_be_bytes([extension[2], extension[3]]);
                 if fragment >> 3 != 0 {
-                    return later_fragment(next, fragment >> 3, FAMILY);
+                    // Only the first fragment's next header counts (RFC 8200, 4.5), so that this
+                    // one says nothing about the protocol.
+                    return later_fragment(fragment >> 3, FAMILY);
                 }
                 if fragment & IPV6_MORE_FRAGMENTS != 0 {
                     piece = Piece::First;
@@ -272,10 +284,10 @@ const fn tunnel(protocol: u8) -> Option<Tunnel> {
 }
 
 /// A fragment after the first passes, since its first is what gets judged, unless it lies over
-/// the first one's TCP header. `offset` counts units of 8 bytes.
+/// the first one's TCP header (RFC 3128). `offset` counts units of 8 bytes.
 #[inline(always)]
-fn later_fragment(protocol: u8, offset: u16, family: Family) -> Result<Parsed, ParseError> {
-    if protocol == PROTOCOL_TCP && offset == 1 {
+fn later_fragment(offset: u16, family: Family) -> Result<Parsed, ParseError> {
+    if offset == 1 {
         Err(ParseError::Malformed(
             Malformed::OverlappingFragment,
             family,
