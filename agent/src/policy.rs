@@ -58,7 +58,11 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { max_exemption_days: 90, min_prefix_v4: 16, min_prefix_v6: 32 }
+        Self {
+            max_exemption_days: 90,
+            min_prefix_v4: 16,
+            min_prefix_v6: 32,
+        }
     }
 }
 

@@ -76,7 +76,11 @@ impl Agent {
     ///
     /// # Errors
     /// When it ends, or is not ready within ten seconds; the message holds its log.
-    pub fn start(ns: &NetNs, settings: Settings, policy: &[(&str, &str)]) -> anyhow::Result<Self> {
+    pub fn start(
+        ns: &NetNs,
+        settings: Settings,
+        policy: &[(&str, impl AsRef<str>)],
+    ) -> anyhow::Result<Self> {
         let mut agent = Self::start_unready(ns, settings, policy)?;
         agent.wait_ready(READY)?;
         Ok(agent)
@@ -89,13 +93,13 @@ impl Agent {
     pub fn start_unready(
         ns: &NetNs,
         settings: Settings,
-        policy: &[(&str, &str)],
+        policy: &[(&str, impl AsRef<str>)],
     ) -> anyhow::Result<Self> {
         let dir = ns.dir().join(format!("{}-gate25", ns.name()));
         fs::create_dir_all(dir.join("policy.d"))
             .with_context(|| format!("create {}/policy.d", dir.display()))?;
         for (name, text) in policy {
-            replace(&dir.join("policy.d").join(name), text)?;
+            replace(&dir.join("policy.d").join(name), text.as_ref())?;
         }
         let process = launch(ns, &dir, &settings)?;
         Ok(Self {

@@ -6,13 +6,17 @@ use std::{
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
 
-use crate::{netns::NetNs, pid::Pid};
+use crate::{netns::NetNs, pid::Pid, process::poll};
 
 /// All labs of the machine: one folder each.
 const LABS: &str = "/run/gate25-lab";
@@ -74,7 +78,7 @@ impl Lab {
         sweep(&cgroup2_mount()?, Sweep::CrashedAndKept)
     }
 
-    /// The lab's folder, for root only, on a file system in memory.
+    /// The lab's folder, on a file system in memory.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -114,18 +118,48 @@ impl Lab {
         self.guardian.dismiss()
     }
 
-    /// Something that removes the lab from another thread, for a signal.
+    /// What removes the lab from another thread, for a signal.
     #[must_use]
-    pub fn folder_and_cgroup(&self) -> (PathBuf, PathBuf) {
-        (self.dir.clone(), self.cgroup.clone())
+    pub fn remover(&self) -> Remover {
+        Remover {
+            input: Arc::clone(&self.guardian.input),
+            dir: self.dir.clone(),
+        }
     }
+}
+
+/// Removes a lab while its owner is busy.
+#[derive(Debug)]
+pub struct Remover {
+    input: Input,
+    dir: PathBuf,
+}
+
+impl Remover {
+    /// Removes the lab and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it is still there after ten seconds.
+    pub fn remove(&self) -> anyhow::Result<()> {
+        drop(take(&self.input));
+        poll("the lab to be removed", Duration::from_secs(10), || {
+            Ok((!self.dir.exists()).then_some(()))
+        })
+    }
+}
+
+/// The guardian's input: whoever takes it, or ends, starts the removal.
+type Input = Arc<Mutex<Option<ChildStdin>>>;
+
+fn take(input: &Input) -> Option<ChildStdin> {
+    input.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
 /// A process outside the lab that removes it as soon as its input ends.
 #[derive(Debug)]
 struct Guardian {
     child: Child,
-    input: Option<ChildStdin>,
+    input: Input,
 }
 
 impl Guardian {
@@ -135,12 +169,12 @@ impl Guardian {
             .process_group(0)
             .spawn()
             .context("start the lab's guardian")?;
-        let input = child.stdin.take();
+        let input = Arc::new(Mutex::new(child.stdin.take()));
         Ok(Self { child, input })
     }
 
     fn dismiss(&mut self) -> anyhow::Result<()> {
-        if let Some(mut input) = self.input.take() {
+        if let Some(mut input) = take(&self.input) {
             input
                 .write_all(b"keep\n")
                 .context("tell the lab's guardian to keep it")?;
@@ -152,7 +186,7 @@ impl Guardian {
 
 impl Drop for Guardian {
     fn drop(&mut self) {
-        drop(self.input.take());
+        drop(take(&self.input));
         // The guardian's own loop is bounded, and what it cannot remove it says on stderr.
         drop(self.child.wait());
     }
@@ -208,7 +242,7 @@ fn unique(name: &str) -> String {
     let clean: String = name
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(80)
+        .take(30) // Unix sockets below the folder have at most 107 bytes
         .collect();
     format!(
         "{clean}.{}.{}",

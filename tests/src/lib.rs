@@ -20,7 +20,7 @@ mod topology;
 
 pub use agent::{Agent, Settings, binary};
 pub use http::get;
-pub use lab::Lab;
+pub use lab::{Lab, Remover};
 pub use metrics::Metrics;
 pub use netns::NetNs;
 pub use postfix::{Postfix, Role};

@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     io::{Seek as _, SeekFrom, Write as _},
     net::IpAddr,
-    os::fd::AsFd as _,
+    os::{fd::AsFd as _, unix::process::CommandExt as _},
     panic,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
@@ -287,6 +287,8 @@ fn enter_cgroup(cgroup: &Path, program: &Path) -> Command {
         .arg(cgroup)
         .arg(program)
         .current_dir("/");
+    // Ctrl-C is for the lab's owner, which then removes all of it.
+    command.process_group(0);
     command
 }
 
