@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # Removes a lab: its processes, its cgroups, its folder. Namespaces and mounts go with the processes.
 # Waits for the end of its input first, which is the end of the process that owns the lab.
 #   $1 the lab's cgroup   $2 the lab's folder
