@@ -1,4 +1,335 @@
-//! Types of the kernel's tables.
+//! Types of the kernel's tables. Addresses are in network order; everything else is native.
+//!
+//! Whoever changes a type here raises [`crate::names::ABI_VERSION`].
 
+use crate::address::Address;
+
+/// Guarded ports that a host may have.
+pub const MAX_GUARDED_PORTS: usize = 8;
 /// Exemptions of one customer that the kernel holds at the same time.
 pub const MAX_EXEMPTIONS: usize = 16;
+/// Workloads, customers and their counters that the kernel holds.
+pub const MAX_CUSTOMERS: usize = 65_536;
+/// Prefixes of all sets together that the kernel holds.
+pub const MAX_PREFIXES: usize = 4_194_304;
+/// Size of the events' ring buffer in bytes.
+pub const EVENTS_BYTES: usize = 262_144;
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// A customer as the kernel knows it: a hash of the policy's id, so that counters find their
+/// customer again after a restart without a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct CustomerId(u64);
+
+impl CustomerId {
+    /// Owner of every workload that nobody claims.
+    pub const UNASSIGNED: Self = Self(0);
+
+    /// The kernel's name for the policy's `id`: FNV-1a, 64 bits. Zero, which is
+    /// [`Self::UNASSIGNED`], and equal values of two names are for the caller to refuse.
+    pub const fn from_name(id: &str) -> Self {
+        let bytes = id.as_bytes();
+        let mut hash = FNV_OFFSET;
+        let mut at = 0;
+        while at < bytes.len() {
+            hash = (hash ^ bytes[at] as u64).wrapping_mul(FNV_PRIME);
+            at += 1;
+        }
+        Self(hash)
+    }
+
+    /// The customer with this number in the tables.
+    pub const fn from_raw(raw: u64) -> Self {
+        Self(raw)
+    }
+
+    /// The number in the tables.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// A set of prefixes, named by its contents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct SetId(u64);
+
+impl SetId {
+    /// Holds nothing; never looked up.
+    pub const NONE: Self = Self(0);
+    /// Holds every address; never looked up.
+    pub const ANY: Self = Self(u64::MAX);
+
+    /// The set with this digest of its contents; `None` for the two reserved values.
+    pub const fn new(digest: u64) -> Option<Self> {
+        match Self(digest) {
+            Self::NONE | Self::ANY => None,
+            set => Some(set),
+        }
+    }
+
+    /// The number in the tables.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+/// A prefix within a set, behind the trie's own prefix length ([`PrefixKey::SET_BITS`] more than
+/// the address' prefix length).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct PrefixKey {
+    set: [u8; 8],
+    address: [u8; 16],
+}
+
+impl PrefixKey {
+    /// Bits of the key that name the set.
+    pub const SET_BITS: u32 = 64;
+    /// Bits of the whole key.
+    pub const BITS: u32 = Self::SET_BITS + 128;
+
+    /// The key of `address` within `set`.
+    #[inline(always)]
+    pub const fn new(set: SetId, address: Address) -> Self {
+        Self {
+            set: set.0.to_be_bytes(),
+            address: address.octets(),
+        }
+    }
+
+    /// The set it belongs to.
+    pub const fn set(&self) -> SetId {
+        SetId(u64::from_be_bytes(self.set))
+    }
+
+    /// Its first address.
+    pub fn address(&self) -> Address {
+        Address::from_v6(self.address)
+    }
+}
+
+/// What the kernel learns from a prefix that matched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrefixValue {
+    entry: u16,
+    length: u8,
+    pad: u8,
+}
+
+impl PrefixValue {
+    /// `entry`: index of the source among the set's sources; `length`: bits of the canonical
+    /// (128 bit) address that the prefix fixes.
+    pub const fn new(entry: u16, length: u8) -> Self {
+        Self {
+            entry,
+            length,
+            pad: 0,
+        }
+    }
+
+    /// Index of the source among the set's sources.
+    #[inline(always)]
+    pub const fn entry(&self) -> u16 {
+        self.entry
+    }
+
+    /// Bits of the canonical address that the prefix fixes.
+    #[inline(always)]
+    pub const fn length(&self) -> u8 {
+        self.length
+    }
+}
+
+/// A permission in time, in nanoseconds of `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Exemption {
+    set: SetId,
+    starts: u64,
+    expires: u64,
+}
+
+impl Exemption {
+    /// Holds no time and no address.
+    pub const EMPTY: Self = Self {
+        set: SetId::NONE,
+        starts: 0,
+        expires: 0,
+    };
+
+    /// Opens `set` from `starts` until just before `expires`.
+    pub const fn new(set: SetId, starts: u64, expires: u64) -> Self {
+        Self {
+            set,
+            starts,
+            expires,
+        }
+    }
+
+    /// Where it opens.
+    #[inline(always)]
+    pub const fn set(&self) -> SetId {
+        self.set
+    }
+
+    /// Whether it holds at `now`.
+    #[inline(always)]
+    pub const fn active(&self, now: u64) -> bool {
+        self.starts <= now && now < self.expires
+    }
+}
+
+/// Whether refusals are carried out, as a table's byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Mode {
+    /// Refuse.
+    Enforce = 1,
+    /// Count what would be refused and let it pass.
+    Observe = 2,
+}
+
+/// How a refusal is carried out, as a table's byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Blocked {
+    /// Answer with a reset.
+    Reject = 1,
+    /// Drop silently.
+    Drop = 2,
+}
+
+/// Whether a customer is cut off entirely, as a table's byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Quarantine {
+    /// Judged by the policy.
+    No = 1,
+    /// Nothing passes, relays included.
+    Yes = 2,
+}
+
+/// Everything the kernel knows about one customer; replaced as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct CustomerPolicy {
+    mode: u8,
+    blocked: u8,
+    quarantine: u8,
+    exemption_count: u8,
+    pad: [u8; 4],
+    profile_set: SetId,
+    customer_set: SetId,
+    exemptions: [Exemption; MAX_EXEMPTIONS],
+}
+
+impl CustomerPolicy {
+    /// A policy without exemptions.
+    pub const fn new(
+        mode: Mode,
+        blocked: Blocked,
+        quarantine: Quarantine,
+        profile_set: SetId,
+        customer_set: SetId,
+    ) -> Self {
+        Self {
+            mode: mode as u8,
+            blocked: blocked as u8,
+            quarantine: quarantine as u8,
+            exemption_count: 0,
+            pad: [0; 4],
+            profile_set,
+            customer_set,
+            exemptions: [Exemption::EMPTY; MAX_EXEMPTIONS],
+        }
+    }
+
+    /// The same policy with these exemptions, in the order of their ids; `None` if there are more
+    /// than [`MAX_EXEMPTIONS`].
+    pub fn with_exemptions(mut self, exemptions: &[Exemption]) -> Option<Self> {
+        self.exemptions
+            .get_mut(..exemptions.len())?
+            .copy_from_slice(exemptions);
+        self.exemption_count = exemptions.len() as u8;
+        Some(self)
+    }
+
+    /// `None` for a byte that no agent of this version writes.
+    #[inline(always)]
+    pub const fn mode(&self) -> Option<Mode> {
+        match self.mode {
+            1 => Some(Mode::Enforce),
+            2 => Some(Mode::Observe),
+            _ => None,
+        }
+    }
+
+    /// `None` for a byte that no agent of this version writes.
+    #[inline(always)]
+    pub const fn blocked(&self) -> Option<Blocked> {
+        match self.blocked {
+            1 => Some(Blocked::Reject),
+            2 => Some(Blocked::Drop),
+            _ => None,
+        }
+    }
+
+    /// `None` for a byte that no agent of this version writes.
+    #[inline(always)]
+    pub const fn quarantine(&self) -> Option<Quarantine> {
+        match self.quarantine {
+            1 => Some(Quarantine::No),
+            2 => Some(Quarantine::Yes),
+            _ => None,
+        }
+    }
+
+    /// The allowlists of the customer's profile.
+    #[inline(always)]
+    pub const fn profile_set(&self) -> SetId {
+        self.profile_set
+    }
+
+    /// The customer's own allowlists.
+    #[inline(always)]
+    pub const fn customer_set(&self) -> SetId {
+        self.customer_set
+    }
+
+    /// The exemption in `slot`, if the policy has that many.
+    #[inline(always)]
+    pub fn exemption(&self, slot: usize) -> Option<&Exemption> {
+        if slot < self.exemption_count as usize {
+            self.exemptions.get(slot)
+        } else {
+            None
+        }
+    }
+
+    /// Whether there is any exemption at all.
+    #[inline(always)]
+    pub const fn has_exemptions(&self) -> bool {
+        self.exemption_count > 0
+    }
+
+    /// Every set that the policy refers to, reserved ones included.
+    pub fn sets(&self) -> impl Iterator<Item = SetId> {
+        [self.profile_set, self.customer_set].into_iter().chain(
+            self.exemptions
+                .iter()
+                .take(self.exemption_count as usize)
+                .map(Exemption::set),
+        )
+    }
+}
+
+const _: () = assert!(size_of::<CustomerId>() == 8);
+const _: () = assert!(size_of::<PrefixKey>() == 24 && align_of::<PrefixKey>() == 1);
+const _: () = assert!(size_of::<PrefixValue>() == 4);
+const _: () = assert!(size_of::<Exemption>() == 24);
+const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 24 * MAX_EXEMPTIONS);

@@ -1,0 +1,3 @@
+//! Everything that talks to the kernel.
+
+pub mod bpf;

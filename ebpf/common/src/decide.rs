@@ -1,0 +1,286 @@
+//! The decision about one packet, written once for the kernel, for `explain` and for the tests.
+
+use crate::abi::{
+    Blocked, CustomerId, CustomerPolicy, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine, SetId,
+};
+use crate::address::Address;
+use crate::packet::Malformed;
+
+/// What happens to a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Passes.
+    Allow = 0,
+    /// Would be refused, and passes.
+    Observe = 1,
+    /// Is answered.
+    Reject = 2,
+    /// Disappears.
+    Drop = 3,
+    /// Goes to the provider's relay.
+    Redirect = 4,
+    /// Goes to the agent's SMTP responder.
+    Notice = 5,
+    /// Disappears because its exemption's rate is used up.
+    Throttle = 6,
+}
+
+impl Verdict {
+    /// Every verdict, in the order of the counters.
+    pub const ALL: [Self; 7] = [
+        Self::Allow,
+        Self::Observe,
+        Self::Reject,
+        Self::Drop,
+        Self::Redirect,
+        Self::Notice,
+        Self::Throttle,
+    ];
+
+    /// The word for it in metrics and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Observe => "observe",
+            Self::Reject => "reject",
+            Self::Drop => "drop",
+            Self::Redirect => "redirect",
+            Self::Notice => "notice",
+            Self::Throttle => "throttle",
+        }
+    }
+}
+
+/// Why a verdict was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Reason {
+    /// The destination is in one of the customer's allowlists.
+    Allowlist = 0,
+    /// An exemption holds.
+    Exemption = 1,
+    /// The customer's profile.
+    Profile = 2,
+    /// The default profile, since no customer owns the workload.
+    Unassigned = 3,
+    /// The rate of an exemption is used up.
+    Throttled = 4,
+    /// The customer is cut off.
+    Quarantine = 5,
+    /// The packet's form, or tables that cannot be read.
+    Malformed = 6,
+}
+
+impl Reason {
+    /// Every reason, in the order of the counters.
+    pub const ALL: [Self; 7] = [
+        Self::Allowlist,
+        Self::Exemption,
+        Self::Profile,
+        Self::Unassigned,
+        Self::Throttled,
+        Self::Quarantine,
+        Self::Malformed,
+    ];
+
+    /// The word for it in metrics and output.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowlist => "allowlist",
+            Self::Exemption => "exemption",
+            Self::Profile => "profile",
+            Self::Unassigned => "unassigned",
+            Self::Throttled => "throttled",
+            Self::Quarantine => "quarantine",
+            Self::Malformed => "malformed",
+        }
+    }
+}
+
+/// Whether this host carries out refusals at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostMode {
+    /// As the policy says.
+    Policy,
+    /// Nothing is refused, whatever the policy says.
+    Observe,
+}
+
+/// What is judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// A packet for a guarded port.
+    Guarded {
+        /// Where it goes.
+        destination: Address,
+        /// Whether that is all of the truth.
+        route: Route,
+    },
+    /// A packet that cannot be told from one for a guarded port.
+    Malformed(Malformed),
+}
+
+/// Whether the sender chose the path of a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// The address in the header is where it goes.
+    Direct,
+    /// A source route or routing header may hide where it goes.
+    SourceRouted,
+}
+
+/// The outcome.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Decision {
+    /// Whose packet it is.
+    pub customer: CustomerId,
+    /// What happens to it.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// Which entry decided: for an allowlist the source's index within the set (with
+    /// [`CUSTOMER_SET`] where the set is the customer's own), for an exemption its slot; 0 for
+    /// other reasons.
+    pub entry: u16,
+    /// What was wrong, where the reason is [`Reason::Malformed`].
+    pub malformed: Option<Malformed>,
+}
+
+/// Bit of [`Decision::entry`] that tells the customer's own allowlists from the profile's.
+pub const CUSTOMER_SET: u16 = 1 << 15;
+
+/// How the tables are read: kernel maps, or an image of them in memory.
+pub trait Tables {
+    /// Owner of the workload that sent the packet, if anybody claims it.
+    fn owner(&self) -> Option<CustomerId>;
+    /// The customer's policy.
+    fn policy(&self, customer: CustomerId) -> Option<&CustomerPolicy>;
+    /// The longest prefix of `set` that holds `address`.
+    fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
+    /// Nanoseconds of `CLOCK_BOOTTIME`.
+    fn now(&self) -> u64;
+}
+
+/// Judges `subject` by the order of the design: owner, quarantine, form, allowlists, exemptions,
+/// profile. Tables that cannot be read close the port.
+#[inline(always)]
+pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decision {
+    let customer = tables.owner().unwrap_or(CustomerId::UNASSIGNED);
+    let Some((policy, rules)) = tables.policy(customer).and_then(Rules::read) else {
+        return Decision {
+            customer,
+            verdict: match host {
+                HostMode::Policy => Verdict::Drop,
+                HostMode::Observe => Verdict::Observe,
+            },
+            reason: Reason::Malformed,
+            entry: 0,
+            malformed: Some(Malformed::Lookup),
+        };
+    };
+    let refuse = |verdict, reason, malformed| Decision {
+        customer,
+        verdict: match (host, rules.mode) {
+            (HostMode::Policy, Mode::Enforce) => verdict,
+            (HostMode::Observe, _) | (_, Mode::Observe) => Verdict::Observe,
+        },
+        reason,
+        entry: 0,
+        malformed,
+    };
+    let blocked = match rules.blocked {
+        Blocked::Reject => Verdict::Reject,
+        Blocked::Drop => Verdict::Drop,
+    };
+    let (destination, route) = match subject {
+        Subject::Guarded { destination, route } => (destination, *route),
+        Subject::Malformed(kind) => {
+            return refuse(Verdict::Drop, Reason::Malformed, Some(*kind));
+        }
+    };
+    match rules.quarantine {
+        Quarantine::Yes => return refuse(blocked, Reason::Quarantine, None),
+        Quarantine::No => {}
+    }
+    match route {
+        Route::SourceRouted => {
+            return refuse(blocked, Reason::Malformed, Some(Malformed::SourceRoute));
+        }
+        Route::Direct => {}
+    }
+    let allow = |reason, entry| Decision {
+        customer,
+        verdict: Verdict::Allow,
+        reason,
+        entry,
+        malformed: None,
+    };
+    if let Some(hit) = lookup(tables, policy.profile_set(), destination) {
+        return allow(Reason::Allowlist, hit.entry());
+    }
+    if let Some(hit) = lookup(tables, policy.customer_set(), destination) {
+        return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
+    }
+    if policy.has_exemptions()
+        && let Some(slot) = exemption(tables, policy, destination)
+    {
+        return allow(Reason::Exemption, slot);
+    }
+    let reason = if customer == CustomerId::UNASSIGNED {
+        Reason::Unassigned
+    } else {
+        Reason::Profile
+    };
+    refuse(blocked, reason, None)
+}
+
+struct Rules {
+    mode: Mode,
+    blocked: Blocked,
+    quarantine: Quarantine,
+}
+
+impl Rules {
+    #[inline(always)]
+    fn read(policy: &CustomerPolicy) -> Option<(&CustomerPolicy, Self)> {
+        let rules = Self {
+            mode: policy.mode()?,
+            blocked: policy.blocked()?,
+            quarantine: policy.quarantine()?,
+        };
+        Some((policy, rules))
+    }
+}
+
+#[inline(always)]
+fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<PrefixValue> {
+    match set {
+        SetId::NONE => None,
+        SetId::ANY => Some(PrefixValue::new(0, 0)),
+        set => tables.prefix(set, destination),
+    }
+}
+
+/// Slot of the active exemption with the longest prefix; the first of equals, which is the one
+/// with the smallest id.
+#[inline(always)]
+fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
+    let now = tables.now();
+    let mut best: Option<(u16, u8)> = None;
+    for slot in 0..MAX_EXEMPTIONS {
+        let Some(exemption) = policy.exemption(slot) else {
+            break;
+        };
+        if !exemption.active(now) {
+            continue;
+        }
+        let Some(hit) = lookup(tables, exemption.set(), destination) else {
+            continue;
+        };
+        if best.is_none_or(|(_, length)| hit.length() > length) {
+            best = Some((slot as u16, hit.length()));
+        }
+    }
+    best.map(|(slot, _)| slot)
+}

@@ -1,0 +1,41 @@
+//! Names that the kernel object and the agent must agree on. The object test compares this list
+//! with what the built object holds. The kernel keeps at most 15 bytes of a name.
+
+/// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
+pub const ABI_VERSION: u32 = 1;
+
+/// The program on the host side of a guest's interface, in the direction that leaves the guest.
+pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
+
+/// Interface index ([`u32`]) to owner ([`crate::abi::CustomerId`]).
+pub const MAP_WORKLOADS: &str = "WORKLOADS";
+/// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
+pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
+/// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
+pub const MAP_PREFIXES: &str = "PREFIXES";
+/// One [`crate::counters::HostCounters`] per CPU.
+pub const MAP_HOST_COUNTERS: &str = "HOST_COUNTERS";
+/// [`crate::abi::CustomerId`] to one [`crate::counters::CustomerCounters`] per CPU.
+pub const MAP_CUSTOMER_COUNTERS: &str = "CUSTOMER_COUNT";
+/// [`crate::abi::CustomerId`] to [`crate::counters::Sketch`].
+pub const MAP_SKETCHES: &str = "SKETCHES";
+/// Ring buffer of [`crate::counters::Event`].
+pub const MAP_EVENTS: &str = "EVENTS";
+
+/// All maps of the ordinary object.
+pub const MAPS: [&str; 7] = [
+    MAP_WORKLOADS,
+    MAP_CUSTOMERS,
+    MAP_PREFIXES,
+    MAP_HOST_COUNTERS,
+    MAP_CUSTOMER_COUNTERS,
+    MAP_SKETCHES,
+    MAP_EVENTS,
+];
+
+/// Constant of the object: guarded ports in network byte order, `[u16; 8]`.
+pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
+/// Constant of the object: how many of the guarded ports count, `u8`.
+pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
+/// Constant of the object: 1 where this host only observes, `u8`.
+pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";

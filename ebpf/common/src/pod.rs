@@ -1,0 +1,23 @@
+//! The one place that declares which types may cross into the kernel as bytes.
+
+use crate::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue};
+use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
+
+macro_rules! pod {
+    ($($t:ty),+ $(,)?) => {$(
+        // SAFETY: `repr(C)` or `repr(transparent)` over integers and byte arrays with explicit
+        // padding (sizes asserted beside each type); every bit pattern is a value.
+        unsafe impl aya::Pod for $t {}
+    )+};
+}
+
+pod!(
+    CustomerId,
+    CustomerPolicy,
+    PrefixKey,
+    PrefixValue,
+    HostCounters,
+    CustomerCounters,
+    Sketch,
+    Event,
+);

@@ -1,0 +1,55 @@
+//! The tables, and the constants that the agent sets before it loads the programs.
+//!
+//! Statics are named as in `gate25_common::names`; the object test holds them together.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::macros::btf_map;
+use gate25_common::abi::{
+    CustomerId, CustomerPolicy, EVENTS_BYTES, MAX_CUSTOMERS, MAX_GUARDED_PORTS, MAX_PREFIXES,
+    PrefixKey, PrefixValue,
+};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+
+/// Memory follows what is in use.
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map]
+pub(crate) static WORKLOADS: HashMap<u32, CustomerId, MAX_CUSTOMERS, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub(crate) static CUSTOMERS: HashMap<CustomerId, CustomerPolicy, MAX_CUSTOMERS, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static PREFIXES: LpmTrie<PrefixKey, PrefixValue, MAX_PREFIXES> = LpmTrie::new();
+
+#[btf_map]
+pub(crate) static HOST_COUNTERS: PerCpuArray<HostCounters, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static CUSTOMER_COUNT: PerCpuHashMap<
+    CustomerId,
+    CustomerCounters,
+    MAX_CUSTOMERS,
+    NO_PREALLOC,
+> = PerCpuHashMap::new();
+
+#[btf_map]
+pub(crate) static SKETCHES: HashMap<CustomerId, Sketch, MAX_CUSTOMERS, NO_PREALLOC> =
+    HashMap::new();
+
+/// Holds `Event`s; typed as nothing, since libbpf wants a ring buffer without a value size.
+#[btf_map]
+pub(crate) static EVENTS: RingBuf<(), EVENTS_BYTES> = RingBuf::new();
+
+#[unsafe(no_mangle)]
+pub(crate) static GUARDED_PORTS: Global<[u16; MAX_GUARDED_PORTS]> =
+    Global::new([0; MAX_GUARDED_PORTS]);
+
+#[unsafe(no_mangle)]
+pub(crate) static GUARDED_COUNT: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static HOST_OBSERVES: Global<u8> = Global::new(0);

@@ -1,0 +1,139 @@
+//! The hook on the host side of a guest's interface, in the direction that leaves the guest.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use gate25_common::decide::{Decision, Verdict};
+use gate25_common::packet::{
+    self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
+};
+
+use crate::frame::LinearFrame;
+use crate::judge::{self, Buffer};
+use crate::packed;
+use crate::reset;
+
+/// "Nothing to say": later programs and the stack go on with the packet. The same number is
+/// `TCX_NEXT`.
+const PASS: i32 = TC_ACT_UNSPEC;
+const DROP: i32 = TC_ACT_SHOT;
+
+/// What [`inspect`] returns besides actions: the headers are not all in the linear part.
+const MORE_HEADERS: i32 = -2;
+/// Argument of [`inspect`]: what is not there can still be loaded.
+const FIRST_LOOK: u32 = 0;
+/// Argument of [`inspect`]: what is not there does not exist.
+const LAST_LOOK: u32 = 1;
+
+/// Judges what leaves a guest.
+#[classifier]
+fn tc_ingress(ctx: TcContext) -> i32 {
+    if evidently_other(&LinearFrame::new(&ctx)) {
+        return PASS;
+    }
+    match inspect(ctx.skb.skb, FIRST_LOOK) {
+        MORE_HEADERS => {
+            load_headers(&ctx);
+            inspect(ctx.skb.skb, LAST_LOOK)
+        }
+        action => action,
+    }
+}
+
+/// Parses, judges and acts. A function of its own for the verifier, which checks it once however
+/// often it is called (global functions, kernel 5.6).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
+    let ctx = TcContext::new(skb);
+    match parse(&ctx) {
+        // Not TCP to a guarded port.
+        Ok(Parsed::Other) => PASS,
+        // Its inside is out of reach: counted, so that it can be seen.
+        Ok(Parsed::Tunnel(tunnel)) => {
+            judge::tunnel(tunnel);
+            PASS
+        }
+        Ok(Parsed::Guarded(segment)) => {
+            let decision = judge::segment(&buffer(&ctx), &segment);
+            act(&ctx, &decision, Some(&segment))
+        }
+        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) if look == FIRST_LOOK => {
+            MORE_HEADERS
+        }
+        // Too short to name a protocol: no receiver takes it for IP.
+        Err(ParseError::ShortLink) => PASS,
+        // IP whose headers are not there: it could be anything, so it is closed.
+        Err(ParseError::ShortNetwork(family)) => {
+            let decision = judge::malformed(&buffer(&ctx), Malformed::Truncated, family);
+            act(&ctx, &decision, None)
+        }
+        // Of a form that hides or may change its port.
+        Err(ParseError::Malformed(kind, family)) => {
+            let decision = judge::malformed(&buffer(&ctx), kind, family);
+            act(&ctx, &decision, None)
+        }
+    }
+}
+
+#[inline(always)]
+fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
+    let packed = link_layer(ctx.skb.skb);
+    // The compiler knows which numbers `link_layer` returns and would leave out the bounds that
+    // the verifier, which does not, must see.
+    // SAFETY: a local variable.
+    let packed = unsafe { core::ptr::read_volatile(&raw const packed) };
+    match packed::unpack(packed)? {
+        Link::Other => Ok(Parsed::Other),
+        Link::Ip {
+            family,
+            network: at,
+            form,
+        } => packet::network(&LinearFrame::new(ctx), family, at, form),
+    }
+}
+
+/// The link layer's part of the parser. A function of its own, so that the verifier goes through
+/// the network layer's part once and not once for every stack of tags.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn link_layer(skb: *mut __sk_buff) -> u64 {
+    packed::pack(packet::link(&LinearFrame::new(&TcContext::new(skb))))
+}
+
+#[inline(always)]
+fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
+    match decision.verdict {
+        Verdict::Allow | Verdict::Observe => PASS,
+        Verdict::Drop | Verdict::Throttle => DROP,
+        // No agent of this version writes them into a policy.
+        Verdict::Redirect | Verdict::Notice => DROP,
+        Verdict::Reject => match segment {
+            Some(segment) => match reset::answer(ctx, segment) {
+                Ok(action) => action,
+                // Not to be answered, or no room for an answer: it still does not pass.
+                Err(reset::NoReset) => DROP,
+            },
+            None => DROP,
+        },
+    }
+}
+
+/// Brings headers that lie outside the linear part of the packet into it. Where that fails, or
+/// where there is no more of the packet, the last look finds them missing.
+#[inline(always)]
+fn load_headers(ctx: &TcContext) {
+    let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));
+}
+
+#[inline(always)]
+fn buffer(ctx: &TcContext) -> Buffer {
+    let skb = ctx.skb.skb;
+    Buffer {
+        // SAFETY: the kernel hands every program a valid `__sk_buff`.
+        interface: unsafe { (*skb).ifindex },
+        length: u64::from(ctx.len()),
+        // SAFETY: as above.
+        gso_size: u64::from(unsafe { (*skb).gso_size }),
+    }
+}
