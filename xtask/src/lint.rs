@@ -59,14 +59,14 @@ fn kernel_lints() -> [Command; 2] {
     [&[] as &[&str], &["--features", "log"]].map(|features| {
         let debian = Path::new("/usr/bin/cargo-clippy").exists() && Path::new(DEBIAN_CORE).exists();
         let mut command = if debian {
-            let mut command = Command::new("/usr/bin/cargo");
+            // By its path: cargo looks for subcommands in the user's own folder first.
+            let mut command = Command::new("/usr/bin/cargo-clippy");
             command.arg("clippy").current_dir(root());
             command
                 .env("PATH", "/usr/bin:/bin")
                 .env("RUSTC", "/usr/bin/rustc");
             // aya-ebpf uses one unstable feature.
             command.env("RUSTC_BOOTSTRAP", "1");
-            command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
             command
         } else {
             let mut command = Command::new("cargo");
