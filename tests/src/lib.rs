@@ -6,6 +6,7 @@
 
 mod agent;
 mod http;
+mod initramfs;
 mod lab;
 mod metrics;
 mod netns;
@@ -17,6 +18,7 @@ mod skip;
 mod smtp;
 mod tap;
 mod topology;
+mod vm;
 
 pub use agent::{Agent, Settings, binary};
 pub use http::get;
@@ -30,3 +32,4 @@ pub use skip::skip;
 pub use smtp::{Delivery, send};
 pub use tap::{Offload, Pump, Tap, pump_stdio};
 pub use topology::{Addresses, Guest, Hosting, Link};
+pub use vm::Vm;

@@ -218,11 +218,8 @@ impl Hosting {
                 Cable::Process(Pump::start_process(host, &program, ours, theirs)?)
             }
         };
-        let subnet = if routed { u16::from(number) } else { 0 };
-        let addresses = Addresses {
-            v4: Ipv4Addr::new(198, 51, 100, number),
-            v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, subnet, 0, 0, 0, u16::from(number)),
-        };
+        let subnet = if routed { number } else { 0 };
+        let addresses = guest_addresses(subnet, number);
         if routed {
             self.route(&ns, interface, addresses)?;
         } else {
@@ -243,6 +240,12 @@ impl Hosting {
             addresses,
             cable,
         })
+    }
+
+    /// The addresses of the guest of that number in the bridge.
+    #[must_use]
+    pub fn bridged(number: u8) -> Addresses {
+        guest_addresses(0, number)
     }
 
     /// The set-up of providers without a bridge: a host route, and a gateway without an address
@@ -269,6 +272,14 @@ impl Hosting {
             gateway = GATEWAY.v4
         ))
         .context("route from the guest")
+    }
+}
+
+fn guest_addresses(subnet: u8, number: u8) -> Addresses {
+    let (subnet, last) = (u16::from(subnet), u16::from(number));
+    Addresses {
+        v4: Ipv4Addr::new(198, 51, 100, number),
+        v6: Ipv6Addr::new(0x2001, 0xdb8, 0x100, subnet, 0, 0, 0, last),
     }
 }
 
