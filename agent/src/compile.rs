@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use gate25_common::abi::{
-    self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId,
-};
+use gate25_common::abi::{self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId};
 use gate25_common::address::Address;
 use gate25_common::decide::CUSTOMER_SET;
 use ipnet::IpNet;
@@ -82,13 +80,17 @@ impl Prefix {
             IpNet::V4(net) => V4_MAPPED_BITS + net.prefix_len(),
             IpNet::V6(net) => net.prefix_len(),
         };
-        Self { address: net.network().into(), length, entry }
+        Self {
+            address: net.network().into(),
+            length,
+            entry,
+        }
     }
 
     /// Whether it holds `address`.
     pub fn contains(&self, address: &Address) -> bool {
-        let distance = u128::from_be_bytes(self.address.octets())
-            ^ u128::from_be_bytes(address.octets());
+        let distance =
+            u128::from_be_bytes(self.address.octets()) ^ u128::from_be_bytes(address.octets());
         distance.leading_zeros() >= u32::from(self.length)
     }
 
@@ -101,7 +103,10 @@ impl Prefix {
 impl PrefixSet {
     /// The longest prefix that holds `address`.
     pub fn lookup(&self, address: &Address) -> Option<&Prefix> {
-        self.prefixes.iter().filter(|prefix| prefix.contains(address)).max_by_key(|p| p.length)
+        self.prefixes
+            .iter()
+            .filter(|prefix| prefix.contains(address))
+            .max_by_key(|p| p.length)
     }
 }
 
@@ -143,11 +148,13 @@ pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
     let mut exemptions: BTreeMap<&str, Vec<(&String, &Exemption)>> = BTreeMap::new();
     for (id, exemption) in &policy.exemptions {
         if exemption.expires > now {
-            exemptions.entry(&exemption.customer).or_default().push((id, exemption));
+            exemptions
+                .entry(&exemption.customer)
+                .or_default()
+                .push((id, exemption));
         }
     }
-    let unassigned =
-        image.customer(policy, UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
+    let unassigned = image.customer(policy, UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
     image.customers.insert(CustomerId::UNASSIGNED, unassigned);
     for (id, customer) in &policy.customers {
         let exemptions = exemptions.get(id.as_str()).map_or(&[][..], Vec::as_slice);
@@ -202,9 +209,10 @@ impl Image {
     ) -> Result<ExemptionImage, CompileError> {
         let set = match &exemption.to {
             Destinations::Any => SetId::ANY,
-            Destinations::Listed { prefixes, allowlists } => {
-                self.set(policy, id, prefixes, allowlists)?
-            }
+            Destinations::Listed {
+                prefixes,
+                allowlists,
+            } => self.set(policy, id, prefixes, allowlists)?,
         };
         Ok(ExemptionImage {
             id: id.to_owned(),
@@ -261,16 +269,22 @@ impl PrefixSet {
             add(None, in_place)?;
         }
         for name in allowlists {
-            let allowlist = policy.allowlists.get(name).ok_or_else(|| CompileError::Unknown {
-                user: user.to_owned(),
-                kind: "allowlist",
-                name: name.clone(),
-            })?;
+            let allowlist = policy
+                .allowlists
+                .get(name)
+                .ok_or_else(|| CompileError::Unknown {
+                    user: user.to_owned(),
+                    kind: "allowlist",
+                    name: name.clone(),
+                })?;
             add(Some(name.clone()), &allowlist.to)?;
         }
         prefixes.sort_unstable();
         prefixes.dedup_by_key(|prefix| (prefix.address, prefix.length));
-        Ok(Self { sources, prefixes: prefixes.into() })
+        Ok(Self {
+            sources,
+            prefixes: prefixes.into(),
+        })
     }
 
     fn digest(&self) -> u64 {
@@ -286,13 +300,21 @@ impl PrefixSet {
             }
         }
         digest.update([2]);
-        for Prefix { address, length, entry } in &*self.prefixes {
+        for Prefix {
+            address,
+            length,
+            entry,
+        } in &*self.prefixes
+        {
             digest.update(address.octets());
             digest.update([*length]);
             digest.update(entry.to_be_bytes());
         }
         let digest = digest.finalize();
-        digest.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte))
+        digest
+            .iter()
+            .take(8)
+            .fold(0, |number, byte| number << 8 | u64::from(*byte))
     }
 }
 
@@ -301,7 +323,14 @@ impl CustomerImage {
     /// nanoseconds behind the wall clock. `None` if there are more exemptions than the table
     /// holds, which [`compile`] rules out.
     pub fn to_kernel(&self, wall_minus_boot: i64) -> Option<CustomerPolicy> {
-        let Self { id: _, mode, blocked, profile_set, customer_set, exemptions } = self;
+        let Self {
+            id: _,
+            mode,
+            blocked,
+            profile_set,
+            customer_set,
+            exemptions,
+        } = self;
         let mode = match mode {
             Mode::Enforce => abi::Mode::Enforce,
             Mode::Observe => abi::Mode::Observe,
@@ -312,10 +341,17 @@ impl CustomerImage {
         };
         let exemptions: Vec<_> = exemptions
             .iter()
-            .map(|ExemptionImage { id: _, set, starts, expires }| {
-                let starts = starts.map_or(0, |starts| boot_time(starts, wall_minus_boot));
-                abi::Exemption::new(*set, starts, boot_time(*expires, wall_minus_boot))
-            })
+            .map(
+                |ExemptionImage {
+                     id: _,
+                     set,
+                     starts,
+                     expires,
+                 }| {
+                    let starts = starts.map_or(0, |starts| boot_time(starts, wall_minus_boot));
+                    abi::Exemption::new(*set, starts, boot_time(*expires, wall_minus_boot))
+                },
+            )
             .collect();
         CustomerPolicy::new(mode, blocked, Quarantine::No, *profile_set, *customer_set)
             .with_exemptions(&exemptions)

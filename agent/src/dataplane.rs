@@ -57,8 +57,16 @@ impl MapImage {
                 Ok((*id, policy))
             })
             .collect::<Result<_, _>>()?;
-        let sets = image.sets.iter().map(|(id, set)| (*id, Arc::clone(&set.prefixes))).collect();
-        Ok(Self { customers, sets, workloads })
+        let sets = image
+            .sets
+            .iter()
+            .map(|(id, set)| (*id, Arc::clone(&set.prefixes)))
+            .collect();
+        Ok(Self {
+            customers,
+            sets,
+            workloads,
+        })
     }
 }
 
@@ -147,10 +155,25 @@ pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, Capacity
         }
     }
     let gone = |index: &&u32| !wanted.workloads.contains_key(*index);
-    steps.extend(current.workloads.keys().filter(gone).map(|index| Step::RemoveWorkload(*index)));
+    steps.extend(
+        current
+            .workloads
+            .keys()
+            .filter(gone)
+            .map(|index| Step::RemoveWorkload(*index)),
+    );
     let gone = |id: &&CustomerId| !wanted.customers.contains_key(*id);
-    steps.extend(current.customers.keys().filter(gone).map(|id| Step::RemoveCustomer(*id)));
-    let gone = current.sets.iter().filter(|(id, _)| !wanted.sets.contains_key(id));
+    steps.extend(
+        current
+            .customers
+            .keys()
+            .filter(gone)
+            .map(|id| Step::RemoveCustomer(*id)),
+    );
+    let gone = current
+        .sets
+        .iter()
+        .filter(|(id, _)| !wanted.sets.contains_key(id));
     steps.extend(gone.map(|(id, prefixes)| Step::RemoveSet(*id, Arc::clone(prefixes))));
     Ok(steps)
 }
@@ -164,8 +187,12 @@ fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityE
     if workloads > MAX_CUSTOMERS {
         return Err(CapacityError::Workloads(workloads));
     }
-    let size = |sets: &BTreeMap<SetId, Arc<[Prefix]>>| sets.values().map(|s| s.len()).sum::<usize>();
-    let new = wanted.sets.iter().filter(|(id, _)| !current.sets.contains_key(id));
+    let size =
+        |sets: &BTreeMap<SetId, Arc<[Prefix]>>| sets.values().map(|s| s.len()).sum::<usize>();
+    let new = wanted
+        .sets
+        .iter()
+        .filter(|(id, _)| !current.sets.contains_key(id));
     let prefixes = size(&current.sets) + new.map(|(_, prefixes)| prefixes.len()).sum::<usize>();
     if prefixes > MAX_PREFIXES {
         return Err(CapacityError::Prefixes(prefixes));
@@ -174,7 +201,11 @@ fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityE
 }
 
 fn both<K: Ord, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> usize {
-    current.len() + wanted.keys().filter(|key| !current.contains_key(key)).count()
+    current.len()
+        + wanted
+            .keys()
+            .filter(|key| !current.contains_key(key))
+            .count()
 }
 
 /// How an attachment went.
@@ -197,6 +228,9 @@ pub struct Applied {
 pub trait Dataplane {
     /// Why an operation failed.
     type Error: Error + Send + Sync + 'static;
+
+    /// What the tables hold.
+    fn installed(&self) -> &MapImage;
 
     /// Leads the tables to `wanted`. After an error they are what they were before.
     ///

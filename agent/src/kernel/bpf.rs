@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
@@ -31,7 +30,9 @@ static OBJECT_WITH_LOG: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 #[derive(Debug, thiserror::Error)]
 pub enum BpfError {
     /// Privileges are missing.
-    #[error("not allowed to load programs into the kernel: run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN")]
+    #[error(
+        "not allowed to load programs into the kernel: run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
     Privileges(#[source] Box<EbpfError>),
     /// The object was not accepted.
     #[error("load the programs into the kernel")]
@@ -131,7 +132,12 @@ pub struct LoadOptions {
 ///
 /// [`BpfError`].
 pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
-    let LoadOptions { ports, host, debug_lines, pins } = options;
+    let LoadOptions {
+        ports,
+        host,
+        debug_lines,
+        pins,
+    } = options;
     let (ports, count) = guarded_ports(ports)?;
     let observes = match host {
         HostMode::Policy => 0u8,
@@ -152,10 +158,12 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         DebugLines::On => OBJECT_WITH_LOG,
     };
     let mut ebpf = loader.load(object).map_err(load_error)?;
-    program(&mut ebpf)?.load().map_err(|source| BpfError::Program {
-        name: names::PROGRAM_TC_INGRESS,
-        source: Box::new(source),
-    })?;
+    program(&mut ebpf)?
+        .load()
+        .map_err(|source| BpfError::Program {
+            name: names::PROGRAM_TC_INGRESS,
+            source: Box::new(source),
+        })?;
     Ok(ebpf)
 }
 
@@ -187,7 +195,10 @@ fn load_error(error: EbpfError) -> BpfError {
 }
 
 fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, BpfError> {
-    let missing = BpfError::Missing { kind: "program", name: names::PROGRAM_TC_INGRESS };
+    let missing = BpfError::Missing {
+        kind: "program",
+        name: names::PROGRAM_TC_INGRESS,
+    };
     let program = ebpf.program_mut(names::PROGRAM_TC_INGRESS).ok_or(missing)?;
     program.try_into().map_err(|source| BpfError::Program {
         name: names::PROGRAM_TC_INGRESS,
@@ -244,8 +255,14 @@ impl Counters {
 
 /// How the program is attached to interfaces.
 enum Hook {
-    Tcx { pins: Pins, links: BTreeMap<u32, OwnedFd> },
-    Filter { filters: Filters, interfaces: BTreeMap<u32, ()> },
+    Tcx {
+        pins: Pins,
+        links: BTreeMap<u32, OwnedFd>,
+    },
+    Filter {
+        filters: Filters,
+        interfaces: BTreeMap<u32, ()>,
+    },
 }
 
 /// The eBPF backend.
@@ -263,8 +280,15 @@ impl Bpf {
     /// # Errors
     ///
     /// [`BpfError`].
-    pub fn open(options: LoadOptions, pins: Pins, attachment: Attachment) -> Result<Self, BpfError> {
-        let mut ebpf = load(&LoadOptions { pins: Some(pins.clone()), ..options })?;
+    pub fn open(
+        options: LoadOptions,
+        pins: Pins,
+        attachment: Attachment,
+    ) -> Result<Self, BpfError> {
+        let mut ebpf = load(&LoadOptions {
+            pins: Some(pins.clone()),
+            ..options
+        })?;
         let open = |name| {
             MapData::from_pin(pins.map(name)).map_err(|source| BpfError::Table {
                 action: "open",
@@ -276,17 +300,18 @@ impl Bpf {
         let counters = Counters(Arc::new(Mutex::new(CounterTables::open(open)?)));
         let installed = tables.read()?;
         let hook = Hook::open(program(&mut ebpf)?, pins, attachment)?;
-        Ok(Self { ebpf, tables, counters, installed, hook })
+        Ok(Self {
+            ebpf,
+            tables,
+            counters,
+            installed,
+            hook,
+        })
     }
 
     /// The counters.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
-    }
-
-    /// What the tables hold.
-    pub fn installed(&self) -> &MapImage {
-        &self.installed
     }
 
     /// The name of the hook in metrics.
@@ -303,7 +328,10 @@ impl Bpf {
     ///
     /// [`BpfError::Missing`] if it was taken before.
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>, BpfError> {
-        let missing = BpfError::Missing { kind: "map", name: names::MAP_EVENTS };
+        let missing = BpfError::Missing {
+            kind: "map",
+            name: names::MAP_EVENTS,
+        };
         let map = self.ebpf.take_map(names::MAP_EVENTS).ok_or(missing)?;
         RingBuf::try_from(map).map_err(|source| BpfError::Table {
             action: "open",
@@ -346,13 +374,20 @@ impl Bpf {
             .map_err(BpfError::from)
             .and_then(|steps| self.run(&leftover.into_iter().chain(steps).collect::<Vec<_>>()));
         if let Err(error) = undone {
-            tracing::error!(error = &error as &dyn std::error::Error, "roll back a failed change");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "roll back a failed change"
+            );
         }
     }
 }
 
 impl Dataplane for Bpf {
     type Error = BpfError;
+
+    fn installed(&self) -> &MapImage {
+        &self.installed
+    }
 
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
         let steps = plan(&self.installed, wanted)?;
@@ -364,7 +399,9 @@ impl Dataplane for Bpf {
                 return Err(error);
             }
         }
-        Ok(Applied { writes: steps.iter().map(Step::writes).sum() })
+        Ok(Applied {
+            writes: steps.iter().map(Step::writes).sum(),
+        })
     }
 
     fn covered(&self) -> Vec<u32> {
@@ -402,7 +439,9 @@ fn program_fd(ebpf: &mut Ebpf) -> Result<OwnedFd, BpfError> {
         source: Box::new(source),
     };
     let fd = program(ebpf)?.fd().map_err(failed)?;
-    fd.as_fd().try_clone_to_owned().map_err(|error| failed(ProgramError::IOError(error)))
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed(ProgramError::IOError(error)))
 }
 
 impl Hook {
@@ -421,16 +460,20 @@ impl Hook {
                 let links = adopt(fd.as_fd(), &pins)?;
                 Ok(Self::Tcx { pins, links })
             }
-            Attachment::Auto | Attachment::Filter => {
-                Ok(Self::Filter { filters: Filters::open()?, interfaces: BTreeMap::new() })
-            }
+            Attachment::Auto | Attachment::Filter => Ok(Self::Filter {
+                filters: Filters::open()?,
+                interfaces: BTreeMap::new(),
+            }),
         }
     }
 
     fn attach(&mut self, program: BorrowedFd<'_>, index: u32) -> Result<Attached, BpfError> {
         match self {
             Self::Tcx { pins, links } => attach_link(program, pins, links, index),
-            Self::Filter { filters, interfaces } => match filters.attach(index, program) {
+            Self::Filter {
+                filters,
+                interfaces,
+            } => match filters.attach(index, program) {
                 Ok(()) => {
                     interfaces.insert(index, ());
                     Ok(Attached::Yes)
@@ -448,7 +491,10 @@ impl Hook {
                 links.remove(&index);
                 Ok(())
             }
-            Self::Filter { filters, interfaces } => {
+            Self::Filter {
+                filters,
+                interfaces,
+            } => {
                 match filters.detach(index) {
                     Err(error) if !error.is_gone() => return Err(error.into()),
                     _ => {}
@@ -480,10 +526,13 @@ impl Hook {
                     }
                 }
             }
-            Self::Filter { filters, interfaces } => {
+            Self::Filter {
+                filters,
+                interfaces,
+            } => {
                 for index in interfaces.keys() {
                     match filters.placement(*index) {
-                        Ok(Placement::First) => {}
+                        Ok(Placement::First { program: found }) if found == program => {}
                         Err(error) if error.is_gone() => {}
                         Ok(_) => displaced.push(*index),
                         Err(error) => return Err(error.into()),
@@ -499,7 +548,13 @@ impl Hook {
 fn adopt(program: BorrowedFd<'_>, pins: &Pins) -> Result<BTreeMap<u32, OwnedFd>, BpfError> {
     let mut links = BTreeMap::new();
     for interface in pins.links()? {
-        let failed = |action| move |source| BpfError::Link { action, interface, source };
+        let failed = |action| {
+            move |source| BpfError::Link {
+                action,
+                interface,
+                source,
+            }
+        };
         let link = link::open(&pins.link(interface)).map_err(failed("open"))?;
         let info = link::info(link.as_fd()).map_err(failed("look at"))?;
         if info.interface == interface {
@@ -522,7 +577,13 @@ fn attach_link(
     let link = match link::create(program, index) {
         Ok(link) => link,
         Err(error) if vanished(&error) => return Ok(Attached::Vanished),
-        Err(source) => return Err(BpfError::Link { action: "attach", interface: index, source }),
+        Err(source) => {
+            return Err(BpfError::Link {
+                action: "attach",
+                interface: index,
+                source,
+            });
+        }
     };
     pins.remove_link(index)?;
     link::pin(link.as_fd(), &pins.link(index)).map_err(|source| BpfError::Link {

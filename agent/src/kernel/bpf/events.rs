@@ -3,9 +3,9 @@
 use std::io;
 use std::net::IpAddr;
 
+use crate::kernel::readiness::readable;
 use aya::maps::{MapData, RingBuf};
 use gate25_common::counters::Event;
-use tokio::io::unix::AsyncFd;
 
 /// Logs attempts until the ring buffer fails.
 ///
@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 ///
 /// What the reactor or the kernel says.
 pub async fn log(events: RingBuf<MapData>) -> io::Result<()> {
-    let mut events = AsyncFd::new(events)?;
+    let mut events = readable(events)?;
     loop {
         let mut ready = events.readable_mut().await?;
         let buffer = ready.get_inner_mut();

@@ -71,21 +71,34 @@ pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resul
         flags: u32,
         old_program: u32,
     }
-    let mut attr = Attr { link: raw(link), program: raw(program), flags: 0, old_program: 0 };
+    let mut attr = Attr {
+        link: raw(link),
+        program: raw(program),
+        flags: 0,
+        old_program: 0,
+    };
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// Gives `object` a name on the BPF filesystem, under which it outlives this process.
 pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = PathAttr { path: path.as_ptr() as u64, object: raw(object), flags: 0 };
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        object: raw(object),
+        flags: 0,
+    };
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 /// Opens what is pinned at `path`.
 pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut attr = PathAttr { path: path.as_ptr() as u64, object: 0, flags: 0 };
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
     bpf_fd(BPF_OBJ_GET, &mut attr)
 }
 
@@ -115,9 +128,15 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
     if info.kind != BPF_LINK_TYPE_TCX || info.attach_type != BPF_TCX_INGRESS {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a tcx ingress link"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a tcx ingress link",
+        ));
     }
-    Ok(LinkInfo { interface: info.interface, program: info.program })
+    Ok(LinkInfo {
+        interface: info.interface,
+        program: info.program,
+    })
 }
 
 /// The kernel's numbers of the tcx programs on the ingress of `interface`, first to last.

@@ -51,8 +51,10 @@ impl Pins {
     ///
     /// [`PinsError`].
     pub fn open(filesystem: &Path) -> Result<Self, PinsError> {
-        let stat = statfs(filesystem)
-            .map_err(|source| PinsError::Mount { path: filesystem.to_owned(), source })?;
+        let stat = statfs(filesystem).map_err(|source| PinsError::Mount {
+            path: filesystem.to_owned(),
+            source,
+        })?;
         if stat.filesystem_type() != BPF_FS_MAGIC {
             mount(
                 Some("bpf"),
@@ -61,14 +63,23 @@ impl Pins {
                 MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
                 Some("mode=0700"),
             )
-            .map_err(|source| PinsError::Mount { path: filesystem.to_owned(), source })?;
+            .map_err(|source| PinsError::Mount {
+                path: filesystem.to_owned(),
+                source,
+            })?;
             tracing::info!(path = %filesystem.display(), "BPF filesystem mounted");
         }
         let folder = filesystem.join(OWN_FOLDER).join(format!("v{ABI_VERSION}"));
         let links = folder.join(LINKS);
-        DirBuilder::new().recursive(true).mode(0o700).create(&links).map_err(|source| {
-            PinsError::Io { action: "create folder", path: links, source }
-        })?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&links)
+            .map_err(|source| PinsError::Io {
+                action: "create folder",
+                path: links,
+                source,
+            })?;
         Ok(Self { folder })
     }
 
@@ -89,7 +100,11 @@ impl Pins {
     /// [`PinsError::Io`].
     pub fn links(&self) -> Result<Vec<u32>, PinsError> {
         let path = self.folder.join(LINKS);
-        let failed = |source| PinsError::Io { action: "list", path: path.clone(), source };
+        let failed = |source| PinsError::Io {
+            action: "list",
+            path: path.clone(),
+            source,
+        };
         let mut interfaces = Vec::new();
         for entry in fs::read_dir(&path).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
@@ -110,9 +125,11 @@ impl Pins {
     pub fn remove_link(&self, interface: u32) -> Result<(), PinsError> {
         let path = self.link(interface);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(PinsError::Io { action: "remove", path, source })
-            }
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PinsError::Io {
+                action: "remove",
+                path,
+                source,
+            }),
             _ => Ok(()),
         }
     }

@@ -7,7 +7,6 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
 use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
-use gate25_common::address::Address;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
 
@@ -26,7 +25,9 @@ pub(super) struct PolicyTables {
 }
 
 impl PolicyTables {
-    pub(super) fn open(open: impl Fn(&'static str) -> Result<MapData, BpfError>) -> Result<Self, BpfError> {
+    pub(super) fn open(
+        open: impl Fn(&'static str) -> Result<MapData, BpfError>,
+    ) -> Result<Self, BpfError> {
         Ok(Self {
             workloads: typed(&open, names::MAP_WORKLOADS, |map| {
                 HashMap::try_from(aya::maps::Map::HashMap(map))
@@ -42,7 +43,13 @@ impl PolicyTables {
 
     /// Everything that the kernel holds.
     pub(super) fn read(&self) -> Result<MapImage, BpfError> {
-        let failed = |map| move |source| BpfError::Table { action: "read", map, source };
+        let failed = |map| {
+            move |source| BpfError::Table {
+                action: "read",
+                map,
+                source,
+            }
+        };
         let workloads = self
             .workloads
             .iter()
@@ -70,19 +77,26 @@ impl PolicyTables {
                 (id, Arc::from(prefixes))
             })
             .collect();
-        Ok(MapImage { customers, sets, workloads })
+        Ok(MapImage {
+            customers,
+            sets,
+            workloads,
+        })
     }
 
     /// Carries out one step. A set that fails half-way is left half-filled: nothing refers to it.
     pub(super) fn write(&mut self, step: &Step) -> Result<(), BpfError> {
-        let failed =
-            |action, map| move |source| BpfError::Table { action, map, source };
+        let failed = |action, map| {
+            move |source| BpfError::Table {
+                action,
+                map,
+                source,
+            }
+        };
         match step {
             Step::AddSet(set, prefixes) => prefixes
                 .iter()
-                .try_for_each(|prefix| {
-                    self.prefixes.insert(&key(*set, prefix), prefix.value(), 0)
-                })
+                .try_for_each(|prefix| self.prefixes.insert(&key(*set, prefix), prefix.value(), 0))
                 .map_err(failed("write into", names::MAP_PREFIXES)),
             Step::RemoveSet(set, prefixes) => prefixes
                 .iter()
@@ -113,7 +127,9 @@ pub(super) struct CounterTables {
 }
 
 impl CounterTables {
-    pub(super) fn open(open: impl Fn(&'static str) -> Result<MapData, BpfError>) -> Result<Self, BpfError> {
+    pub(super) fn open(
+        open: impl Fn(&'static str) -> Result<MapData, BpfError>,
+    ) -> Result<Self, BpfError> {
         Ok(Self {
             host: typed(&open, names::MAP_HOST_COUNTERS, |map| {
                 PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map))
@@ -159,22 +175,37 @@ impl CounterTables {
 
     /// Starts a customer's sketch afresh.
     pub(super) fn clear_sketch(&mut self, id: CustomerId) -> Result<(), BpfError> {
-        self.sketches.insert(id, Sketch::EMPTY, 0).map_err(|source| BpfError::Table {
-            action: "clear",
-            map: names::MAP_SKETCHES,
-            source,
-        })
+        self.sketches
+            .insert(id, Sketch::EMPTY, 0)
+            .map_err(|source| BpfError::Table {
+                action: "clear",
+                map: names::MAP_SKETCHES,
+                source,
+            })
     }
 
     /// Gives a customer counters, unless it has them.
     pub(super) fn track(&mut self, id: CustomerId) -> Result<(), BpfError> {
-        let zero = PerCpuValues::try_from(vec![CustomerCounters::ZERO; self.cpus])
-            .map_err(|source| BpfError::Cpus { file: "per-CPU values", source })?;
+        let zero =
+            PerCpuValues::try_from(vec![CustomerCounters::ZERO; self.cpus]).map_err(|source| {
+                BpfError::Cpus {
+                    file: "per-CPU values",
+                    source,
+                }
+            })?;
         present_is_fine(self.customers.insert(id, zero, NO_REPLACE)).map_err(|source| {
-            BpfError::Table { action: "write into", map: names::MAP_CUSTOMER_COUNTERS, source }
+            BpfError::Table {
+                action: "write into",
+                map: names::MAP_CUSTOMER_COUNTERS,
+                source,
+            }
         })?;
         present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE)).map_err(|source| {
-            BpfError::Table { action: "write into", map: names::MAP_SKETCHES, source }
+            BpfError::Table {
+                action: "write into",
+                map: names::MAP_SKETCHES,
+                source,
+            }
         })
     }
 
@@ -198,7 +229,11 @@ fn typed<T>(
     name: &'static str,
     wrap: impl FnOnce(MapData) -> Result<T, MapError>,
 ) -> Result<T, BpfError> {
-    wrap(open(name)?).map_err(|source| BpfError::Table { action: "open", map: name, source })
+    wrap(open(name)?).map_err(|source| BpfError::Table {
+        action: "open",
+        map: name,
+        source,
+    })
 }
 
 fn key(set: SetId, prefix: &Prefix) -> Key<PrefixKey> {
@@ -212,14 +247,20 @@ fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
-        Err(source) => Err(BpfError::Table { action: "read", map, source }),
+        Err(source) => Err(BpfError::Table {
+            action: "read",
+            map,
+            source,
+        }),
     }
 }
 
 fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
             Ok(())
         }
         result => result,
@@ -228,7 +269,9 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
 
 fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
             Ok(())
         }
         result => result,

@@ -1,0 +1,45 @@
+//! Destinations: prefixes that are listed once and are long enough.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::Join;
+use crate::diagnostic::{Diagnostic, Location, Position, quoted};
+
+impl Join<'_, '_> {
+    /// The prefixes of one list, sorted.
+    pub(super) fn prefixes(
+        &mut self,
+        file: &Arc<Path>,
+        list: impl Iterator<Item = (IpNet, Position)>,
+    ) -> Vec<IpNet> {
+        let mut seen = BTreeMap::new();
+        for (net, at) in list {
+            if let Some(first) = seen.insert(net, at) {
+                self.duplicate(file, at, first, &net.to_string());
+            }
+            self.judge_length(file, net, at);
+        }
+        seen.into_keys().collect()
+    }
+
+    fn judge_length(&mut self, file: &Arc<Path>, net: IpNet, at: Position) {
+        let (least, rule) = match net {
+            IpNet::V4(_) => (self.rules.min_prefix_v4, "min_prefix_v4"),
+            IpNet::V6(_) => (self.rules.min_prefix_v6, "min_prefix_v6"),
+        };
+        if net.prefix_len() >= least {
+            return;
+        }
+        let message = format!("{} is too wide", quoted(&net.to_string()));
+        self.problems.push(
+            Diagnostic::error("prefix-too-wide", Location::at(file, at), message).help(format!(
+                "`rules.{rule}` accepts /{least} and longer; an exemption from everything says \
+                 `to: any`"
+            )),
+        );
+    }
+}
