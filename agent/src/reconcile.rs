@@ -129,7 +129,13 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn displaced(&mut self, index: u32, now: Instant) {
         if self.workloads.contains_key(&index) {
             let why = "its ingress qdisc or filter was removed".to_owned();
-            self.failed.insert(index, Failure { why, retry: now + RETRY });
+            self.failed.insert(
+                index,
+                Failure {
+                    why,
+                    retry: now + RETRY,
+                },
+            );
         }
     }
 
@@ -177,7 +183,10 @@ impl<D: Dataplane> Reconciler<D> {
                 Outcome::Applied
             }
             Err(error) => {
-                error!(error = &error as &dyn Error, "policy refused, the running one stays");
+                error!(
+                    error = &error as &dyn Error,
+                    "policy refused, the running one stays"
+                );
                 self.policy = before;
                 Outcome::Refused
             }
@@ -187,15 +196,22 @@ impl<D: Dataplane> Reconciler<D> {
     /// Leads everything but new attachments to where it should be.
     pub fn converge(&mut self) {
         if let Err(error) = self.write_tables() {
-            error!(error = &error as &dyn Error, "tables not brought up to date");
+            error!(
+                error = &error as &dyn Error,
+                "tables not brought up to date"
+            );
         }
         let covered: BTreeSet<u32> = self.dataplane.covered().into_iter().collect();
-        for index in covered.iter().filter(|index| !self.workloads.contains_key(index)) {
+        for index in covered
+            .iter()
+            .filter(|index| !self.workloads.contains_key(index))
+        {
             if let Err(error) = self.dataplane.detach(*index) {
                 error!(index, error = &error as &dyn Error, "program not taken off");
             }
         }
-        self.failed.retain(|index, _| self.workloads.contains_key(index));
+        self.failed
+            .retain(|index, _| self.workloads.contains_key(index));
         self.waiting = self
             .workloads
             .iter()
@@ -216,7 +232,9 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Makes one of the attachments that are waiting.
     pub fn attach_next(&mut self, now: Instant) {
-        let Some(index) = self.waiting.pop_first() else { return };
+        let Some(index) = self.waiting.pop_first() else {
+            return;
+        };
         match self.dataplane.attach(index) {
             Ok(Attached::Yes) => {
                 if let Some(seen) = self.first_seen.get(&index) {
@@ -226,9 +244,23 @@ impl<D: Dataplane> Reconciler<D> {
             // Its event is on the way.
             Ok(Attached::Vanished) => {}
             Err(error) => {
-                let name = self.workloads.get(&index).map(|workload| workload.name.as_str());
-                error!(index, name, error = &error as &dyn Error, "interface without its program");
-                self.failed.insert(index, Failure { why: error.to_string(), retry: now + RETRY });
+                let name = self
+                    .workloads
+                    .get(&index)
+                    .map(|workload| workload.name.as_str());
+                error!(
+                    index,
+                    name,
+                    error = &error as &dyn Error,
+                    "interface without its program"
+                );
+                self.failed.insert(
+                    index,
+                    Failure {
+                        why: error.to_string(),
+                        retry: now + RETRY,
+                    },
+                );
             }
         }
         if self.waiting.is_empty() {
@@ -285,7 +317,9 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Exemptions that had expired by the old clock may hold by the new one.
     fn recompile(&mut self) {
-        let Some(accepted) = &mut self.policy else { return };
+        let Some(accepted) = &mut self.policy else {
+            return;
+        };
         match compile(&accepted.policy, Timestamp::now()) {
             Ok(image) => accepted.image = Arc::new(image),
             Err(error) => error!(error = &error as &dyn Error, "policy not compiled again"),
@@ -294,22 +328,26 @@ impl<D: Dataplane> Reconciler<D> {
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
         let policy = self.policy.as_ref().map(|accepted| &*accepted.policy);
-        self.workloads =
-            resolve(&self.inventory, &self.host.interfaces, policy, &self.host.name);
+        self.workloads = resolve(
+            &self.inventory,
+            &self.host.interfaces,
+            policy,
+            &self.host.name,
+        );
         let owners = self
             .workloads
             .iter()
             .map(|(index, workload)| (*index, workload.claim.customer()))
             .collect();
         let wanted = self.wanted(owners)?;
-        let applied = self.dataplane.apply(&wanted).map_err(ReconcileError::Dataplane)?;
+        let applied = self
+            .dataplane
+            .apply(&wanted)
+            .map_err(ReconcileError::Dataplane)?;
         Ok(applied.writes)
     }
 
-    fn wanted(
-        &self,
-        mut owners: BTreeMap<u32, CustomerId>,
-    ) -> Result<MapImage, CapacityError> {
+    fn wanted(&self, mut owners: BTreeMap<u32, CustomerId>) -> Result<MapImage, CapacityError> {
         let installed = self.dataplane.installed();
         match &self.policy {
             Some(accepted) => MapImage::new(&accepted.image, self.offset.nanoseconds(), owners),
@@ -320,14 +358,24 @@ impl<D: Dataplane> Reconciler<D> {
                         *owner = *known;
                     }
                 }
-                Ok(MapImage { workloads: owners, ..installed.clone() })
+                Ok(MapImage {
+                    workloads: owners,
+                    ..installed.clone()
+                })
             }
             None => MapImage::new(&self.builtin, self.offset.nanoseconds(), owners),
         }
     }
 
     fn report_policy(&self, writes: usize) {
-        let Some(Accepted { policy, image, hash }) = &self.policy else { return };
+        let Some(Accepted {
+            policy,
+            image,
+            hash,
+        }) = &self.policy
+        else {
+            return;
+        };
         let report = PolicyStatus {
             customers: image
                 .customers
@@ -368,25 +416,37 @@ impl<D: Dataplane> Reconciler<D> {
         let workloads: BTreeMap<u32, WorkloadStatus> = self
             .workloads
             .iter()
-            .map(|(index, Workload { name, claim, framing: _ })| {
-                let state = if !covered.contains(index) || self.failed.contains_key(index) {
-                    State::Failed
-                } else {
-                    match claim {
-                        Claim::Customer(_) => State::Enforced,
-                        Claim::Unassigned => State::Unassigned,
-                        Claim::Conflict(_) => State::Conflict,
-                    }
-                };
-                let (name, claim) = (name.clone(), claim.clone());
-                (*index, WorkloadStatus { name, claim, state })
-            })
+            .map(
+                |(
+                    index,
+                    Workload {
+                        name,
+                        claim,
+                        framing: _,
+                    },
+                )| {
+                    let state = if !covered.contains(index) || self.failed.contains_key(index) {
+                        State::Failed
+                    } else {
+                        match claim {
+                            Claim::Customer(_) => State::Enforced,
+                            Claim::Unassigned => State::Unassigned,
+                            Claim::Conflict(_) => State::Conflict,
+                        }
+                    };
+                    let (name, claim) = (name.clone(), claim.clone());
+                    (*index, WorkloadStatus { name, claim, state })
+                },
+            )
             .collect();
         let installed = self.dataplane.installed();
         let entries = BTreeMap::from([
             (names::MAP_WORKLOADS, installed.workloads.len()),
             (names::MAP_CUSTOMERS, installed.customers.len()),
-            (names::MAP_PREFIXES, installed.sets.values().map(|set| set.len()).sum()),
+            (
+                names::MAP_PREFIXES,
+                installed.sets.values().map(|set| set.len()).sum(),
+            ),
         ]);
         let source = match &self.policy {
             Some(_) => Source::Files,
@@ -405,14 +465,20 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     fn problems(&self, workloads: &BTreeMap<u32, WorkloadStatus>, source: Source) -> Vec<String> {
-        let without = workloads.iter().filter(|(_, workload)| workload.state == State::Failed);
+        let without = workloads
+            .iter()
+            .filter(|(_, workload)| workload.state == State::Failed);
         let mut problems: Vec<String> = without
             .map(|(index, workload)| {
                 let why = match (self.failed.get(index), self.workloads.get(index)) {
                     (Some(failure), _) => failure.why.as_str(),
-                    (None, Some(Workload { framing: Framing::Ip, .. })) => {
-                        "its packets have no Ethernet header, which the program needs"
-                    }
+                    (
+                        None,
+                        Some(Workload {
+                            framing: Framing::Ip,
+                            ..
+                        }),
+                    ) => "its packets have no Ethernet header, which the program needs",
                     (None, _) => "not attached yet",
                 };
                 format!("interface {} is without its program: {why}", workload.name)
@@ -436,11 +502,11 @@ enum Outcome {
 }
 
 /// Logs what became of workloads that are new or have changed.
-fn report_changes(
-    before: &BTreeMap<u32, WorkloadStatus>,
-    after: &BTreeMap<u32, WorkloadStatus>,
-) {
-    for (index, workload) in after.iter().filter(|(index, now)| before.get(index) != Some(*now)) {
+fn report_changes(before: &BTreeMap<u32, WorkloadStatus>, after: &BTreeMap<u32, WorkloadStatus>) {
+    for (index, workload) in after
+        .iter()
+        .filter(|(index, now)| before.get(index) != Some(*now))
+    {
         let WorkloadStatus { name, claim, state } = workload;
         let state = state.as_str();
         match claim {
@@ -453,11 +519,20 @@ fn report_changes(
                         format!("{customer} at {}:{line}:{column}", file.display())
                     })
                     .collect();
-                error!(index, name, state, ?claims, "workload claimed by several customers");
+                error!(
+                    index,
+                    name,
+                    state,
+                    ?claims,
+                    "workload claimed by several customers"
+                );
             }
         }
     }
-    for (index, workload) in before.iter().filter(|(index, _)| !after.contains_key(index)) {
+    for (index, workload) in before
+        .iter()
+        .filter(|(index, _)| !after.contains_key(index))
+    {
         info!(index, name = workload.name, "workload gone");
     }
 }
@@ -468,8 +543,18 @@ fn builtin() -> Result<Image, CompileError> {
         mode: Mode::Enforce,
         blocked: Blocked::Reject,
         allow: Vec::new(),
-        origin: Origin { file: Arc::from(std::path::Path::new("(built in)")), line: 1, column: 1 },
+        origin: Origin {
+            file: Arc::from(std::path::Path::new("(built in)")),
+            line: 1,
+            column: 1,
+        },
     };
     let profiles = BTreeMap::from([(DEFAULT_PROFILE.to_owned(), profile)]);
-    compile(&Policy { profiles, ..Policy::default() }, Timestamp::UNIX_EPOCH)
+    compile(
+        &Policy {
+            profiles,
+            ..Policy::default()
+        },
+        Timestamp::UNIX_EPOCH,
+    )
 }

@@ -51,7 +51,10 @@ pub struct PolicyFiles {
 impl PolicyFiles {
     /// The files in `directory`.
     pub fn new(directory: PathBuf) -> Self {
-        Self { directory, loader: Loader::default() }
+        Self {
+            directory,
+            loader: Loader::default(),
+        }
     }
 
     /// Reads the set as it is now, parsing only files that have changed.
@@ -92,7 +95,10 @@ impl PolicyFiles {
 
 /// Logs everything that is wrong with a set.
 pub fn report_refusal(refusal: &SourceError) {
-    error!(error = refusal as &dyn std::error::Error, "policy refused, the running one stays");
+    error!(
+        error = refusal as &dyn std::error::Error,
+        "policy refused, the running one stays"
+    );
     let diagnostics = match refusal {
         SourceError::Refused(refused) => &refused.diagnostics[..],
         SourceError::Directory(DirectoryError::Refused(diagnostics)) => diagnostics,
@@ -102,9 +108,19 @@ pub fn report_refusal(refusal: &SourceError) {
 }
 
 fn report(diagnostic: &Diagnostic) {
-    let Diagnostic { severity, code, message, help, primary, .. } = diagnostic;
+    let Diagnostic {
+        severity,
+        code,
+        message,
+        help,
+        primary,
+        ..
+    } = diagnostic;
     let place = primary.to_string();
-    let source = primary.excerpt.as_ref().map(|excerpt| excerpt.text.as_str());
+    let source = primary
+        .excerpt
+        .as_ref()
+        .map(|excerpt| excerpt.text.as_str());
     match severity {
         Severity::Error => error!(place, code, message, source, help, "policy"),
         Severity::Warning => warn!(place, code, message, source, help, "policy"),

@@ -49,7 +49,12 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 4] = [Self::Enforced, Self::Unassigned, Self::Conflict, Self::Failed];
+    pub const ALL: [Self; 4] = [
+        Self::Enforced,
+        Self::Unassigned,
+        Self::Conflict,
+        Self::Failed,
+    ];
 
     /// The word for it in metrics.
     pub const fn as_str(self) -> &'static str {
@@ -150,7 +155,10 @@ pub struct Shared(Arc<Mutex<Status>>);
 impl Shared {
     /// A copy of the status as it is now.
     pub fn get(&self) -> Status {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes the status.

@@ -70,7 +70,14 @@ pub fn resolve(
                 Kind::Tun => Framing::Ip,
                 Kind::Tap | Kind::Veth { .. } | Kind::Bridge | Kind::Other => Framing::Ethernet,
             };
-            (*index, Workload { name: interface.name.clone(), claim, framing })
+            (
+                *index,
+                Workload {
+                    name: interface.name.clone(),
+                    claim,
+                    framing,
+                },
+            )
         })
         .collect()
 }
@@ -86,7 +93,10 @@ fn claim(owner: Owner<'_>) -> Claim {
         Owner::Customer(id, _) => Claim::Customer(id.to_owned()),
         Owner::Unassigned => Claim::Unassigned,
         Owner::Conflict(claims) => Claim::Conflict(
-            claims.into_iter().map(|(id, origin)| (id.to_owned(), origin.clone())).collect(),
+            claims
+                .into_iter()
+                .map(|(id, origin)| (id.to_owned(), origin.clone()))
+                .collect(),
         ),
     }
 }

@@ -103,6 +103,14 @@ extern "C" fn link_layer(skb: *mut __sk_buff) -> u64 {
 
 #[inline(always)]
 fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "customer {} verdict {} reason {}",
+        decision.customer.get(),
+        decision.verdict.as_str(),
+        decision.reason.as_str()
+    );
     match decision.verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,

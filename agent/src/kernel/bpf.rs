@@ -18,6 +18,7 @@ use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::filter::{FilterError, Filters, Placement};
 
+mod debug_lines;
 pub mod events;
 mod link;
 pub mod pins;
@@ -93,6 +94,12 @@ pub enum BpfError {
     /// A filter could not be handled.
     #[error(transparent)]
     Filter(#[from] FilterError),
+    /// The debug lines cannot be read.
+    #[error("follow the programs' debug lines")]
+    DebugLines(#[source] aya_log::Error),
+    /// The reactor does not watch a descriptor.
+    #[error("watch a ring buffer")]
+    Reactor(#[source] io::Error),
 }
 
 /// Whether the programs' own debug lines are compiled in.
@@ -340,9 +347,13 @@ impl Bpf {
         })
     }
 
-    /// The loaded object, from which the logger of its debug lines is made.
-    pub fn object_mut(&mut self) -> &mut Ebpf {
-        &mut self.ebpf
+    /// Writes the debug lines of the object that has them to the log, as they come.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::DebugLines`].
+    pub fn debug_lines(&mut self) -> Result<impl Future<Output = ()> + Send + use<>, BpfError> {
+        debug_lines::follow(&mut self.ebpf)
     }
 
     fn run(&mut self, steps: &[Step]) -> Result<(), BpfError> {
