@@ -68,7 +68,8 @@ pub enum Kind {
 
 /// The other end of a veth pair.
 ///
-/// The kernel does not announce when it moves to another namespace: trust a snapshot only.
+/// An event may not know it yet, and the kernel does not announce when it moves to another
+/// namespace: only a snapshot is sure of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
     /// Its number in the namespace that it is in.

@@ -436,9 +436,18 @@ fn program(verdict: i32) -> OwnedFd {
         license: c"GPL".as_ptr() as u64,
         rest: [0; 16],
     };
-    // SAFETY: the pointers in `load` are to arrays of the lengths given that outlive the call.
-    let made = unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, size_of::<Load>()) };
-    assert!(made >= 0, "{}", std::io::Error::last_os_error());
+    let deadline = Instant::now() + DEADLINE;
+    let made = loop {
+        // SAFETY: the pointers in `load` are to arrays of those lengths that outlive the call.
+        let made = unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, size_of::<Load>()) };
+        if made >= 0 {
+            break made;
+        }
+        let error = std::io::Error::last_os_error();
+        // The kernel asks to try again when something interrupts it.
+        let again = error.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline;
+        assert!(again, "{error}");
+    };
     // SAFETY: the kernel has just made this descriptor for us.
     unsafe { OwnedFd::from_raw_fd(made as i32) }
 }

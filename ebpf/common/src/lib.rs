@@ -3,6 +3,9 @@
 #![no_std]
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+#[cfg(feature = "testing")]
+extern crate std;
+
 pub mod abi;
 pub mod address;
 pub mod counters;
@@ -11,3 +14,5 @@ pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+#[cfg(feature = "testing")]
+pub mod testing;

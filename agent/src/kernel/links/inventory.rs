@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Interface, LinkEvent};
+use super::{Interface, Kind, LinkEvent, Peer};
 
-/// The interfaces known, by number.
+/// The interfaces known, by number: what a snapshot would say, except that a veth's peer in
+/// another namespace may be missing, since the kernel does not announce it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Inventory {
     interfaces: BTreeMap<u32, Interface>,
@@ -13,8 +14,6 @@ pub struct Inventory {
 /// What one event changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
-    /// Nothing that is kept here.
-    None,
     /// An interface appeared.
     Appeared(Interface),
     /// An interface is not what it was.
@@ -45,19 +44,34 @@ impl Inventory {
     }
 
     /// Takes one event in and says what it changed.
-    pub fn apply(&mut self, event: LinkEvent) -> Change {
+    pub fn apply(&mut self, event: LinkEvent) -> Vec<Change> {
         match event {
-            LinkEvent::Upsert(after) => self.upsert(after),
-            LinkEvent::Gone { index } => self
-                .interfaces
-                .remove(&index)
-                .map_or(Change::None, Change::Vanished),
+            LinkEvent::Upsert(after) => {
+                let index = after.index;
+                let announced = local_peer(&after);
+                let mut changes: Vec<_> = self.upsert(after).into_iter().collect();
+                // A veth pair is announced before its two ends are joined: the first one's event
+                // knows no peer, and no other follows.
+                changes.extend(announced.and_then(|peer| self.join(peer, Some(index))));
+                changes
+            }
+            LinkEvent::Gone { index } => {
+                let Some(gone) = self.interfaces.remove(&index) else {
+                    return Vec::new();
+                };
+                let widow = local_peer(&gone).and_then(|peer| self.join(peer, None));
+                std::iter::once(Change::Vanished(gone))
+                    .chain(widow)
+                    .collect()
+            }
             LinkEvent::QdiscGone { index } => self
                 .interfaces
                 .get(&index)
                 .cloned()
-                .map_or(Change::None, Change::Unhooked),
-            LinkEvent::Lost => Change::Unknown,
+                .map(Change::Unhooked)
+                .into_iter()
+                .collect(),
+            LinkEvent::Lost => vec![Change::Unknown],
         }
     }
 
@@ -99,12 +113,32 @@ impl Inventory {
         self.interfaces.values()
     }
 
-    fn upsert(&mut self, after: Interface) -> Change {
+    fn upsert(&mut self, after: Interface) -> Option<Change> {
         match self.interfaces.insert(after.index, after.clone()) {
-            None => Change::Appeared(after),
-            Some(before) if before == after => Change::None,
-            Some(before) => Change::Changed { before, after },
+            None => Some(Change::Appeared(after)),
+            Some(before) if before == after => None,
+            Some(before) => Some(Change::Changed { before, after }),
         }
+    }
+
+    /// Notes that the other end of the veth `index` is `peer`, or not known.
+    fn join(&mut self, index: u32, peer: Option<u32>) -> Option<Change> {
+        let mut after = self.interfaces.get(&index)?.clone();
+        let Kind::Veth { peer: known } = &mut after.kind else {
+            return None;
+        };
+        *known = peer.map(|index| Peer { index, netns: None });
+        self.upsert(after)
+    }
+}
+
+/// The other end of a veth pair, if it is in the same namespace.
+fn local_peer(interface: &Interface) -> Option<u32> {
+    match interface.kind {
+        Kind::Veth {
+            peer: Some(Peer { index, netns: None }),
+        } => Some(index),
+        Kind::Veth { .. } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
     }
 }
 
@@ -121,25 +155,43 @@ mod tests {
         let change = inventory.apply(LinkEvent::Upsert(tap(7, "vm7")));
         assert_eq!(
             change,
-            Change::Changed {
+            [Change::Changed {
                 before: tap(7, "tap7"),
                 after: tap(7, "vm7")
-            }
+            }]
         );
-        assert_eq!(
-            inventory.apply(LinkEvent::Upsert(tap(7, "vm7"))),
-            Change::None
-        );
+        assert_eq!(inventory.apply(LinkEvent::Upsert(tap(7, "vm7"))), []);
     }
 
     #[test]
     fn apply_event_of_unknown_interface_changes_nothing() {
         let mut inventory = Inventory::default();
-        assert_eq!(inventory.apply(LinkEvent::Gone { index: 3 }), Change::None);
-        assert_eq!(
-            inventory.apply(LinkEvent::QdiscGone { index: 3 }),
-            Change::None
-        );
+        assert_eq!(inventory.apply(LinkEvent::Gone { index: 3 }), []);
+        assert_eq!(inventory.apply(LinkEvent::QdiscGone { index: 3 }), []);
+    }
+
+    #[test]
+    fn apply_veth_pair_announced_one_by_one_joins_both_ends() {
+        let veth = |index, peer: Option<u32>| Interface {
+            kind: Kind::Veth {
+                peer: peer.map(|index| Peer { index, netns: None }),
+            },
+            ..tap(index, "veth")
+        };
+        let mut inventory = Inventory::default();
+        inventory.apply(LinkEvent::Upsert(veth(3, None)));
+        let changes = inventory.apply(LinkEvent::Upsert(veth(4, Some(3))));
+        let joined = Change::Changed {
+            before: veth(3, None),
+            after: veth(3, Some(4)),
+        };
+        assert_eq!(changes, [Change::Appeared(veth(4, Some(3))), joined]);
+        let changes = inventory.apply(LinkEvent::Gone { index: 4 });
+        let widowed = Change::Changed {
+            before: veth(3, Some(4)),
+            after: veth(3, None),
+        };
+        assert_eq!(changes, [Change::Vanished(veth(4, Some(3))), widowed]);
     }
 
     proptest! {
@@ -155,9 +207,9 @@ mod tests {
                         LinkEvent::Upsert(after)
                     }
                     Change::Vanished(before) => LinkEvent::Gone { index: before.index },
-                    Change::None | Change::Unhooked(_) | Change::Unknown => LinkEvent::Lost,
+                    Change::Unhooked(_) | Change::Unknown => LinkEvent::Lost,
                 };
-                prop_assert_eq!(folded.apply(event), change);
+                prop_assert_eq!(folded.apply(event), [change]);
             }
             prop_assert_eq!(&folded, &replaced);
             prop_assert_eq!(replaced, Inventory::from_snapshot(new));
