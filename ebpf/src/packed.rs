@@ -8,13 +8,10 @@ const OTHER: u64 = 0;
 pub(crate) const SHORT: u64 = 1;
 const IP: u64 = 2;
 const VLAN_DEPTH: u64 = 3;
-<<<<<<< HEAD
 const DIRECT: u64 = 4;
 const SOURCE_ROUTED: u64 = 5;
 const MALFORMED: u64 = 6;
-=======
-const UNREADABLE: u64 = 4;
->>>>>>> verdict
+const UNREADABLE: u64 = 7;
 const KIND: u64 = 0xff;
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
