@@ -411,7 +411,7 @@ fn how_to_play(scene: &Scene, agent: &Agent) {
     enter(
         "hypervisor",
         scene.hosting.hypervisor.holder(),
-        "the agent; curl 127.0.0.1:9425/metrics",
+        "the agent; busybox wget -qO- http://127.0.0.1:9425/metrics",
     );
     enter(
         "exempt",
