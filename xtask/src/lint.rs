@@ -95,6 +95,7 @@ fn shell_lints() -> Option<Command> {
         "xtask/x".into(),
         ".ci/run".into(),
         "tests/src/cleanup.sh".into(),
+        "tests/src/init.sh".into(),
     ];
     collect_scripts(&root().join("deploy"), &mut scripts);
     let found = Command::new("shellcheck")
