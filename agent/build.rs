@@ -12,19 +12,34 @@ const INSTALL: &str = "./xtask/x build";
 
 fn main() {
     let agent = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let workspace = agent.parent().expect("the agent is a member of the workspace");
+    let workspace = agent
+        .parent()
+        .expect("the agent is a member of the workspace");
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    for watched in ["ebpf/Cargo.toml", "ebpf/src", "ebpf/common/src", "Cargo.lock", ".cache/tools"] {
-        println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
+    for watched in [
+        "ebpf/Cargo.toml",
+        "ebpf/src",
+        "ebpf/common/src",
+        "Cargo.lock",
+        ".cache/tools",
+    ] {
+        println!(
+            "cargo::rerun-if-changed={}",
+            workspace.join(watched).display()
+        );
     }
     let toolchain = Toolchain::find();
     let linker = linker(workspace);
-    println!("cargo::rustc-env=GATE25_EBPF_TOOLCHAIN={}", toolchain.describe());
+    println!(
+        "cargo::rustc-env=GATE25_EBPF_TOOLCHAIN={}",
+        toolchain.describe()
+    );
     for (name, features) in [("gate25", None), ("gate25-log", Some("log"))] {
         let built = build(workspace, &toolchain, &linker, features);
         let to = out.join(name);
-        std::fs::copy(&built, &to)
-            .unwrap_or_else(|error| panic!("copy {} to {}: {error}", built.display(), to.display()));
+        std::fs::copy(&built, &to).unwrap_or_else(|error| {
+            panic!("copy {} to {}: {error}", built.display(), to.display())
+        });
     }
 }
 
@@ -66,7 +81,10 @@ impl Toolchain {
             Self::Debian => {
                 let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
                 // aya-ebpf enables one unstable feature.
-                cargo.arg("build").env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+                cargo
+                    .arg("build")
+                    .env("RUSTC", DEBIAN_RUSTC)
+                    .env("RUSTC_BOOTSTRAP", "1");
                 cargo
             }
             Self::Nightly => {
@@ -95,14 +113,23 @@ fn build(
     linker: &Path,
     features: Option<&str>,
 ) -> PathBuf {
-    let target = workspace.join("target/ebpf").join(features.unwrap_or("plain"));
+    let target = workspace
+        .join("target/ebpf")
+        .join(features.unwrap_or("plain"));
     let mut flags = OsString::from("-Clinker=");
     flags.push(linker);
     flags.push("\u{1f}-Ctarget-cpu=v3\u{1f}-Cdebuginfo=2\u{1f}-Clink-arg=--btf");
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(workspace)
-        .args(["--package", PACKAGE, "--release", "--target", TARGET, "--target-dir"])
+        .args([
+            "--package",
+            PACKAGE,
+            "--release",
+            "--target",
+            TARGET,
+            "--target-dir",
+        ])
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
         // Set by cargo for this script's own crate and target; they would steer the inner build.
@@ -113,7 +140,9 @@ fn build(
     if let Some(features) = features {
         cargo.args(["--features", features]);
     }
-    let status = cargo.status().unwrap_or_else(|error| panic!("run {cargo:?}: {error}"));
+    let status = cargo
+        .status()
+        .unwrap_or_else(|error| panic!("run {cargo:?}: {error}"));
     assert!(status.success(), "{cargo:?} failed: {status}");
     target.join(TARGET).join("release").join(PACKAGE)
 }

@@ -1,3 +1,20 @@
 //! gate25's agent as a library: the binary and the tests call the same code.
 
+pub mod cli;
+pub mod clock;
+pub mod compile;
+pub mod dataplane;
+pub mod diagnostic;
+pub mod http;
+pub mod kernel;
+pub mod logging;
+pub mod metrics;
 pub mod policy;
+pub mod reconcile;
+pub mod run;
+pub mod settings;
+pub mod source;
+pub mod status;
+pub mod watch;
+pub mod workloads;
+mod yaml;

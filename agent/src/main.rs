@@ -1,2 +1,189 @@
 //! The gate25 command.
-fn main() {}
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand, ValueEnum};
+use gate25::cli::{check, schema};
+use gate25::diagnostic::terminal::{Colour, render};
+use gate25::kernel::bpf::Attachment;
+use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use gate25::logging;
+use gate25::run::{Surroundings, run};
+use gate25::settings::{self, LogFormat, LogLevel, Missing, Settings, SettingsError};
+use gate25_common::abi::CustomerId;
+use jiff::Timestamp;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+
+/// Invalid input, or not enforcing.
+const FAILED: u8 = 1;
+
+/// Closes TCP port 25 of guests in the kernel and opens it for those who qualify.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    /// Settings of this host [default: /etc/gate25/gate25.yaml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enforce the policy on this host
+    Run(RunArgs),
+    Check(check::Args),
+    /// Print the JSON schema of policy files
+    Schema,
+}
+
+#[derive(Debug, clap::Args)]
+struct RunArgs {
+    /// BPF filesystem on which tables and links are pinned
+    #[arg(long, hide = true, value_name = "DIR", default_value = DEFAULT_FILESYSTEM)]
+    bpffs: PathBuf,
+    /// How programs attach
+    #[arg(long, hide = true, value_enum, default_value_t = Attach::Auto)]
+    attach: Attach,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Attach {
+    Auto,
+    Filter,
+}
+
+impl Cli {
+    fn config(&self) -> (&Path, Missing) {
+        match &self.config {
+            Some(path) => (path, Missing::Refused),
+            None => (Path::new(settings::DEFAULT_PATH), Missing::Defaults),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match &cli.command {
+        Command::Run(args) => run_command(&cli, args),
+        Command::Check(args) => check_command(&cli, args),
+        Command::Schema => schema::run(&mut io::stdout().lock())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+    };
+    outcome.unwrap_or_else(|error| {
+        complain(&format!("gate25: {error:#}"));
+        ExitCode::from(FAILED)
+    })
+}
+
+fn check_command(cli: &Cli, args: &check::Args) -> anyhow::Result<ExitCode> {
+    let (config, missing) = cli.config();
+    let stdout = io::stdout();
+    let surroundings = check::Surroundings {
+        config,
+        missing,
+        now: Timestamp::now(),
+        customer_key: |id| CustomerId::from_name(id).get(),
+        colour: colour(stdout.is_terminal()),
+    };
+    Ok(check::run(args, &surroundings, &mut stdout.lock())?)
+}
+
+fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let (config, missing) = cli.config();
+    let settings = match settings::read(config, missing) {
+        Ok(loaded) => {
+            let colour = colour(io::stderr().is_terminal());
+            loaded
+                .warnings
+                .iter()
+                .for_each(|warning| complain(&render(warning, colour)));
+            loaded.settings
+        }
+        Err(SettingsError::Invalid { path, diagnostics }) => {
+            let colour = colour(io::stderr().is_terminal());
+            diagnostics
+                .iter()
+                .for_each(|diagnostic| complain(&render(diagnostic, colour)));
+            anyhow::bail!("{} is not valid", path.display());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    logging::install(log(&settings))?;
+    let surroundings = Surroundings {
+        bpf_filesystem: args.bpffs.clone(),
+        attachment: match args.attach {
+            Attach::Auto => Attachment::Auto,
+            Attach::Filter => Attachment::Filter,
+        },
+        hostname: hostname()?,
+    };
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(until_signal(settings, surroundings))
+        .map(|()| ExitCode::SUCCESS)
+}
+
+async fn until_signal(settings: Settings, surroundings: Surroundings) -> anyhow::Result<()> {
+    let shutdown = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let on_signal = shutdown.clone();
+    let signals = tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        on_signal.cancel();
+    });
+    let outcome = run(settings, surroundings, shutdown).await;
+    signals.abort();
+    outcome
+}
+
+fn log(settings: &Settings) -> logging::Settings {
+    logging::Settings {
+        level: match settings.log.level {
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        },
+        format: match settings.log.format {
+            LogFormat::Auto => logging::Format::Auto,
+            LogFormat::Text => logging::Format::Text,
+            LogFormat::Json => logging::Format::Json,
+            LogFormat::Journal => logging::Format::Journald,
+        },
+    }
+}
+
+fn hostname() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("read the host's name")?;
+    name.into_string()
+        .map_err(|name| anyhow::anyhow!("the host's name {name:?} is not text"))
+}
+
+fn colour(terminal: bool) -> Colour {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if terminal && !refused {
+        Colour::Always
+    } else {
+        Colour::Never
+    }
+}
+
+/// Writes a line to standard error; where that is closed there is nobody left to tell.
+fn complain(line: &str) {
+    drop(writeln!(io::stderr().lock(), "{line}"));
+}

@@ -1,7 +1,16 @@
 //! The validated policy: what the NOC's YAML means once every rule has been checked.
 //!
-//! Everything here is pure: no files, no clocks. `policy::load` reads text into this type and
-//! reports what is wrong with it; `compile` turns it into the kernel's tables.
+//! Everything here but `directory` is pure: no files, no clocks. `loader` reads text into this type
+//! and reports what is wrong with it; `compile` turns it into the kernel's tables.
+
+pub mod directory;
+mod join;
+pub mod language;
+pub mod loader;
+mod overlap;
+pub mod ownership;
+mod pattern;
+pub(crate) mod scalar;
 
 use std::collections::BTreeMap;
 use std::path::Path;

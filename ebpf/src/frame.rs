@@ -1,13 +1,17 @@
 //! A packet of the kernel, read in place.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use gate25_common::abi::MAX_GUARDED_PORTS;
-use gate25_common::packet::{Frame, MAX_HEADERS};
+use gate25_common::decide::Route;
+use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError};
 
 use crate::maps::{GUARDED_COUNT, GUARDED_PORTS};
+use crate::packed;
 
 /// The part of a packet that can be read without a helper call.
 pub(crate) struct LinearFrame {
+    skb: *mut __sk_buff,
     start: usize,
     end: usize,
     length: usize,
@@ -18,6 +22,7 @@ impl LinearFrame {
     #[inline(always)]
     pub(crate) fn new(ctx: &TcContext) -> Self {
         Self {
+            skb: ctx.skb.skb,
             start: ctx.data(),
             end: ctx.data_end(),
             length: ctx.len() as usize,
@@ -41,8 +46,23 @@ impl Frame for LinearFrame {
         if at + N > self.end {
             return None;
         }
-        // SAFETY: `at..at + N` lies within the packet; the verifier proves the same.
-        Some(unsafe { (at as *const [u8; N]).read() })
+        let mut bytes = [0; N];
+        let mut done = 0;
+        while done + 8 <= N {
+            // SAFETY: within `at..at + N`.
+            bytes[done..done + 8].copy_from_slice(&unsafe { word::<u64>(at + done) }.to_ne_bytes());
+            done += 8;
+        }
+        while done + 2 <= N {
+            // SAFETY: within `at..at + N`.
+            bytes[done..done + 2].copy_from_slice(&unsafe { word::<u16>(at + done) }.to_ne_bytes());
+            done += 2;
+        }
+        if done < N {
+            // SAFETY: within `at..at + N`.
+            bytes[done] = unsafe { word::<u8>(at + done) };
+        }
+        Some(bytes)
     }
 
     #[inline(always)]
@@ -53,6 +73,11 @@ impl Frame for LinearFrame {
     #[inline(always)]
     fn stripped_tags(&self) -> u32 {
         self.tags
+    }
+
+    #[inline(always)]
+    fn route_of_options(&self, start: usize, end: usize) -> Result<Route, ParseError> {
+        packed::unpack_route(opaque(options_route(self.skb, start as u32, end as u32)))
     }
 
     #[inline(always)]
@@ -70,4 +95,56 @@ impl Frame for LinearFrame {
         }
         false
     }
+}
+
+/// The link layer's part of the parser.
+///
+/// # Errors
+///
+/// As [`packet::link`].
+#[inline(always)]
+pub(crate) fn link(skb: *mut __sk_buff) -> Result<Link, ParseError> {
+    packed::unpack_link(opaque(link_layer(skb)))
+}
+
+/// [`packet::link`] as a function of its own, so that the verifier goes through the network
+/// layer's part once and not once for every stack of tags.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn link_layer(skb: *mut __sk_buff) -> u64 {
+    packed::pack_link(packet::link(&LinearFrame::new(&TcContext::new(skb))))
+}
+
+/// The same number, of which the compiler knows nothing. It knows which numbers our functions
+/// return and would leave out bounds that the verifier, which does not, must see.
+#[inline(always)]
+fn opaque(number: u64) -> u64 {
+    // SAFETY: a local variable.
+    unsafe { core::ptr::read_volatile(&raw const number) }
+}
+
+/// [`packet::ipv4_route`] as a function of its own for the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn options_route(skb: *mut __sk_buff, start: u32, end: u32) -> u64 {
+    let frame = LinearFrame::new(&TcContext::new(skb));
+    // Also for the verifier, which knows nothing of the caller: options lie behind a header.
+    let (start, end) = (start as usize, end as usize);
+    if start == 0 || start > MAX_HEADERS || end > MAX_HEADERS {
+        return packed::SHORT;
+    }
+    packed::pack_route(packet::ipv4_route(&frame, start, end))
+}
+
+/// Reads a word in one instruction. Packets are not aligned, and the target would otherwise read
+/// byte by byte; machines that run unaligned accesses slowly are not among those that the kernel
+/// lets such a program load on.
+///
+/// # Safety
+///
+/// `at` must point to a whole `T` within the packet, which the verifier proves.
+#[inline(always)]
+unsafe fn word<T: Copy>(at: usize) -> T {
+    // SAFETY: by the caller; alignment is no concern of BPF's instructions.
+    unsafe { *(at as *const T) }
 }

@@ -1,13 +1,17 @@
-//! The link layer's result as one number: global functions return nothing else.
+//! Results of parser parts as one number: global functions return nothing else.
 
 use gate25_common::address::Family;
+use gate25_common::decide::Route;
 use gate25_common::packet::{Form, Link, Malformed, ParseError};
 
 const OTHER: u64 = 0;
-const SHORT: u64 = 1;
+pub(crate) const SHORT: u64 = 1;
 const IP: u64 = 2;
 const VLAN_DEPTH: u64 = 3;
-const UNREADABLE: u64 = 4;
+const DIRECT: u64 = 4;
+const SOURCE_ROUTED: u64 = 5;
+const MALFORMED: u64 = 6;
+const UNREADABLE: u64 = 7;
 const KIND: u64 = 0xff;
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
@@ -15,7 +19,7 @@ const OFFSET_SHIFT: u64 = 16;
 const OFFSET: u64 = 0xff;
 
 #[inline(always)]
-pub(crate) fn pack(link: Result<Link, ParseError>) -> u64 {
+pub(crate) fn pack_link(link: Result<Link, ParseError>) -> u64 {
     match link {
         Ok(Link::Other) => OTHER,
         Ok(Link::Ip {
@@ -37,7 +41,7 @@ pub(crate) fn pack(link: Result<Link, ParseError>) -> u64 {
 }
 
 #[inline(always)]
-pub(crate) fn unpack(packed: u64) -> Result<Link, ParseError> {
+pub(crate) fn unpack_link(packed: u64) -> Result<Link, ParseError> {
     let family = if packed & V6 == 0 {
         Family::V4
     } else {
@@ -58,6 +62,28 @@ pub(crate) fn unpack(packed: u64) -> Result<Link, ParseError> {
         }),
         // `VLAN_DEPTH`; no other number is ever packed.
         _ => Err(ParseError::Malformed(Malformed::VlanDepth, family)),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn pack_route(route: Result<Route, ParseError>) -> u64 {
+    match route {
+        Ok(Route::Direct) => DIRECT,
+        Ok(Route::SourceRouted) => SOURCE_ROUTED,
+        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) => SHORT,
+        // The one way in which options are malformed.
+        Err(ParseError::Malformed(..)) => MALFORMED,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn unpack_route(packed: u64) -> Result<Route, ParseError> {
+    match packed {
+        DIRECT => Ok(Route::Direct),
+        SOURCE_ROUTED => Ok(Route::SourceRouted),
+        SHORT => Err(ParseError::ShortNetwork(Family::V4)),
+        // `MALFORMED`; no other number is ever packed.
+        _ => Err(ParseError::Malformed(Malformed::Header, Family::V4)),
     }
 }
 

@@ -8,9 +8,8 @@ use gate25_common::packet::{
     self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
 };
 
-use crate::frame::LinearFrame;
+use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer};
-use crate::packed;
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
@@ -78,12 +77,7 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
 
 #[inline(always)]
 fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
-    let packed = link_layer(ctx.skb.skb);
-    // The compiler knows which numbers `link_layer` returns and would leave out the bounds that
-    // the verifier, which does not, must see.
-    // SAFETY: a local variable.
-    let packed = unsafe { core::ptr::read_volatile(&raw const packed) };
-    match packed::unpack(packed)? {
+    match frame::link(ctx.skb.skb)? {
         Link::Other => Ok(Parsed::Other),
         Link::Ip {
             family,
@@ -93,16 +87,16 @@ fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
     }
 }
 
-/// The link layer's part of the parser. A function of its own, so that the verifier goes through
-/// the network layer's part once and not once for every stack of tags.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn link_layer(skb: *mut __sk_buff) -> u64 {
-    packed::pack(packet::link(&LinearFrame::new(&TcContext::new(skb))))
-}
-
 #[inline(always)]
 fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "customer {} verdict {} reason {}",
+        decision.customer.get(),
+        decision.verdict.as_str(),
+        decision.reason.as_str()
+    );
     match decision.verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,

@@ -1,1 +1,35 @@
 //! Labs in network namespaces for gate25's tests and its demo.
+//!
+//! A [`Lab`] is a folder, a cgroup and a set of namespaces of its own. Nothing in it touches the
+//! machine's interfaces, rules or mounts, labs run in parallel, and whatever ends the owning
+//! process (also SIGKILL) removes all of it: a guardian process waits for that.
+
+mod agent;
+mod http;
+mod initramfs;
+mod lab;
+mod metrics;
+mod netns;
+mod pid;
+mod postfix;
+mod probe;
+mod process;
+mod skip;
+mod smtp;
+mod tap;
+mod topology;
+mod vm;
+
+pub use agent::{Agent, Settings, binary};
+pub use http::get;
+pub use lab::{Lab, Remover};
+pub use metrics::Metrics;
+pub use netns::NetNs;
+pub use postfix::{Postfix, Role};
+pub use probe::{Attempt, Held, Outcome, connect};
+pub use process::{Process, poll};
+pub use skip::skip;
+pub use smtp::{Delivery, send};
+pub use tap::{Offload, Pump, Tap, pump_stdio};
+pub use topology::{Addresses, Guest, Hosting, Link};
+pub use vm::Vm;

@@ -1,2 +1,52 @@
-//! gate25's developer commands.
-fn main() {}
+//! gate25's developer commands: `./xtask/x CMD` installs what they need and runs them.
+#![expect(clippy::print_stdout, reason = "its output is what a developer reads")]
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod cargo;
+mod demo;
+mod lint;
+mod table;
+mod test;
+
+/// gate25's developer commands.
+#[derive(Debug, Parser)]
+#[command(name = "xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the agent, kernel programs included: target/release/gate25.
+    Build,
+    /// Show gate25 at work in a small provider's network made of namespaces.
+    Demo(demo::Options),
+    /// Run the tests, quick tiers first.
+    Test(test::Options),
+    /// Check format, lints and shell scripts: the first tier of `test`.
+    Lint,
+    /// Carry frames between the taps on stdin and stdout.
+    #[command(hide = true)]
+    Pump,
+}
+
+fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Build => cargo::build().map(|binary| {
+            println!("{}", binary.display());
+            ExitCode::SUCCESS
+        }),
+        Command::Demo(options) => demo::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
+        Command::Pump => gate25_tests::pump_stdio().map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        println!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -82,8 +82,8 @@ impl SetId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct PrefixKey {
-    set: [u8; 8],
-    address: [u8; 16],
+    set: [u32; 2],
+    address: Address,
 }
 
 impl PrefixKey {
@@ -96,14 +96,20 @@ impl PrefixKey {
     #[inline(always)]
     pub const fn new(set: SetId, address: Address) -> Self {
         Self {
-            set: set.0.to_be_bytes(),
-            address: address.octets(),
+            set: [set.0 as u32, (set.0 >> 32) as u32],
+            address,
         }
     }
 
     /// The set it belongs to.
     pub const fn set(&self) -> SetId {
-        SetId(u64::from_be_bytes(self.set))
+        let [low, high] = self.set;
+        SetId(low as u64 | (high as u64) << 32)
+    }
+
+    /// Its first address.
+    pub const fn address(&self) -> Address {
+        self.address
     }
 }
 
@@ -324,7 +330,7 @@ impl CustomerPolicy {
 }
 
 const _: () = assert!(size_of::<CustomerId>() == 8);
-const _: () = assert!(size_of::<PrefixKey>() == 24 && align_of::<PrefixKey>() == 1);
+const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);
 const _: () = assert!(size_of::<Exemption>() == 24);
 const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 24 * MAX_EXEMPTIONS);

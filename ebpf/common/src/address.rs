@@ -1,9 +1,10 @@
 //! Canonical addresses: one form for every table and event.
 
+use core::cmp::Ordering;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-const MAPPED_PREFIX: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
-const NAT64_PREFIX: [u8; 12] = [0x00, 0x64, 0xff, 0x9b, 0, 0, 0, 0, 0, 0, 0, 0];
+const MAPPED_WORD: u32 = 0xffffu32.to_be();
+const NAT64_WORD: u32 = 0x0064_ff9bu32.to_be();
 
 /// Which protocol family a packet belongs to; the index of the counters' last dimension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,57 +25,71 @@ impl Family {
 ///
 /// NAT64 addresses of the well-known prefix `64:ff9b::/96` (RFC 6052) become the IPv4 address
 /// inside, so that a translator is no way around an IPv4 rule.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// Four words rather than sixteen bytes: the compiler would keep each byte on the kernel
+/// program's small stack by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
-pub struct Address([u8; 16]);
+pub struct Address([u32; 4]);
 
 impl Address {
     /// The canonical form of four bytes of IPv4 address.
     #[inline(always)]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
-        Self([
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3],
-        ])
+        Self([0, 0, MAPPED_WORD, u32::from_ne_bytes(v4)])
     }
 
     /// The canonical form of sixteen bytes of IPv6 address.
     #[inline(always)]
-    pub fn from_v6(v6: [u8; 16]) -> Self {
-        let [
-            a0,
-            a1,
-            a2,
-            a3,
-            a4,
-            a5,
-            a6,
-            a7,
-            a8,
-            a9,
-            a10,
-            a11,
-            b0,
-            b1,
-            b2,
-            b3,
-        ] = v6;
-        if [a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11] == NAT64_PREFIX {
-            Self::from_v4([b0, b1, b2, b3])
-        } else {
-            Self(v6)
+    pub const fn from_v6(v6: [u8; 16]) -> Self {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6;
+        let words = [
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([e, f, g, h]),
+            u32::from_ne_bytes([i, j, k, l]),
+            u32::from_ne_bytes([m, n, o, p]),
+        ];
+        match words {
+            [NAT64_WORD, 0, 0, v4] => Self([0, 0, MAPPED_WORD, v4]),
+            words => Self(words),
         }
     }
 
     /// The sixteen bytes in network order.
     #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
+        let [a, b, c, d] = self.0;
+        let [a0, a1, a2, a3] = a.to_ne_bytes();
+        let [b0, b1, b2, b3] = b.to_ne_bytes();
+        let [c0, c1, c2, c3] = c.to_ne_bytes();
+        let [d0, d1, d2, d3] = d.to_ne_bytes();
+        [
+            a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3,
+        ]
+    }
+
+    /// The four words, each in network order.
+    #[inline(always)]
+    pub const fn words(&self) -> [u32; 4] {
         self.0
     }
 
     /// Whether the address stands for an IPv4 address.
     #[inline(always)]
-    pub fn is_v4(&self) -> bool {
-        self.0.first_chunk() == Some(&MAPPED_PREFIX)
+    pub const fn is_v4(&self) -> bool {
+        matches!(self.0, [0, 0, MAPPED_WORD, _])
+    }
+}
+
+impl Ord for Address {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.octets().cmp(&other.octets())
+    }
+}
+
+impl PartialOrd for Address {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -89,11 +104,11 @@ impl From<IpAddr> for Address {
 
 impl From<Address> for IpAddr {
     fn from(address: Address) -> Self {
-        let [.., a, b, c, d] = address.0;
+        let [.., a, b, c, d] = address.octets();
         if address.is_v4() {
             Self::V4(Ipv4Addr::new(a, b, c, d))
         } else {
-            Self::V6(Ipv6Addr::from(address.0))
+            Self::V6(Ipv6Addr::from(address.octets()))
         }
     }
 }

@@ -238,13 +238,9 @@ impl Sketch {
     /// Index of the word and the bit in it that stand for `destination`.
     #[inline(always)]
     pub fn slot(destination: &Address) -> (usize, u64) {
-        let octets = destination.octets();
-        let mut high = [0; 8];
-        let mut low = [0; 8];
-        high.copy_from_slice(&octets[..8]);
-        low.copy_from_slice(&octets[8..]);
+        let [a, b, c, d] = destination.words().map(u64::from);
         // The finalizer of MurmurHash3: every input bit moves every output bit.
-        let mut hash = u64::from_be_bytes(low) ^ u64::from_be_bytes(high).rotate_left(29);
+        let mut hash = (a | b << 32).rotate_left(29) ^ (c | d << 32);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
         hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
         hash ^= hash >> 33;

@@ -235,6 +235,8 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
     refuse(blocked, reason, None)
 }
 
+const NO_SLOT: u16 = u16::MAX;
+
 struct Rules {
     mode: Mode,
     blocked: Blocked,
@@ -267,7 +269,10 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
 #[inline(always)]
 fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
     let now = tables.now();
-    let mut best: Option<(u16, u8)> = None;
+    // Not an `Option` of a pair: its undefined half would be spilled as whatever a register
+    // holds, which the verifier refuses.
+    let mut best = NO_SLOT;
+    let mut best_length = 0;
     for slot in 0..MAX_EXEMPTIONS {
         let Some(exemption) = policy.exemption(slot) else {
             break;
@@ -278,9 +283,10 @@ fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Addre
         let Some(hit) = lookup(tables, exemption.set(), destination) else {
             continue;
         };
-        if best.is_none_or(|(_, length)| hit.length() > length) {
-            best = Some((slot as u16, hit.length()));
+        if best == NO_SLOT || hit.length() > best_length {
+            best = slot as u16;
+            best_length = hit.length();
         }
     }
-    best.map(|(slot, _)| slot)
+    if best == NO_SLOT { None } else { Some(best) }
 }

@@ -17,7 +17,7 @@ use crate::packet::network::{
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN};
 
 pub use link::{Link, link};
-pub use network::network;
+pub use network::{ipv4_route, network};
 
 /// Bytes from the start of the frame within which the TCP header must begin.
 pub const MAX_HEADERS: usize = 512;
@@ -32,6 +32,19 @@ pub trait Frame {
     fn stripped_tags(&self) -> u32;
     /// Whether TCP packets for `port` (network order) are judged.
     fn guarded(&self, port: [u8; 2]) -> bool;
+    /// [`ipv4_route`] on this frame; the kernel's frames run it as a function of its own, since
+    /// the verifier would otherwise follow its loop into everything that comes after it.
+    ///
+    /// # Errors
+    ///
+    /// As [`ipv4_route`].
+    #[inline(always)]
+    fn route_of_options(&self, start: usize, end: usize) -> Result<Route, ParseError>
+    where
+        Self: Sized,
+    {
+        ipv4_route(self, start, end)
+    }
 }
 
 /// What a frame is to us.

@@ -114,7 +114,7 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
         Route::Direct
     } else {
         form = Form::Unusual;
-        ipv4_route(frame, network + IPV4_HEADER, network + header_length)?
+        frame.route_of_options(network + IPV4_HEADER, network + header_length)?
     };
     let destination = Address::from_v4([header[16], header[17], header[18], header[19]]);
     Ok(Parsed::Guarded(tcp.segment(
@@ -126,27 +126,34 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
     )))
 }
 
-/// Looks for a source route among the options between `start` and `end`.
+/// Looks for a source route among the IPv4 options between `start` and `end`.
+///
+/// # Errors
+///
+/// [`ParseError`]: options that end early, or whose lengths make no sense.
 #[inline(always)]
-fn ipv4_route<F: Frame>(frame: &F, start: usize, end: usize) -> Result<Route, ParseError> {
-    let mut at = start;
+pub fn ipv4_route<F: Frame>(frame: &F, start: usize, end: usize) -> Result<Route, ParseError> {
+    // Frames are read two bytes at a time, so an option's kind is read behind the byte before it.
+    let mut before = start - 1;
     for _ in 0..MAX_IPV4_OPTIONS {
-        if at >= end {
+        if before + 1 >= end {
             return Ok(Route::Direct);
         }
         let [_, kind] = frame
-            .load(at - 1)
+            .load(before)
             .ok_or(ParseError::ShortNetwork(Family::V4))?;
         match kind {
             IPV4_OPTION_END => return Ok(Route::Direct),
-            IPV4_OPTION_NOP => at += 1,
+            IPV4_OPTION_NOP => before += 1,
             IPV4_OPTION_LOOSE_ROUTE | IPV4_OPTION_STRICT_ROUTE => return Ok(Route::SourceRouted),
             _ => {
-                let [_, length] = frame.load(at).ok_or(ParseError::ShortNetwork(Family::V4))?;
+                let [_, length] = frame
+                    .load(before + 1)
+                    .ok_or(ParseError::ShortNetwork(Family::V4))?;
                 if length < 2 {
                     return Err(ParseError::Malformed(Malformed::Header, Family::V4));
                 }
-                at += usize::from(length);
+                before += usize::from(length);
             }
         }
     }

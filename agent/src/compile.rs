@@ -1,0 +1,366 @@
+//! Turns a validated policy into the kernel's tables. Pure: the same policy at the same moment
+//! gives the same image.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use gate25_common::abi::{self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId};
+use gate25_common::address::Address;
+use gate25_common::decide::CUSTOMER_SET;
+use ipnet::IpNet;
+use jiff::Timestamp;
+use sha2::{Digest as _, Sha256};
+
+use crate::policy::{Blocked, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, UNASSIGNED};
+
+const V4_MAPPED_BITS: u8 = 96;
+
+/// A policy as tables, with times still by the wall clock.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Image {
+    /// Every customer, [`CustomerId::UNASSIGNED`] included.
+    pub customers: BTreeMap<CustomerId, CustomerImage>,
+    /// Every set that a customer refers to.
+    pub sets: BTreeMap<SetId, Arc<PrefixSet>>,
+}
+
+/// One customer's part of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CustomerImage {
+    /// The customer's id in the policy.
+    pub id: String,
+    /// Whether refusals are carried out.
+    pub mode: Mode,
+    /// How they are carried out.
+    pub blocked: Blocked,
+    /// The allowlists of the profile.
+    pub profile_set: SetId,
+    /// The customer's own allowlists.
+    pub customer_set: SetId,
+    /// Exemptions that have not expired, in the order of their ids.
+    pub exemptions: Vec<ExemptionImage>,
+}
+
+/// One exemption's part of the image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExemptionImage {
+    /// The exemption's id in the policy.
+    pub id: String,
+    /// Where it opens.
+    pub set: SetId,
+    /// First moment at which it holds.
+    pub starts: Option<Timestamp>,
+    /// First moment at which it holds no longer.
+    pub expires: Timestamp,
+}
+
+/// The contents of a set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrefixSet {
+    /// Names of the allowlists it is made of; `None` for prefixes written in place.
+    pub sources: Vec<Option<String>>,
+    /// Its prefixes, sorted, each once.
+    pub prefixes: Arc<[Prefix]>,
+}
+
+/// A prefix of canonical addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// Its first address.
+    pub address: Address,
+    /// How many of the 128 bits it fixes.
+    pub length: u8,
+    /// Index of the source it comes from.
+    pub entry: u16,
+}
+
+impl Prefix {
+    fn new(net: IpNet, entry: u16) -> Self {
+        let length = match net {
+            IpNet::V4(net) => V4_MAPPED_BITS + net.prefix_len(),
+            IpNet::V6(net) => net.prefix_len(),
+        };
+        Self {
+            address: net.network().into(),
+            length,
+            entry,
+        }
+    }
+
+    /// Whether it holds `address`.
+    pub fn contains(&self, address: &Address) -> bool {
+        let distance =
+            u128::from_be_bytes(self.address.octets()) ^ u128::from_be_bytes(address.octets());
+        distance.leading_zeros() >= u32::from(self.length)
+    }
+
+    /// What the kernel learns when it matches.
+    pub fn value(&self) -> PrefixValue {
+        PrefixValue::new(self.entry, self.length)
+    }
+}
+
+impl PrefixSet {
+    /// The longest prefix that holds `address`.
+    pub fn lookup(&self, address: &Address) -> Option<&Prefix> {
+        self.prefixes
+            .iter()
+            .filter(|prefix| prefix.contains(address))
+            .max_by_key(|p| p.length)
+    }
+}
+
+/// Why a policy has no image. Validation refuses such policies with a position; this is what
+/// keeps the tables right if it ever does not.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CompileError {
+    /// Two names share a number.
+    #[error("customers {0} and {1} have the same 64-bit number")]
+    CustomerCollision(String, String),
+    /// A name leads nowhere.
+    #[error("{user} refers to {kind} {name}, which does not exist")]
+    Unknown {
+        /// Who refers to it.
+        user: String,
+        /// What it should be.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// More exemptions than the kernel's table holds.
+    #[error("customer {0} has more than {max} exemptions at a time", max = abi::MAX_EXEMPTIONS)]
+    TooManyExemptions(String),
+    /// More allowlists in one place than an index can name.
+    #[error("{0} refers to more than {max} allowlists", max = CUSTOMER_SET)]
+    TooManySources(String),
+    /// Two different sets share a number, or one has a reserved number.
+    #[error("the destinations of {0} have a digest that is taken")]
+    SetCollision(String),
+}
+
+/// Compiles `policy` as of `now`: exemptions that have expired leave no trace.
+///
+/// # Errors
+///
+/// [`CompileError`].
+pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
+    let mut image = Image::default();
+    let mut exemptions: BTreeMap<&str, Vec<(&String, &Exemption)>> = BTreeMap::new();
+    for (id, exemption) in &policy.exemptions {
+        if exemption.expires > now {
+            exemptions
+                .entry(&exemption.customer)
+                .or_default()
+                .push((id, exemption));
+        }
+    }
+    let unassigned = image.customer(policy, UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
+    image.customers.insert(CustomerId::UNASSIGNED, unassigned);
+    for (id, customer) in &policy.customers {
+        let exemptions = exemptions.get(id.as_str()).map_or(&[][..], Vec::as_slice);
+        let compiled =
+            image.customer(policy, id, &customer.profile, &customer.allow, exemptions)?;
+        if let Some(other) = image.customers.insert(CustomerId::from_name(id), compiled) {
+            return Err(CompileError::CustomerCollision(other.id, id.clone()));
+        }
+    }
+    Ok(image)
+}
+
+impl Image {
+    fn customer(
+        &mut self,
+        policy: &Policy,
+        id: &str,
+        profile_name: &str,
+        allow: &[String],
+        exemptions: &[(&String, &Exemption)],
+    ) -> Result<CustomerImage, CompileError> {
+        let profile = policy
+            .profiles
+            .get(profile_name)
+            .ok_or_else(|| CompileError::Unknown {
+                user: id.to_owned(),
+                kind: "profile",
+                name: profile_name.to_owned(),
+            })?;
+        if exemptions.len() > abi::MAX_EXEMPTIONS {
+            return Err(CompileError::TooManyExemptions(id.to_owned()));
+        }
+        let exemptions = exemptions
+            .iter()
+            .map(|(exemption_id, exemption)| self.exemption(policy, exemption_id, exemption))
+            .collect::<Result<_, _>>()?;
+        Ok(CustomerImage {
+            id: id.to_owned(),
+            mode: profile.mode,
+            blocked: profile.blocked,
+            profile_set: self.set(policy, profile_name, &[], &profile.allow)?,
+            customer_set: self.set(policy, id, &[], allow)?,
+            exemptions,
+        })
+    }
+
+    fn exemption(
+        &mut self,
+        policy: &Policy,
+        id: &str,
+        exemption: &Exemption,
+    ) -> Result<ExemptionImage, CompileError> {
+        let set = match &exemption.to {
+            Destinations::Any => SetId::ANY,
+            Destinations::Listed {
+                prefixes,
+                allowlists,
+            } => self.set(policy, id, prefixes, allowlists)?,
+        };
+        Ok(ExemptionImage {
+            id: id.to_owned(),
+            set,
+            starts: exemption.starts,
+            expires: exemption.expires,
+        })
+    }
+
+    /// The set of `prefixes` and `allowlists`, made where it does not exist yet.
+    fn set(
+        &mut self,
+        policy: &Policy,
+        user: &str,
+        prefixes: &[IpNet],
+        allowlists: &[String],
+    ) -> Result<SetId, CompileError> {
+        let set = PrefixSet::new(policy, user, prefixes, allowlists)?;
+        if set.prefixes.is_empty() {
+            return Ok(SetId::NONE);
+        }
+        let taken = || CompileError::SetCollision(user.to_owned());
+        let id = SetId::new(set.digest()).ok_or_else(taken)?;
+        match self.sets.get(&id) {
+            Some(known) if **known == set => {}
+            Some(_) => return Err(taken()),
+            None => {
+                self.sets.insert(id, Arc::new(set));
+            }
+        }
+        Ok(id)
+    }
+}
+
+impl PrefixSet {
+    fn new(
+        policy: &Policy,
+        user: &str,
+        in_place: &[IpNet],
+        allowlists: &[String],
+    ) -> Result<Self, CompileError> {
+        let mut sources = Vec::new();
+        let mut prefixes = Vec::new();
+        let mut add = |source: Option<String>, nets: &[IpNet]| {
+            let entry = u16::try_from(sources.len())
+                .ok()
+                .filter(|entry| *entry < CUSTOMER_SET)
+                .ok_or_else(|| CompileError::TooManySources(user.to_owned()))?;
+            sources.push(source);
+            prefixes.extend(nets.iter().map(|net| Prefix::new(*net, entry)));
+            Ok(())
+        };
+        if !in_place.is_empty() {
+            add(None, in_place)?;
+        }
+        for name in allowlists {
+            let allowlist = policy
+                .allowlists
+                .get(name)
+                .ok_or_else(|| CompileError::Unknown {
+                    user: user.to_owned(),
+                    kind: "allowlist",
+                    name: name.clone(),
+                })?;
+            add(Some(name.clone()), &allowlist.to)?;
+        }
+        prefixes.sort_unstable();
+        prefixes.dedup_by_key(|prefix| (prefix.address, prefix.length));
+        Ok(Self {
+            sources,
+            prefixes: prefixes.into(),
+        })
+    }
+
+    fn digest(&self) -> u64 {
+        let mut digest = Sha256::new();
+        for source in &self.sources {
+            match source {
+                Some(name) => {
+                    digest.update([1]);
+                    digest.update((name.len() as u64).to_be_bytes());
+                    digest.update(name);
+                }
+                None => digest.update([0]),
+            }
+        }
+        digest.update([2]);
+        for Prefix {
+            address,
+            length,
+            entry,
+        } in &*self.prefixes
+        {
+            digest.update(address.octets());
+            digest.update([*length]);
+            digest.update(entry.to_be_bytes());
+        }
+        let digest = digest.finalize();
+        digest
+            .iter()
+            .take(8)
+            .fold(0, |number, byte| number << 8 | u64::from(*byte))
+    }
+}
+
+impl CustomerImage {
+    /// The kernel's form, with times moved to the boot clock, which is `wall_minus_boot`
+    /// nanoseconds behind the wall clock. `None` if there are more exemptions than the table
+    /// holds, which [`compile`] rules out.
+    pub fn to_kernel(&self, wall_minus_boot: i64) -> Option<CustomerPolicy> {
+        let Self {
+            id: _,
+            mode,
+            blocked,
+            profile_set,
+            customer_set,
+            exemptions,
+        } = self;
+        let mode = match mode {
+            Mode::Enforce => abi::Mode::Enforce,
+            Mode::Observe => abi::Mode::Observe,
+        };
+        let blocked = match blocked {
+            Blocked::Reject => abi::Blocked::Reject,
+            Blocked::Drop => abi::Blocked::Drop,
+        };
+        let exemptions: Vec<_> = exemptions
+            .iter()
+            .map(
+                |ExemptionImage {
+                     id: _,
+                     set,
+                     starts,
+                     expires,
+                 }| {
+                    let starts = starts.map_or(0, |starts| boot_time(starts, wall_minus_boot));
+                    abi::Exemption::new(*set, starts, boot_time(*expires, wall_minus_boot))
+                },
+            )
+            .collect();
+        CustomerPolicy::new(mode, blocked, Quarantine::No, *profile_set, *customer_set)
+            .with_exemptions(&exemptions)
+    }
+}
+
+/// The moment on the boot clock: 0 for whatever was before the boot, the clock's end for whatever
+/// it will never reach (584 years on).
+fn boot_time(at: Timestamp, wall_minus_boot: i64) -> u64 {
+    let boot = at.as_nanosecond() - i128::from(wall_minus_boot);
+    u64::try_from(boot.max(0)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,254 @@
+//! What an enforcement backend must do, and the pure difference between two states of it.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
+
+use gate25_common::abi::{CustomerId, CustomerPolicy, MAX_CUSTOMERS, MAX_PREFIXES, SetId};
+
+use crate::compile::{Image, Prefix};
+
+/// The contents of a backend's tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MapImage {
+    /// Policies by customer.
+    pub customers: BTreeMap<CustomerId, CustomerPolicy>,
+    /// Prefixes by set.
+    pub sets: BTreeMap<SetId, Arc<[Prefix]>>,
+    /// Owners by interface index.
+    pub workloads: BTreeMap<u32, CustomerId>,
+}
+
+/// Why a state does not fit into the tables.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CapacityError {
+    /// Too many customers.
+    #[error("{0} customers do not fit into the kernel's table of {MAX_CUSTOMERS}")]
+    Customers(usize),
+    /// Too many prefixes.
+    #[error("{0} prefixes, old and new ones during the change, exceed the kernel's {MAX_PREFIXES}")]
+    Prefixes(usize),
+    /// Too many interfaces.
+    #[error("{0} interfaces do not fit into the kernel's table of {MAX_CUSTOMERS}")]
+    Workloads(usize),
+    /// A customer with more exemptions than its entry holds.
+    #[error("customer {0} has more exemptions than the kernel's table holds")]
+    Exemptions(String),
+}
+
+impl MapImage {
+    /// The tables for `image` with times moved to the boot clock.
+    ///
+    /// # Errors
+    ///
+    /// [`CapacityError::Exemptions`].
+    pub fn new(
+        image: &Image,
+        wall_minus_boot: i64,
+        workloads: BTreeMap<u32, CustomerId>,
+    ) -> Result<Self, CapacityError> {
+        let customers = image
+            .customers
+            .iter()
+            .map(|(id, customer)| {
+                let policy = customer
+                    .to_kernel(wall_minus_boot)
+                    .ok_or_else(|| CapacityError::Exemptions(customer.id.clone()))?;
+                Ok((*id, policy))
+            })
+            .collect::<Result<_, _>>()?;
+        let sets = image
+            .sets
+            .iter()
+            .map(|(id, set)| (*id, Arc::clone(&set.prefixes)))
+            .collect();
+        Ok(Self {
+            customers,
+            sets,
+            workloads,
+        })
+    }
+}
+
+/// One write into the tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Fills a set that nobody refers to yet.
+    AddSet(SetId, Arc<[Prefix]>),
+    /// Replaces a customer's policy as a whole.
+    PutCustomer(CustomerId, CustomerPolicy),
+    /// Gives an interface its owner.
+    PutWorkload(u32, CustomerId),
+    /// Forgets an interface.
+    RemoveWorkload(u32),
+    /// Forgets a customer that owns nothing any more.
+    RemoveCustomer(CustomerId),
+    /// Empties a set that nobody refers to any more.
+    RemoveSet(SetId, Arc<[Prefix]>),
+}
+
+impl Step {
+    /// How many entries of the kernel's tables it writes.
+    pub fn writes(&self) -> usize {
+        match self {
+            Self::AddSet(_, prefixes) | Self::RemoveSet(_, prefixes) => prefixes.len(),
+            Self::PutCustomer(..)
+            | Self::PutWorkload(..)
+            | Self::RemoveWorkload(_)
+            | Self::RemoveCustomer(_) => 1,
+        }
+    }
+
+    /// Changes `image` as the write changes the kernel.
+    pub fn apply_to(&self, image: &mut MapImage) {
+        match self {
+            Self::AddSet(id, prefixes) => {
+                image.sets.insert(*id, Arc::clone(prefixes));
+            }
+            Self::PutCustomer(id, policy) => {
+                image.customers.insert(*id, *policy);
+            }
+            Self::PutWorkload(index, customer) => {
+                image.workloads.insert(*index, *customer);
+            }
+            Self::RemoveWorkload(index) => {
+                image.workloads.remove(index);
+            }
+            Self::RemoveCustomer(id) => {
+                image.customers.remove(id);
+            }
+            Self::RemoveSet(id, _) => {
+                image.sets.remove(id);
+            }
+        }
+    }
+}
+
+/// The writes that lead from `current` to `wanted`, in an order in which every customer changes
+/// at once and nothing ever refers to what is not there.
+///
+/// # Errors
+///
+/// [`CapacityError`] if the tables could not hold it, before anything is written.
+pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, CapacityError> {
+    check_capacity(current, wanted)?;
+    let mut steps = Vec::new();
+    for (id, prefixes) in &wanted.sets {
+        match current.sets.get(id) {
+            Some(known) if known == prefixes => {}
+            // Named by its contents, so a set that differs was never filled to the end.
+            Some(known) => {
+                steps.push(Step::RemoveSet(*id, Arc::clone(known)));
+                steps.push(Step::AddSet(*id, Arc::clone(prefixes)));
+            }
+            None => steps.push(Step::AddSet(*id, Arc::clone(prefixes))),
+        }
+    }
+    for (id, policy) in &wanted.customers {
+        if current.customers.get(id) != Some(policy) {
+            steps.push(Step::PutCustomer(*id, *policy));
+        }
+    }
+    for (index, customer) in &wanted.workloads {
+        if current.workloads.get(index) != Some(customer) {
+            steps.push(Step::PutWorkload(*index, *customer));
+        }
+    }
+    let gone = |index: &&u32| !wanted.workloads.contains_key(*index);
+    steps.extend(
+        current
+            .workloads
+            .keys()
+            .filter(gone)
+            .map(|index| Step::RemoveWorkload(*index)),
+    );
+    let gone = |id: &&CustomerId| !wanted.customers.contains_key(*id);
+    steps.extend(
+        current
+            .customers
+            .keys()
+            .filter(gone)
+            .map(|id| Step::RemoveCustomer(*id)),
+    );
+    let gone = current
+        .sets
+        .iter()
+        .filter(|(id, _)| !wanted.sets.contains_key(id));
+    steps.extend(gone.map(|(id, prefixes)| Step::RemoveSet(*id, Arc::clone(prefixes))));
+    Ok(steps)
+}
+
+fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityError> {
+    let customers = both(&current.customers, &wanted.customers);
+    if customers > MAX_CUSTOMERS {
+        return Err(CapacityError::Customers(customers));
+    }
+    let workloads = both(&current.workloads, &wanted.workloads);
+    if workloads > MAX_CUSTOMERS {
+        return Err(CapacityError::Workloads(workloads));
+    }
+    let size =
+        |sets: &BTreeMap<SetId, Arc<[Prefix]>>| sets.values().map(|s| s.len()).sum::<usize>();
+    let new = wanted
+        .sets
+        .iter()
+        .filter(|(id, _)| !current.sets.contains_key(id));
+    let prefixes = size(&current.sets) + new.map(|(_, prefixes)| prefixes.len()).sum::<usize>();
+    if prefixes > MAX_PREFIXES {
+        return Err(CapacityError::Prefixes(prefixes));
+    }
+    Ok(())
+}
+
+fn both<K: Ord, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> usize {
+    current.len()
+        + wanted
+            .keys()
+            .filter(|key| !current.contains_key(key))
+            .count()
+}
+
+/// How an attachment went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attached {
+    /// The program judges the interface's packets.
+    Yes,
+    /// The interface went away meanwhile.
+    Vanished,
+}
+
+/// What a change of the tables came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Applied {
+    /// Entries of the kernel's tables that were written.
+    pub writes: usize,
+}
+
+/// An enforcement backend. Attachments and tables outlive it: dropping it opens nothing.
+pub trait Dataplane {
+    /// Why an operation failed.
+    type Error: Error + Send + Sync + 'static;
+
+    /// What the tables hold.
+    fn installed(&self) -> &MapImage;
+
+    /// Leads the tables to `wanted`. After an error they are what they were before.
+    ///
+    /// # Errors
+    ///
+    /// If the tables cannot hold it or the kernel refuses a write.
+    fn apply(&mut self, wanted: &MapImage) -> Result<Applied, Self::Error>;
+
+    /// Indexes of the interfaces that are covered.
+    fn covered(&self) -> Vec<u32>;
+
+    /// Puts the program in front of everything that leaves the guest behind the interface.
+    fn attach(&mut self, index: u32) -> Result<Attached, Self::Error>;
+
+    /// Takes the program off an interface that is no workload (any more).
+    fn detach(&mut self, index: u32) -> Result<(), Self::Error>;
+
+    /// Looks whether the kernel still has what was attached, and returns the indexes of
+    /// interfaces from which somebody else took or displaced it.
+    fn displaced(&mut self) -> Result<Vec<u32>, Self::Error>;
+}

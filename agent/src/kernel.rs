@@ -1,0 +1,7 @@
+//! Everything that talks to the kernel.
+
+pub mod bpf;
+pub mod filter;
+pub mod links;
+mod netlink;
+pub(crate) mod readiness;

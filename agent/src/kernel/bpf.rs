@@ -1,0 +1,611 @@
+//! The eBPF backend: loads the object, writes its tables, attaches its program.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use aya::maps::{MapData, MapError, RingBuf};
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::decide::HostMode;
+use gate25_common::names;
+
+use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Step, plan};
+use crate::kernel::bpf::pins::{Pins, PinsError};
+use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
+use crate::kernel::filter::{FilterError, Filters, Placement};
+
+mod debug_lines;
+pub mod events;
+mod link;
+pub mod pins;
+mod tables;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25"));
+static OBJECT_WITH_LOG: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25-log"));
+
+/// Why the kernel did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// Privileges are missing.
+    #[error(
+        "not allowed to load programs into the kernel: run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"
+    )]
+    Privileges(#[source] Box<EbpfError>),
+    /// The object was not accepted.
+    #[error("load the programs into the kernel")]
+    Load(#[source] Box<EbpfError>),
+    /// The verifier did not accept a program.
+    #[error("load program {name} into the kernel")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What the kernel said.
+        source: Box<ProgramError>,
+    },
+    /// The object lacks something.
+    #[error("the built object has no {kind} {name}")]
+    Missing {
+        /// What it is.
+        kind: &'static str,
+        /// Its name.
+        name: &'static str,
+    },
+    /// The host's settings do not fit.
+    #[error("{0} guarded ports; between 1 and {MAX_GUARDED_PORTS} are possible")]
+    Ports(usize),
+    /// A table could not be used.
+    #[error("{action} table {map}")]
+    Table {
+        /// What was attempted.
+        action: &'static str,
+        /// On which table.
+        map: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// The number of CPUs could not be found out.
+    #[error("read the number of CPUs from {file}")]
+    Cpus {
+        /// Where from.
+        file: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The policy does not fit.
+    #[error(transparent)]
+    Capacity(#[from] CapacityError),
+    /// The folder of pins could not be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// A link could not be handled.
+    #[error("{action} the program on interface {interface}")]
+    Link {
+        /// What was attempted.
+        action: &'static str,
+        /// Index of the interface.
+        interface: u32,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A filter could not be handled.
+    #[error(transparent)]
+    Filter(#[from] FilterError),
+    /// The debug lines cannot be read.
+    #[error("follow the programs' debug lines")]
+    DebugLines(#[source] aya_log::Error),
+    /// The reactor does not watch a descriptor.
+    #[error("watch a ring buffer")]
+    Reactor(#[source] io::Error),
+}
+
+/// Whether the programs' own debug lines are compiled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DebugLines {
+    /// No code and no table for them.
+    Off,
+    /// They are written to the agent's log.
+    On,
+}
+
+/// How the programs attach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attachment {
+    /// tcx where the kernel has it (6.6), else a filter.
+    Auto,
+    /// A filter of priority 1 on an `ingress` qdisc.
+    Filter,
+}
+
+/// What a load depends on.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Guarded TCP ports.
+    pub ports: Vec<u16>,
+    /// Whether refusals are carried out at all.
+    pub host: HostMode,
+    /// Whether the object with debug lines is taken.
+    pub debug_lines: DebugLines,
+    /// Where tables are pinned; `None` ties them to this process (tests).
+    pub pins: Option<Pins>,
+}
+
+/// Loads the object and its programs, on the pinned tables where there are some.
+///
+/// # Errors
+///
+/// [`BpfError`].
+pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
+    let LoadOptions {
+        ports,
+        host,
+        debug_lines,
+        pins,
+    } = options;
+    let (ports, count) = guarded_ports(ports)?;
+    let observes = match host {
+        HostMode::Policy => 0u8,
+        HostMode::Observe => 1u8,
+    };
+    let mut loader = EbpfLoader::new();
+    loader
+        .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
+        .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
+        .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true);
+    if let Some(pins) = pins {
+        for name in names::MAPS {
+            loader.map_pin_path(name, pins.map(name));
+        }
+    }
+    let object = match debug_lines {
+        DebugLines::Off => OBJECT,
+        DebugLines::On => OBJECT_WITH_LOG,
+    };
+    let mut ebpf = loader.load(object).map_err(load_error)?;
+    program(&mut ebpf)?
+        .load()
+        .map_err(|source| BpfError::Program {
+            name: names::PROGRAM_TC_INGRESS,
+            source: Box::new(source),
+        })?;
+    Ok(ebpf)
+}
+
+fn guarded_ports(ports: &[u16]) -> Result<([u16; MAX_GUARDED_PORTS], u8), BpfError> {
+    let mut slots = [0; MAX_GUARDED_PORTS];
+    match slots.get_mut(..ports.len()) {
+        Some(used) if !ports.is_empty() => {
+            for (slot, port) in used.iter_mut().zip(ports) {
+                *slot = port.to_be();
+            }
+            Ok((slots, ports.len() as u8))
+        }
+        _ => Err(BpfError::Ports(ports.len())),
+    }
+}
+
+fn load_error(error: EbpfError) -> BpfError {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(inner) = source {
+        if inner
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+        {
+            return BpfError::Privileges(Box::new(error));
+        }
+        source = inner.source();
+    }
+    BpfError::Load(Box::new(error))
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, BpfError> {
+    let missing = BpfError::Missing {
+        kind: "program",
+        name: names::PROGRAM_TC_INGRESS,
+    };
+    let program = ebpf.program_mut(names::PROGRAM_TC_INGRESS).ok_or(missing)?;
+    program.try_into().map_err(|source| BpfError::Program {
+        name: names::PROGRAM_TC_INGRESS,
+        source: Box::new(source),
+    })
+}
+
+/// The counters, for whoever reports them while the backend works.
+#[derive(Clone)]
+pub struct Counters(Arc<Mutex<CounterTables>>);
+
+impl Counters {
+    /// Totals of the host.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Table`].
+    pub fn host(&self) -> Result<HostCounters, BpfError> {
+        self.tables().host()
+    }
+
+    /// Totals of a customer; `None` for one that never had a workload here.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Table`].
+    pub fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+        self.tables().customer(id)
+    }
+
+    /// Destinations of a customer since its sketch was last cleared.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Table`].
+    pub fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, BpfError> {
+        self.tables().sketch(id)
+    }
+
+    /// Starts a customer's sketch afresh.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Table`].
+    pub fn clear_sketch(&self, id: CustomerId) -> Result<(), BpfError> {
+        self.tables().clear_sketch(id)
+    }
+
+    fn tables(&self) -> MutexGuard<'_, CounterTables> {
+        // Nothing is left half-done in the tables when a reader panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How the program is attached to interfaces.
+enum Hook {
+    Tcx {
+        pins: Pins,
+        links: BTreeMap<u32, OwnedFd>,
+    },
+    Filter {
+        filters: Filters,
+        interfaces: BTreeMap<u32, ()>,
+    },
+}
+
+/// The eBPF backend.
+pub struct Bpf {
+    ebpf: Ebpf,
+    tables: PolicyTables,
+    counters: Counters,
+    installed: MapImage,
+    hook: Hook,
+}
+
+impl Bpf {
+    /// Loads the programs and takes over the tables and attachments that an earlier agent left.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError`].
+    pub fn open(
+        options: LoadOptions,
+        pins: Pins,
+        attachment: Attachment,
+    ) -> Result<Self, BpfError> {
+        let mut ebpf = load(&LoadOptions {
+            pins: Some(pins.clone()),
+            ..options
+        })?;
+        let open = |name| {
+            MapData::from_pin(pins.map(name)).map_err(|source| BpfError::Table {
+                action: "open",
+                map: name,
+                source,
+            })
+        };
+        let tables = PolicyTables::open(open)?;
+        let counters = Counters(Arc::new(Mutex::new(CounterTables::open(open)?)));
+        let installed = tables.read()?;
+        let hook = Hook::open(program(&mut ebpf)?, pins, attachment)?;
+        Ok(Self {
+            ebpf,
+            tables,
+            counters,
+            installed,
+            hook,
+        })
+    }
+
+    /// The counters.
+    pub fn counters(&self) -> Counters {
+        self.counters.clone()
+    }
+
+    /// The name of the hook in metrics.
+    pub fn hook(&self) -> &'static str {
+        match self.hook {
+            Hook::Tcx { .. } => "tcx",
+            Hook::Filter { .. } => "tc",
+        }
+    }
+
+    /// The ring buffer of events.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Missing`] if it was taken before.
+    pub fn take_events(&mut self) -> Result<RingBuf<MapData>, BpfError> {
+        let missing = BpfError::Missing {
+            kind: "map",
+            name: names::MAP_EVENTS,
+        };
+        let map = self.ebpf.take_map(names::MAP_EVENTS).ok_or(missing)?;
+        RingBuf::try_from(map).map_err(|source| BpfError::Table {
+            action: "open",
+            map: names::MAP_EVENTS,
+            source,
+        })
+    }
+
+    /// Writes the debug lines of the object that has them to the log, as they come.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::DebugLines`].
+    pub fn debug_lines(&mut self) -> Result<impl Future<Output = ()> + Send + use<>, BpfError> {
+        debug_lines::follow(&mut self.ebpf)
+    }
+
+    fn run(&mut self, steps: &[Step]) -> Result<(), BpfError> {
+        for step in steps {
+            if let Step::PutWorkload(_, customer) = step {
+                self.counters.tables().track(*customer)?;
+            }
+            self.tables.write(step)?;
+            step.apply_to(&mut self.installed);
+            if let Step::RemoveCustomer(customer) = step {
+                self.counters.tables().forget(*customer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Undoes what a failed change has done.
+    fn roll_back(&mut self, before: &MapImage, failed: Option<&Step>) {
+        // A set that failed half-way is known to nobody; it goes first.
+        let leftover = failed.and_then(|step| match step {
+            Step::AddSet(set, prefixes) => Some(Step::RemoveSet(*set, Arc::clone(prefixes))),
+            Step::PutCustomer(..)
+            | Step::PutWorkload(..)
+            | Step::RemoveWorkload(_)
+            | Step::RemoveCustomer(_)
+            | Step::RemoveSet(..) => None,
+        });
+        let undone = plan(&self.installed, before)
+            .map_err(BpfError::from)
+            .and_then(|steps| self.run(&leftover.into_iter().chain(steps).collect::<Vec<_>>()));
+        if let Err(error) = undone {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "roll back a failed change"
+            );
+        }
+    }
+}
+
+impl Dataplane for Bpf {
+    type Error = BpfError;
+
+    fn installed(&self) -> &MapImage {
+        &self.installed
+    }
+
+    fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
+        let steps = plan(&self.installed, wanted)?;
+        self.counters.tables().track(CustomerId::UNASSIGNED)?;
+        let before = self.installed.clone();
+        for step in &steps {
+            if let Err(error) = self.run(std::slice::from_ref(step)) {
+                self.roll_back(&before, Some(step));
+                return Err(error);
+            }
+        }
+        Ok(Applied {
+            writes: steps.iter().map(Step::writes).sum(),
+        })
+    }
+
+    fn covered(&self) -> Vec<u32> {
+        match &self.hook {
+            Hook::Tcx { links, .. } => links.keys().copied().collect(),
+            Hook::Filter { interfaces, .. } => interfaces.keys().copied().collect(),
+        }
+    }
+
+    fn attach(&mut self, index: u32) -> Result<Attached, BpfError> {
+        let program = program_fd(&mut self.ebpf)?;
+        self.hook.attach(program.as_fd(), index)
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), BpfError> {
+        self.hook.detach(index)
+    }
+
+    fn displaced(&mut self) -> Result<Vec<u32>, BpfError> {
+        let program = program(&mut self.ebpf)?;
+        let id = program
+            .info()
+            .map_err(|source| BpfError::Program {
+                name: names::PROGRAM_TC_INGRESS,
+                source: Box::new(source),
+            })?
+            .id();
+        self.hook.displaced(id)
+    }
+}
+
+fn program_fd(ebpf: &mut Ebpf) -> Result<OwnedFd, BpfError> {
+    let failed = |source| BpfError::Program {
+        name: names::PROGRAM_TC_INGRESS,
+        source: Box::new(source),
+    };
+    let fd = program(ebpf)?.fd().map_err(failed)?;
+    fd.as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| failed(ProgramError::IOError(error)))
+}
+
+impl Hook {
+    fn open(
+        program: &mut SchedClassifier,
+        pins: Pins,
+        attachment: Attachment,
+    ) -> Result<Self, BpfError> {
+        let failed = |source| BpfError::Program {
+            name: names::PROGRAM_TC_INGRESS,
+            source: Box::new(source),
+        };
+        let fd = program.fd().map_err(failed)?;
+        match attachment {
+            Attachment::Auto if link::tcx_supported(fd.as_fd()) => {
+                let links = adopt(fd.as_fd(), &pins)?;
+                Ok(Self::Tcx { pins, links })
+            }
+            Attachment::Auto | Attachment::Filter => Ok(Self::Filter {
+                filters: Filters::open()?,
+                interfaces: BTreeMap::new(),
+            }),
+        }
+    }
+
+    fn attach(&mut self, program: BorrowedFd<'_>, index: u32) -> Result<Attached, BpfError> {
+        match self {
+            Self::Tcx { pins, links } => attach_link(program, pins, links, index),
+            Self::Filter {
+                filters,
+                interfaces,
+            } => match filters.attach(index, program) {
+                Ok(()) => {
+                    interfaces.insert(index, ());
+                    Ok(Attached::Yes)
+                }
+                Err(error) if error.is_gone() => Ok(Attached::Vanished),
+                Err(error) => Err(error.into()),
+            },
+        }
+    }
+
+    fn detach(&mut self, index: u32) -> Result<(), BpfError> {
+        match self {
+            Self::Tcx { pins, links } => {
+                pins.remove_link(index)?;
+                links.remove(&index);
+                Ok(())
+            }
+            Self::Filter {
+                filters,
+                interfaces,
+            } => {
+                match filters.detach(index) {
+                    Err(error) if !error.is_gone() => return Err(error.into()),
+                    _ => {}
+                }
+                interfaces.remove(&index);
+                Ok(())
+            }
+        }
+    }
+
+    /// Interfaces on which the program with this number is not first any more.
+    fn displaced(&mut self, program: u32) -> Result<Vec<u32>, BpfError> {
+        let mut displaced = Vec::new();
+        match self {
+            Self::Tcx { links, .. } => {
+                for index in links.keys() {
+                    match link::programs(*index) {
+                        Ok(programs) if programs.first() == Some(&program) => {}
+                        // Gone with its interface: the event of that is on its way.
+                        Err(error) if vanished(&error) => {}
+                        Ok(_) => displaced.push(*index),
+                        Err(source) => {
+                            return Err(BpfError::Link {
+                                action: "look for",
+                                interface: *index,
+                                source,
+                            });
+                        }
+                    }
+                }
+            }
+            Self::Filter {
+                filters,
+                interfaces,
+            } => {
+                for index in interfaces.keys() {
+                    match filters.placement(*index) {
+                        Ok(Placement::First { program: found }) if found == program => {}
+                        Err(error) if error.is_gone() => {}
+                        Ok(_) => displaced.push(*index),
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+        Ok(displaced)
+    }
+}
+
+/// Takes over pinned links, giving each the new program at once.
+fn adopt(program: BorrowedFd<'_>, pins: &Pins) -> Result<BTreeMap<u32, OwnedFd>, BpfError> {
+    let mut links = BTreeMap::new();
+    for interface in pins.links()? {
+        let failed = |action| {
+            move |source| BpfError::Link {
+                action,
+                interface,
+                source,
+            }
+        };
+        let link = link::open(&pins.link(interface)).map_err(failed("open"))?;
+        let info = link::info(link.as_fd()).map_err(failed("look at"))?;
+        if info.interface == interface {
+            link::update(link.as_fd(), program).map_err(failed("replace"))?;
+            links.insert(interface, link);
+        } else {
+            // The interface is gone, or its index is another's now: nothing is covered by it.
+            pins.remove_link(interface)?;
+        }
+    }
+    Ok(links)
+}
+
+fn attach_link(
+    program: BorrowedFd<'_>,
+    pins: &Pins,
+    links: &mut BTreeMap<u32, OwnedFd>,
+    index: u32,
+) -> Result<Attached, BpfError> {
+    let link = match link::create(program, index) {
+        Ok(link) => link,
+        Err(error) if vanished(&error) => return Ok(Attached::Vanished),
+        Err(source) => {
+            return Err(BpfError::Link {
+                action: "attach",
+                interface: index,
+                source,
+            });
+        }
+    };
+    pins.remove_link(index)?;
+    link::pin(link.as_fd(), &pins.link(index)).map_err(|source| BpfError::Link {
+        action: "pin",
+        interface: index,
+        source,
+    })?;
+    links.insert(index, link);
+    Ok(Attached::Yes)
+}
+
+fn vanished(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODEV)
+}

@@ -1,0 +1,202 @@
+//! tcx links by interface index, pinned.
+//!
+//! aya attaches by interface name, and a name may change hands between the event that announced
+//! it and the attachment; an index does not. Layouts are `union bpf_attr` and
+//! `struct bpf_link_info` of Linux 6.6 (include/uapi/linux/bpf.h).
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_TCX_INGRESS: u32 = 46;
+/// Before all others, where no other is named.
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+const MAX_PROGRAMS: usize = 64;
+
+/// What the kernel says of a link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LinkInfo {
+    /// Index of the interface; 0 once that is gone.
+    pub(super) interface: u32,
+    /// The kernel's number of the program.
+    pub(super) program: u32,
+}
+
+/// Whether the kernel has tcx (6.6).
+pub(super) fn tcx_supported(program: BorrowedFd<'_>) -> bool {
+    // No interface has the index 0, which a kernel with tcx notices and one without does not get
+    // to see.
+    create(program, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Puts `program` in front of every other tcx program on the ingress of `interface`.
+pub(super) fn create(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        program: u32,
+        interface: u32,
+        attach_type: u32,
+        flags: u32,
+        relative: u32,
+        pad: u32,
+        expected_revision: u64,
+    }
+    let mut attr = Attr {
+        program: raw(program),
+        interface,
+        attach_type: BPF_TCX_INGRESS,
+        flags: BPF_F_BEFORE,
+        relative: 0,
+        pad: 0,
+        expected_revision: 0,
+    };
+    bpf_fd(BPF_LINK_CREATE, &mut attr)
+}
+
+/// Replaces the program of a link at once.
+pub(super) fn update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        link: u32,
+        program: u32,
+        flags: u32,
+        old_program: u32,
+    }
+    let mut attr = Attr {
+        link: raw(link),
+        program: raw(program),
+        flags: 0,
+        old_program: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// Gives `object` a name on the BPF filesystem, under which it outlives this process.
+pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        object: raw(object),
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// Opens what is pinned at `path`.
+pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr {
+        path: path.as_ptr() as u64,
+        object: 0,
+        flags: 0,
+    };
+    bpf_fd(BPF_OBJ_GET, &mut attr)
+}
+
+/// What the kernel says of `link`; an error for anything but a tcx link.
+pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        interface: u32,
+        attach_type: u32,
+    }
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = Info::default();
+    let mut attr = Attr {
+        fd: raw(link),
+        length: size_of::<Info>() as u32,
+        info: (&raw mut info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    if info.kind != BPF_LINK_TYPE_TCX || info.attach_type != BPF_TCX_INGRESS {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a tcx ingress link",
+        ));
+    }
+    Ok(LinkInfo {
+        interface: info.interface,
+        program: info.program,
+    })
+}
+
+/// The kernel's numbers of the tcx programs on the ingress of `interface`, first to last.
+pub(super) fn programs(interface: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attr {
+        interface: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        programs: u64,
+        count: u32,
+        pad: u32,
+        program_flags: u64,
+        links: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    let mut programs = vec![0u32; MAX_PROGRAMS];
+    let mut attr = Attr {
+        interface,
+        attach_type: BPF_TCX_INGRESS,
+        query_flags: 0,
+        attach_flags: 0,
+        programs: programs.as_mut_ptr() as u64,
+        count: MAX_PROGRAMS as u32,
+        pad: 0,
+        program_flags: 0,
+        links: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    bpf(BPF_PROG_QUERY, &mut attr)?;
+    programs.truncate(attr.count as usize);
+    Ok(programs)
+}
+
+#[repr(C)]
+struct PathAttr {
+    path: u64,
+    object: u32,
+    flags: u32,
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_fd().as_raw_fd() as u32
+}
+
+fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+    let fd = bpf(command, attr)?;
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just returned it as a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: `attr` is a live `repr(C)` prefix of `union bpf_attr` of the length given, and what
+    // it points to lives as long as the caller's borrow.
+    match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}

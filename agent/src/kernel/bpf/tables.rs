@@ -1,0 +1,279 @@
+//! The kernel's tables, read and written.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
+use aya::util::nr_cpus;
+use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::names;
+
+use crate::compile::Prefix;
+use crate::dataplane::{MapImage, Step};
+use crate::kernel::bpf::BpfError;
+
+/// `BPF_NOEXIST`: what is counted stays.
+const NO_REPLACE: u64 = 1;
+
+/// The tables that the policy is written into.
+pub(super) struct PolicyTables {
+    workloads: HashMap<MapData, u32, CustomerId>,
+    customers: HashMap<MapData, CustomerId, CustomerPolicy>,
+    prefixes: LpmTrie<MapData, PrefixKey, PrefixValue>,
+}
+
+impl PolicyTables {
+    pub(super) fn open(
+        open: impl Fn(&'static str) -> Result<MapData, BpfError>,
+    ) -> Result<Self, BpfError> {
+        Ok(Self {
+            workloads: typed(&open, names::MAP_WORKLOADS, |map| {
+                HashMap::try_from(aya::maps::Map::HashMap(map))
+            })?,
+            customers: typed(&open, names::MAP_CUSTOMERS, |map| {
+                HashMap::try_from(aya::maps::Map::HashMap(map))
+            })?,
+            prefixes: typed(&open, names::MAP_PREFIXES, |map| {
+                LpmTrie::try_from(aya::maps::Map::LpmTrie(map))
+            })?,
+        })
+    }
+
+    /// Everything that the kernel holds.
+    pub(super) fn read(&self) -> Result<MapImage, BpfError> {
+        let failed = |map| {
+            move |source| BpfError::Table {
+                action: "read",
+                map,
+                source,
+            }
+        };
+        let workloads = self
+            .workloads
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed(names::MAP_WORKLOADS))?;
+        let customers = self
+            .customers
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed(names::MAP_CUSTOMERS))?;
+        let mut sets: BTreeMap<SetId, Vec<Prefix>> = BTreeMap::new();
+        for item in self.prefixes.iter() {
+            let (key, value) = item.map_err(failed(names::MAP_PREFIXES))?;
+            let prefix = key.data();
+            sets.entry(prefix.set()).or_default().push(Prefix {
+                address: prefix.address(),
+                length: value.length(),
+                entry: value.entry(),
+            });
+        }
+        let sets = sets
+            .into_iter()
+            .map(|(id, mut prefixes)| {
+                prefixes.sort_unstable();
+                (id, Arc::from(prefixes))
+            })
+            .collect();
+        Ok(MapImage {
+            customers,
+            sets,
+            workloads,
+        })
+    }
+
+    /// Carries out one step. A set that fails half-way is left half-filled: nothing refers to it.
+    pub(super) fn write(&mut self, step: &Step) -> Result<(), BpfError> {
+        let failed = |action, map| {
+            move |source| BpfError::Table {
+                action,
+                map,
+                source,
+            }
+        };
+        match step {
+            Step::AddSet(set, prefixes) => prefixes
+                .iter()
+                .try_for_each(|prefix| self.prefixes.insert(&key(*set, prefix), prefix.value(), 0))
+                .map_err(failed("write into", names::MAP_PREFIXES)),
+            Step::RemoveSet(set, prefixes) => prefixes
+                .iter()
+                .try_for_each(|prefix| absent_is_fine(self.prefixes.remove(&key(*set, prefix))))
+                .map_err(failed("remove from", names::MAP_PREFIXES)),
+            Step::PutCustomer(id, policy) => self
+                .customers
+                .insert(id, policy, 0)
+                .map_err(failed("write into", names::MAP_CUSTOMERS)),
+            Step::RemoveCustomer(id) => absent_is_fine(self.customers.remove(id))
+                .map_err(failed("remove from", names::MAP_CUSTOMERS)),
+            Step::PutWorkload(index, customer) => self
+                .workloads
+                .insert(index, customer, 0)
+                .map_err(failed("write into", names::MAP_WORKLOADS)),
+            Step::RemoveWorkload(index) => absent_is_fine(self.workloads.remove(index))
+                .map_err(failed("remove from", names::MAP_WORKLOADS)),
+        }
+    }
+}
+
+/// The tables that the kernel counts in. Reading needs no exclusive access.
+pub(super) struct CounterTables {
+    host: PerCpuArray<MapData, HostCounters>,
+    customers: PerCpuHashMap<MapData, CustomerId, CustomerCounters>,
+    sketches: HashMap<MapData, CustomerId, Sketch>,
+    cpus: usize,
+}
+
+impl CounterTables {
+    pub(super) fn open(
+        open: impl Fn(&'static str) -> Result<MapData, BpfError>,
+    ) -> Result<Self, BpfError> {
+        Ok(Self {
+            host: typed(&open, names::MAP_HOST_COUNTERS, |map| {
+                PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map))
+            })?,
+            customers: typed(&open, names::MAP_CUSTOMER_COUNTERS, |map| {
+                PerCpuHashMap::try_from(aya::maps::Map::PerCpuHashMap(map))
+            })?,
+            sketches: typed(&open, names::MAP_SKETCHES, |map| {
+                HashMap::try_from(aya::maps::Map::HashMap(map))
+            })?,
+            cpus: nr_cpus().map_err(|(file, source)| BpfError::Cpus { file, source })?,
+        })
+    }
+
+    /// Totals of the host.
+    pub(super) fn host(&self) -> Result<HostCounters, BpfError> {
+        let values = self.host.get(&0, 0).map_err(|source| BpfError::Table {
+            action: "read",
+            map: names::MAP_HOST_COUNTERS,
+            source,
+        })?;
+        Ok(values.iter().fold(HostCounters::ZERO, |mut sum, cpu| {
+            sum.add(cpu);
+            sum
+        }))
+    }
+
+    /// Totals of a customer; `None` for one that was never tracked.
+    pub(super) fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+        let values = present(self.customers.get(&id, 0), names::MAP_CUSTOMER_COUNTERS)?;
+        Ok(values.map(|values| {
+            values.iter().fold(CustomerCounters::ZERO, |mut sum, cpu| {
+                sum.add(cpu);
+                sum
+            })
+        }))
+    }
+
+    /// Destinations of a customer since its sketch was last cleared.
+    pub(super) fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, BpfError> {
+        present(self.sketches.get(&id, 0), names::MAP_SKETCHES)
+    }
+
+    /// Starts a customer's sketch afresh.
+    pub(super) fn clear_sketch(&mut self, id: CustomerId) -> Result<(), BpfError> {
+        self.sketches
+            .insert(id, Sketch::EMPTY, 0)
+            .map_err(|source| BpfError::Table {
+                action: "clear",
+                map: names::MAP_SKETCHES,
+                source,
+            })
+    }
+
+    /// Gives a customer counters, unless it has them.
+    pub(super) fn track(&mut self, id: CustomerId) -> Result<(), BpfError> {
+        let zero =
+            PerCpuValues::try_from(vec![CustomerCounters::ZERO; self.cpus]).map_err(|source| {
+                BpfError::Cpus {
+                    file: "per-CPU values",
+                    source,
+                }
+            })?;
+        present_is_fine(self.customers.insert(id, zero, NO_REPLACE)).map_err(|source| {
+            BpfError::Table {
+                action: "write into",
+                map: names::MAP_CUSTOMER_COUNTERS,
+                source,
+            }
+        })?;
+        present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE)).map_err(|source| {
+            BpfError::Table {
+                action: "write into",
+                map: names::MAP_SKETCHES,
+                source,
+            }
+        })
+    }
+
+    /// Forgets the counters of a customer that the policy no longer has.
+    pub(super) fn forget(&mut self, id: CustomerId) -> Result<(), BpfError> {
+        absent_is_fine(self.customers.remove(&id)).map_err(|source| BpfError::Table {
+            action: "remove from",
+            map: names::MAP_CUSTOMER_COUNTERS,
+            source,
+        })?;
+        absent_is_fine(self.sketches.remove(&id)).map_err(|source| BpfError::Table {
+            action: "remove from",
+            map: names::MAP_SKETCHES,
+            source,
+        })
+    }
+}
+
+fn typed<T>(
+    open: impl Fn(&'static str) -> Result<MapData, BpfError>,
+    name: &'static str,
+    wrap: impl FnOnce(MapData) -> Result<T, MapError>,
+) -> Result<T, BpfError> {
+    wrap(open(name)?).map_err(|source| BpfError::Table {
+        action: "open",
+        map: name,
+        source,
+    })
+}
+
+fn key(set: SetId, prefix: &Prefix) -> Key<PrefixKey> {
+    Key::new(
+        PrefixKey::SET_BITS + u32::from(prefix.length),
+        PrefixKey::new(set, prefix.address),
+    )
+}
+
+fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V>, BpfError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(source) => Err(BpfError::Table {
+            action: "read",
+            map,
+            source,
+        }),
+    }
+}
+
+fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::EEXIST) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}

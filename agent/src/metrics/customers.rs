@@ -1,0 +1,130 @@
+//! Series of single customers: of those with workloads here, and bounded in number.
+
+use std::collections::BTreeSet;
+
+use gate25_common::abi::CustomerId;
+use gate25_common::counters::{CustomerCounters, SKETCH_BITS, Sketch};
+use jiff::Timestamp;
+
+use super::catalogue as names_of;
+use super::family::Families;
+use super::{MetricsError, VERDICTS, seconds};
+use crate::kernel::bpf::Counters;
+use crate::policy::UNASSIGNED;
+use crate::status::Status;
+use crate::workloads::Claim;
+
+/// Which customers get series.
+#[derive(Clone, Copy)]
+pub(super) enum Detail {
+    /// So many, and only after an attempt that no allowlist covered.
+    Limited(usize),
+    /// All that have workloads here.
+    Everybody,
+}
+
+/// Exports the series of customers with workloads here.
+pub(super) fn collect(
+    families: &mut Families<'_>,
+    status: &Status,
+    counters: &Counters,
+    detail: Detail,
+) -> Result<(), MetricsError> {
+    let mut exported = 0;
+    let mut suppressed = 0;
+    for customer in present(status) {
+        let number = number(customer);
+        let Some(counts) = counters.customer(number)? else {
+            continue;
+        };
+        match detail {
+            Detail::Limited(_) if counts.uncovered() == 0 => continue,
+            Detail::Limited(limit) if exported == limit => {
+                suppressed += 1;
+                continue;
+            }
+            Detail::Limited(_) | Detail::Everybody => {}
+        }
+        exported += 1;
+        let sketch = counters.sketch(number)?.unwrap_or(Sketch::EMPTY);
+        customer_series(families, customer, &counts, &sketch)?;
+    }
+    match detail {
+        Detail::Limited(_) => {
+            families.gauge(
+                names_of::CUSTOMER_SERIES_SUPPRESSED,
+                &[],
+                f64::from(suppressed),
+            )?;
+            exemptions(families, status, Timestamp::now())
+        }
+        Detail::Everybody => Ok(()),
+    }
+}
+
+fn customer_series(
+    families: &mut Families<'_>,
+    customer: &str,
+    counts: &CustomerCounters,
+    sketch: &Sketch,
+) -> Result<(), MetricsError> {
+    for verdict in VERDICTS {
+        let labels = [customer, verdict.as_str()];
+        families.counter(
+            names_of::CUSTOMER_CONNECTIONS,
+            &labels,
+            counts.connections(verdict),
+        )?;
+    }
+    families.gauge(
+        names_of::CUSTOMER_DISTINCT_DESTINATIONS,
+        &[customer],
+        estimate(sketch),
+    )
+}
+
+fn exemptions(
+    families: &mut Families<'_>,
+    status: &Status,
+    now: Timestamp,
+) -> Result<(), MetricsError> {
+    let present = present(status);
+    for exemption in &status.policy.exemptions {
+        if exemption.expires > now && present.contains(exemption.customer.as_str()) {
+            let labels = [exemption.customer.as_str(), &exemption.id];
+            families.gauge(
+                names_of::EXEMPTION_EXPIRY,
+                &labels,
+                seconds(exemption.expires),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Ids of customers with workloads here.
+fn present(status: &Status) -> BTreeSet<&str> {
+    status
+        .workloads
+        .values()
+        .map(|workload| match &workload.claim {
+            Claim::Customer(id) => id.as_str(),
+            Claim::Unassigned | Claim::Conflict(_) => UNASSIGNED,
+        })
+        .collect()
+}
+
+fn number(customer: &str) -> CustomerId {
+    match customer {
+        UNASSIGNED => CustomerId::UNASSIGNED,
+        id => CustomerId::from_name(id),
+    }
+}
+
+/// Linear counting: `-m ln(z/m)` with `z` of `m` bits still unset; a full bitmap stands for one
+/// with a single bit unset.
+fn estimate(sketch: &Sketch) -> f64 {
+    let bits = f64::from(SKETCH_BITS);
+    let unset = f64::from(SKETCH_BITS.saturating_sub(sketch.ones()).max(1));
+    (-bits * (unset / bits).ln()).round()
+}

@@ -1,0 +1,145 @@
+//! Customers whose patterns can claim the same interface on the same host.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use super::{Customer, Origin, Pattern, Selector, Workload};
+use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
+
+/// Longest name of a network interface in bytes.
+const MAX_INTERFACE: usize = 15;
+
+/// Conflicts reported of one pattern: where every customer claims everything, the pairs are too
+/// many to list.
+const MAX_REPORTED: usize = 8;
+
+/// Reports the patterns of different customers that can claim the same interface.
+///
+/// Two patterns can only meet where what one begins with begins what the other begins with, and
+/// likewise at their ends: only such pairs are compared.
+pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
+    let mut claims: Vec<Claim<'_>> = customers
+        .iter()
+        .flat_map(|(id, customer)| {
+            customer
+                .workloads
+                .iter()
+                .map(move |workload| (id, workload))
+        })
+        .map(|(id, workload)| claim(id, workload))
+        .collect();
+    // Shorter beginnings come before those they begin.
+    claims.sort_by_key(|claim| (claim.prefix, &claim.workload.origin));
+
+    // The groups whose beginning begins the current claim's, shortest first.
+    let mut groups: Vec<(&str, Group<'_>)> = Vec::new();
+    for claim in &claims {
+        while groups
+            .last()
+            .is_some_and(|(prefix, _)| !claim.prefix.starts_with(prefix))
+        {
+            groups.pop();
+        }
+        groups
+            .iter()
+            .flat_map(|(_, group)| candidates(group, &claim.suffix))
+            .filter(|other| other.customer != claim.customer && meets(other, claim))
+            .take(MAX_REPORTED)
+            .for_each(|other| problems.push(conflict(other, claim)));
+        if groups
+            .last()
+            .is_none_or(|(prefix, _)| *prefix != claim.prefix)
+        {
+            groups.push((claim.prefix, Group::new()));
+        }
+        if let Some((_, group)) = groups.last_mut() {
+            group.entry(&claim.suffix).or_default().push(claim);
+        }
+    }
+}
+
+/// Claims that begin alike, by what they end with.
+type Group<'c> = BTreeMap<&'c [u8], Vec<&'c Claim<'c>>>;
+
+struct Claim<'p> {
+    customer: &'p str,
+    pattern: &'p Pattern,
+    prefix: &'p str,
+    /// What every matching name ends with, backwards.
+    suffix: Vec<u8>,
+    workload: &'p Workload,
+}
+
+fn claim<'p>(customer: &'p str, workload: &'p Workload) -> Claim<'p> {
+    let Selector::Interface(pattern) = &workload.selector;
+    Claim {
+        customer,
+        pattern,
+        prefix: pattern.literal_prefix(),
+        suffix: pattern.literal_suffix().bytes().rev().collect(),
+        workload,
+    }
+}
+
+/// The claims of a group whose end is an end of this one's, or the other way round.
+fn candidates<'g, 'c>(
+    group: &'g Group<'c>,
+    suffix: &'g [u8],
+) -> impl Iterator<Item = &'c Claim<'c>> + 'g {
+    let shorter = (0..suffix.len())
+        .filter_map(|end| suffix.get(..end))
+        .filter_map(|end| group.get(end));
+    let longer = group
+        .range::<[u8], _>((Bound::Included(suffix), Bound::Unbounded))
+        .take_while(move |(end, _)| end.starts_with(suffix))
+        .map(|(_, claims)| claims);
+    shorter.chain(longer).flatten().copied()
+}
+
+fn meets(a: &Claim<'_>, b: &Claim<'_>) -> bool {
+    a.pattern
+        .shortest_common(b.pattern)
+        .is_some_and(|shortest| shortest <= MAX_INTERFACE)
+        && hosts_meet(&a.workload.hosts, &b.workload.hosts)
+}
+
+fn hosts_meet(a: &[Pattern], b: &[Pattern]) -> bool {
+    a.is_empty()
+        || b.is_empty()
+        || a.iter()
+            .any(|a| b.iter().any(|b| a.shortest_common(b).is_some()))
+}
+
+fn conflict(a: &Claim<'_>, b: &Claim<'_>) -> Diagnostic {
+    let (first, second) = if a.workload.origin <= b.workload.origin {
+        (a, b)
+    } else {
+        (b, a)
+    };
+    let message = format!(
+        "{} of customer {} and {} of customer {} can match the same interface",
+        quoted(second.pattern.as_str()),
+        quoted(second.customer),
+        quoted(first.pattern.as_str()),
+        quoted(first.customer),
+    );
+    Diagnostic::error("workload-conflict", location(second), message)
+        .help("make the patterns or their `hosts` exclude each other")
+        .related(
+            location(first),
+            format!("claimed for {} here", quoted(first.customer)),
+        )
+}
+
+fn location(claim: &Claim<'_>) -> Location {
+    let Origin { file, line, column } = &claim.workload.origin;
+    let width = u32::try_from(claim.pattern.as_str().chars().count()).unwrap_or(u32::MAX);
+    Location::at(
+        file,
+        Position {
+            line: *line,
+            column: *column,
+            width,
+        },
+    )
+}

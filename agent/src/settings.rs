@@ -1,0 +1,242 @@
+//! Settings of this host: `gate25.yaml`.
+//!
+//! Parts of the language that this version does not have are refused where they ask for something;
+//! nothing is accepted and ignored.
+
+mod language;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::diagnostic::{Diagnostic, Problems};
+use crate::policy::Pattern;
+use crate::policy::directory::{Links, open_regular, read_bounded};
+
+/// Where the settings are, unless somebody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/gate25/gate25.yaml";
+
+/// What applies on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Whether refusals are carried out at all.
+    pub enforcement: Enforcement,
+    /// What `hosts:` is matched against; `None` means the host's name.
+    pub host: Option<String>,
+    /// Where the policy is.
+    pub policy_dir: PathBuf,
+    /// What enforces.
+    pub backend: Backend,
+    /// Destination ports that are judged: 1 to 8, distinct, sorted.
+    pub guarded_ports: Vec<u16>,
+    /// Which interfaces are workloads.
+    pub interfaces: Interfaces,
+    /// When the policy is read again.
+    pub reload: Reload,
+    /// The HTTP endpoint.
+    pub http: Http,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// Whether refusals are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Enforcement {
+    /// Nothing is refused, whatever the policy says.
+    Observe,
+    /// The policy decides.
+    Policy,
+}
+
+/// What enforces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The best that the host has.
+    Auto,
+    /// eBPF only.
+    Ebpf,
+}
+
+/// Which interfaces are workloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interfaces {
+    /// Patterns of those that are.
+    pub matched: Vec<Pattern>,
+    /// Patterns of those among them that are not.
+    pub ignored: Vec<Pattern>,
+}
+
+/// When the policy is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reload {
+    /// How long nothing must have changed.
+    pub quiet_time: Duration,
+    /// How often the files are compared, changes seen or not.
+    pub rescan: Duration,
+}
+
+/// The HTTP endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Http {
+    /// Addresses to listen on; none means off.
+    pub listen: Vec<SocketAddr>,
+    /// TLS and passwords, in the form of Prometheus's exporters.
+    pub web_config: Option<PathBuf>,
+    /// Customers with series of their own.
+    pub customer_series_limit: u32,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// The least important that is logged.
+    pub level: LogLevel,
+    /// How it is written.
+    pub format: LogFormat,
+}
+
+/// Importance of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LogLevel {
+    /// Not enforcing.
+    Error,
+    /// Degraded.
+    Warn,
+    /// Changes of state.
+    Info,
+    /// Details; may hold addresses.
+    Debug,
+    /// Every packet.
+    Trace,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// To the journal where it is connected, else text.
+    Auto,
+    /// Text.
+    Text,
+    /// One JSON object a line.
+    Json,
+    /// The journal's own protocol.
+    Journal,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enforcement: Enforcement::Policy,
+            host: None,
+            policy_dir: PathBuf::from("/etc/gate25/policy.d"),
+            backend: Backend::Auto,
+            guarded_ports: vec![25],
+            interfaces: Interfaces {
+                matched: ["tap*", "vnet*", "veth*i*"].map(Pattern::new).to_vec(),
+                ignored: Vec::new(),
+            },
+            reload: Reload {
+                quiet_time: Duration::from_millis(300),
+                rescan: Duration::from_secs(60),
+            },
+            http: Http {
+                listen: vec![SocketAddr::from(([127, 0, 0, 1], 9425))],
+                web_config: None,
+                customer_series_limit: 1000,
+            },
+            log: Log {
+                level: LogLevel::Info,
+                format: LogFormat::Auto,
+            },
+        }
+    }
+}
+
+/// Settings and what somebody should look at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// The settings.
+    pub settings: Settings,
+    /// What somebody should look at.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// What a missing file means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// The defaults.
+    Defaults,
+    /// An error: somebody named the file.
+    Refused,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The file cannot be read.
+    #[error("reading {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file is wrong: everything that is, in one go.
+    #[error("{} is not valid", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Errors first, then warnings.
+        diagnostics: Vec<Diagnostic>,
+    },
+}
+
+/// Reads the settings from a file.
+///
+/// # Errors
+/// See [`SettingsError`].
+pub fn read(path: &Path, missing: Missing) -> Result<Loaded, SettingsError> {
+    let opened = open_regular(path, Links::Followed);
+    let bytes = match opened.and_then(|file| file.as_ref().map_or(Err(not_a_file()), read_bounded))
+    {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Defaults => {
+            return Ok(Loaded::default());
+        }
+        Err(source) => {
+            return Err(SettingsError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    parse(&Arc::from(path), &bytes).map_err(|diagnostics| SettingsError::Invalid {
+        path: path.to_owned(),
+        diagnostics,
+    })
+}
+
+/// Settings from a file's contents; `file` is its name in messages.
+///
+/// # Errors
+/// Everything that is wrong with it: errors first, then warnings.
+pub fn parse(file: &Arc<Path>, bytes: &[u8]) -> Result<Loaded, Vec<Diagnostic>> {
+    let mut problems = Problems::default();
+    let settings = language::read(file, bytes, &mut problems);
+    let refused = problems.has_errors();
+    let diagnostics = problems.finish(&BTreeMap::from([(&**file, bytes)]));
+    match settings {
+        Some(settings) if !refused => Ok(Loaded {
+            settings,
+            warnings: diagnostics,
+        }),
+        Some(_) | None => Err(diagnostics),
+    }
+}
+
+fn not_a_file() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "this is not a regular file")
+}

@@ -1,0 +1,410 @@
+//! The keys of `gate25.yaml`, and what they become.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use super::{Backend, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings};
+use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
+use crate::policy::Pattern;
+use crate::policy::scalar::InterfacePattern;
+use crate::yaml::read::{At, Fault, FromNode, Placed, Reader, Scalar, keys};
+use crate::yaml::scalar::{FilePath, Number, Off, Span, Version, Words};
+use crate::yaml::tree::{self, Kind, Node, Style};
+
+const MAX_PORTS: usize = 8;
+/// Ports on which guests submit mail with a password.
+const SUBMISSION: [u16; 2] = [465, 587];
+
+keys! {
+    /// Settings of one host.
+    struct SettingsMap {
+        /// Version of the language: every file says `schema: 1`.
+        required schema: At<Version>,
+        /// `policy` enforces what the policy says; `observe` refuses nothing.
+        optional enforcement: At<Enforcement>,
+        /// What `hosts:` is matched against; the host's name where nothing is said.
+        optional host: At<HostName>,
+        /// The policy directory.
+        optional policy_dir: At<FilePath>,
+        /// What enforces: `auto` or `ebpf`.
+        optional backend: At<Backend>,
+        /// Not in this version.
+        optional guard: At<Off>,
+        /// Destination ports that are judged.
+        optional guarded_ports: Placed<Vec<At<Number<1, 65535>>>>,
+        /// Not in this version.
+        optional block_return: At<Off>,
+        /// Which interfaces are workloads.
+        optional interfaces: InterfacesMap,
+        /// Not in this version.
+        optional cgroups: CgroupsMap,
+        /// When the policy is read again.
+        optional reload: ReloadMap,
+        /// The HTTP endpoint.
+        optional http: HttpMap,
+        /// Not in this version.
+        optional notice: NoticeMap,
+        /// What is logged, and how.
+        optional log: LogMap,
+        later state_dir control;
+    }
+}
+
+keys! {
+    /// Which interfaces are workloads.
+    struct InterfacesMap {
+        /// Patterns of those that are.
+        optional r#match: Placed<Vec<At<InterfacePattern>>>,
+        /// Patterns of those among them that are not.
+        optional ignore: Vec<At<InterfacePattern>>,
+    }
+}
+
+keys! {
+    /// Container workloads.
+    struct CgroupsMap {
+        /// Not in this version.
+        optional roots: Nothing,
+    }
+}
+
+keys! {
+    /// When the policy is read again.
+    struct ReloadMap {
+        /// How long nothing must have changed.
+        optional quiet_time: At<Span<10, 60_000>>,
+        /// How often the files are compared, changes seen or not.
+        optional rescan: At<Span<1000, 86_400_000>>,
+        later max_shrink_percent shrink_min_objects;
+    }
+}
+
+keys! {
+    /// The HTTP endpoint.
+    struct HttpMap {
+        /// Addresses and ports to listen on.
+        optional listen: Vec<At<SocketAddr>>,
+        /// File with TLS and passwords.
+        optional web_config: At<FilePath>,
+        /// Customers with series of their own.
+        optional customer_series_limit: At<Number<0, 1_000_000>>,
+    }
+}
+
+keys! {
+    /// The responder.
+    struct NoticeMap {
+        /// Not in this version.
+        optional listen: Nothing,
+        later max_connections;
+    }
+}
+
+keys! {
+    /// What is logged, and how.
+    struct LogMap {
+        /// The least important that is logged.
+        optional level: At<LogLevel>,
+        /// How it is written.
+        optional format: At<LogFormat>,
+    }
+}
+
+/// Reads the file; what was refused is in `problems`, and the settings hold a default there.
+pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> Option<Settings> {
+    let root = tree::parse(file, bytes, problems)?;
+    let map = SettingsMap::from_entries(&root, &mut Reader::new(file, problems), true)?;
+    let SettingsMap {
+        schema: _,
+        enforcement,
+        host,
+        policy_dir,
+        backend,
+        guard: _,
+        guarded_ports,
+        block_return: _,
+        interfaces,
+        cgroups: _,
+        reload,
+        http,
+        notice: _,
+        log,
+    } = map;
+    let mut settings = Settings::default();
+    set(&mut settings.enforcement, enforcement);
+    settings.host = host.and_then(|host| host.value.0);
+    if let Some(At {
+        value: FilePath(path),
+        at: _,
+    }) = policy_dir
+    {
+        settings.policy_dir = path;
+    }
+    set(&mut settings.backend, backend);
+    let mut judge = Judge { file, problems };
+    if let Some(ports) = guarded_ports {
+        settings.guarded_ports = judge.ports(&ports);
+    }
+    if let Some(map) = interfaces {
+        judge.interfaces(map, &mut settings.interfaces);
+    }
+    if let Some(map) = http {
+        judge.http(map, &mut settings.http);
+    }
+    set_reload(reload, &mut settings.reload);
+    set_log(log, &mut settings.log);
+    Some(settings)
+}
+
+fn set<T>(target: &mut T, value: Option<At<T>>) {
+    if let Some(At { value, at: _ }) = value {
+        *target = value;
+    }
+}
+
+fn set_reload(map: Option<ReloadMap>, reload: &mut Reload) {
+    let Some(ReloadMap { quiet_time, rescan }) = map else {
+        return;
+    };
+    if let Some(At {
+        value: Span(quiet),
+        at: _,
+    }) = quiet_time
+    {
+        reload.quiet_time = quiet;
+    }
+    if let Some(At {
+        value: Span(rescan),
+        at: _,
+    }) = rescan
+    {
+        reload.rescan = rescan;
+    }
+}
+
+fn set_log(map: Option<LogMap>, log: &mut Log) {
+    let Some(LogMap { level, format }) = map else {
+        return;
+    };
+    set(&mut log.level, level);
+    set(&mut log.format, format);
+}
+
+/// Rules that concern more than one scalar.
+struct Judge<'a> {
+    file: &'a Arc<Path>,
+    problems: &'a mut Problems,
+}
+
+impl Judge<'_> {
+    fn ports(&mut self, list: &Placed<Vec<At<Number<1, 65535>>>>) -> Vec<u16> {
+        let mut seen = BTreeMap::new();
+        for At {
+            value: Number(port),
+            at,
+        } in &list.value
+        {
+            let Ok(port) = u16::try_from(*port) else {
+                continue;
+            };
+            self.once(&mut seen, port, *at);
+            if SUBMISSION.contains(&port) {
+                let message = format!("port {port} is for submission with a password");
+                self.problems.push(
+                    Diagnostic::warning("submission-port", Location::at(self.file, *at), message)
+                        .help("guarding it stops guests from using their own provider's relay"),
+                );
+            }
+        }
+        if seen.is_empty() || seen.len() > MAX_PORTS {
+            let message = format!("{} ports are listed", seen.len());
+            self.problems.push(
+                Diagnostic::error("port-count", Location::at(self.file, list.at), message)
+                    .help(format!("list 1 to {MAX_PORTS} ports")),
+            );
+        }
+        seen.into_keys().collect()
+    }
+
+    fn interfaces(&mut self, map: InterfacesMap, interfaces: &mut Interfaces) {
+        let InterfacesMap { r#match, ignore } = map;
+        if let Some(Placed { value: list, at }) = r#match {
+            if list.is_empty() {
+                let message = "no interface is a workload";
+                self.problems.push(
+                    Diagnostic::warning("nothing-guarded", Location::at(self.file, at), message)
+                        .help("list the patterns of the guests' interfaces"),
+                );
+            }
+            interfaces.matched = self.patterns(list);
+        }
+        if let Some(list) = ignore {
+            interfaces.ignored = self.patterns(list);
+        }
+    }
+
+    fn patterns(&mut self, list: Vec<At<InterfacePattern>>) -> Vec<Pattern> {
+        let mut seen = BTreeMap::new();
+        list.into_iter()
+            .map(
+                |At {
+                     value: InterfacePattern(pattern),
+                     at,
+                 }| {
+                    self.once(&mut seen, pattern.clone(), at);
+                    pattern
+                },
+            )
+            .collect()
+    }
+
+    fn http(&mut self, map: HttpMap, http: &mut Http) {
+        let HttpMap {
+            listen,
+            web_config,
+            customer_series_limit,
+        } = map;
+        if let Some(listen) = listen {
+            let mut seen = BTreeMap::new();
+            for At { value, at } in listen {
+                self.once(&mut seen, value, at);
+            }
+            http.listen = seen.into_keys().collect();
+        }
+        http.web_config = web_config.map(|path| path.value.0);
+        if let Some(At {
+            value: Number(limit),
+            at: _,
+        }) = customer_series_limit
+        {
+            http.customer_series_limit = limit;
+        }
+    }
+
+    fn once<T: Ord + ToString>(&mut self, seen: &mut BTreeMap<T, Position>, item: T, at: Position) {
+        if let Some(first) = seen.get(&item) {
+            let message = format!("{} is listed twice", quoted(&item.to_string()));
+            self.problems.push(
+                Diagnostic::error("duplicate-item", Location::at(self.file, at), message)
+                    .help("remove one of them")
+                    .related(Location::at(self.file, *first), "first listed here"),
+            );
+            return;
+        }
+        seen.insert(item, at);
+    }
+}
+
+/// A list of something that this version does not have.
+#[derive(Debug, Clone)]
+struct Nothing;
+
+impl FromNode for Nothing {
+    fn from_node(node: &Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        match &node.kind {
+            Kind::List(items) if items.is_empty() => Some(Self),
+            Kind::List(_) => {
+                let fault = Fault::new("not-yet", "this version of gate25 does not have this");
+                reader.fault(node.at, fault.help("write `[]`, or leave it out"));
+                None
+            }
+            Kind::Scalar(..) | Kind::Map(_) => {
+                reader.wrong_kind(node, "a list");
+                None
+            }
+            Kind::Refused => None,
+        }
+    }
+}
+
+impl JsonSchema for Nothing {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Nothing".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "array", "maxItems": 0 })
+    }
+}
+
+/// A host's name; empty means the one it has.
+#[derive(Debug, Clone)]
+struct HostName(Option<String>);
+
+impl Scalar for HostName {
+    const EXPECTED: &'static str = "a host name";
+
+    fn parse(text: &str, _: Style) -> Result<Self, Fault> {
+        let is_odd = |c: char| c.is_whitespace() || c.is_control() || "*?/".contains(c);
+        if text.chars().any(is_odd) {
+            return Err(
+                Fault::new("bad-name", format!("{} is not a host name", quoted(text)))
+                    .help("patterns go into the policy; here goes the name of this host"),
+            );
+        }
+        Ok(Self((!text.is_empty()).then(|| text.to_owned())))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": "^[^\\s*?/]*$" })
+    }
+}
+
+impl Scalar for SocketAddr {
+    const EXPECTED: &'static str = "an address and a port";
+
+    fn parse(text: &str, _: Style) -> Result<Self, Fault> {
+        text.parse().ok().ok_or_else(|| {
+            Fault::new(
+                "bad-address",
+                format!("{} is not an address and a port", quoted(text)),
+            )
+            .help("as in \"127.0.0.1:9425\" or \"[::1]:9425\"")
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": ":[0-9]+$" })
+    }
+}
+
+impl Words for Enforcement {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("policy", Self::Policy), ("observe", Self::Observe)];
+    const LATER: &'static [&'static str] = &[];
+}
+
+impl Words for Backend {
+    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
+    const LATER: &'static [&'static str] = &["nftables"];
+}
+
+impl Words for LogLevel {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("error", Self::Error),
+        ("warn", Self::Warn),
+        ("info", Self::Info),
+        ("debug", Self::Debug),
+        ("trace", Self::Trace),
+    ];
+    const LATER: &'static [&'static str] = &[];
+}
+
+impl Words for LogFormat {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("text", Self::Text),
+        ("json", Self::Json),
+        ("journal", Self::Journal),
+    ];
+    const LATER: &'static [&'static str] = &[];
+}

@@ -1,0 +1,128 @@
+//! The policy's files, read again and again.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gate25_common::abi::CustomerId;
+use jiff::Timestamp;
+use tracing::{error, warn};
+
+use crate::compile::{CompileError, Image, compile};
+use crate::diagnostic::{Diagnostic, Severity};
+use crate::policy::Policy;
+use crate::policy::directory::{self, DirectoryError};
+use crate::policy::loader::{Circumstances, Loader, Purpose, Refused, SetHash};
+
+const TRANSIENT_RETRIES: u32 = 5;
+const TRANSIENT_PAUSE: Duration = Duration::from_millis(20);
+
+/// A set of files that was accepted.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    /// What it says.
+    pub policy: Arc<Policy>,
+    /// The same as tables.
+    pub image: Arc<Image>,
+    /// Identifies the files.
+    pub hash: SetHash,
+}
+
+/// Why the files were refused.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The directory could not be read.
+    #[error("the policy directory was not read")]
+    Directory(#[from] DirectoryError),
+    /// The set is invalid.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The set has no tables.
+    #[error("the policy has no form as tables")]
+    Compile(#[from] CompileError),
+}
+
+/// The policy directory.
+pub struct PolicyFiles {
+    directory: PathBuf,
+    loader: Loader,
+}
+
+impl PolicyFiles {
+    /// The files in `directory`.
+    pub fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
+            loader: Loader::default(),
+        }
+    }
+
+    /// Reads the set as it is now, parsing only files that have changed.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError`]; everything that is wrong is in it.
+    pub fn load(&mut self, now: Timestamp) -> Result<Accepted, SourceError> {
+        let contents = self.read()?;
+        let circumstances = Circumstances {
+            purpose: Purpose::Run,
+            now,
+            customer_key: |id| CustomerId::from_name(id).get(),
+        };
+        let loaded = self.loader.load(&contents.files, &circumstances)?;
+        for warning in contents.warnings.iter().chain(&loaded.warnings) {
+            report(warning);
+        }
+        let image = compile(&loaded.policy, now)?;
+        Ok(Accepted {
+            policy: Arc::new(loaded.policy),
+            image: Arc::new(image),
+            hash: loaded.hash,
+        })
+    }
+
+    /// Reads the directory, again where somebody is writing to it.
+    fn read(&self) -> Result<directory::Contents, DirectoryError> {
+        for _ in 0..TRANSIENT_RETRIES {
+            match directory::read(&self.directory) {
+                Err(error) if error.is_transient() => std::thread::sleep(TRANSIENT_PAUSE),
+                result => return result,
+            }
+        }
+        directory::read(&self.directory)
+    }
+}
+
+/// Logs everything that is wrong with a set.
+pub fn report_refusal(refusal: &SourceError) {
+    error!(
+        error = refusal as &dyn std::error::Error,
+        "policy refused, the running one stays"
+    );
+    let diagnostics = match refusal {
+        SourceError::Refused(refused) => &refused.diagnostics[..],
+        SourceError::Directory(DirectoryError::Refused(diagnostics)) => diagnostics,
+        SourceError::Directory(_) | SourceError::Compile(_) => &[],
+    };
+    diagnostics.iter().for_each(report);
+}
+
+fn report(diagnostic: &Diagnostic) {
+    let Diagnostic {
+        severity,
+        code,
+        message,
+        help,
+        primary,
+        ..
+    } = diagnostic;
+    let place = primary.to_string();
+    let source = primary
+        .excerpt
+        .as_ref()
+        .map(|excerpt| excerpt.text.as_str());
+    match severity {
+        Severity::Error => error!(place, code, message, source, help, "policy"),
+        Severity::Warning => warn!(place, code, message, source, help, "policy"),
+    }
+}

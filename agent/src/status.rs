@@ -1,0 +1,168 @@
+//! What the agent knows of itself, shared with whoever reports it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use gate25_common::abi::CustomerId;
+use jiff::Timestamp;
+
+use crate::policy::loader::SetHash;
+use crate::workloads::Claim;
+
+/// Where the running policy comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The files of the policy directory.
+    Files,
+    /// What an earlier agent left in the kernel's tables.
+    Kernel,
+    /// Nothing: everything guarded is refused.
+    Builtin,
+}
+
+impl Source {
+    /// Every source.
+    pub const ALL: [Self; 3] = [Self::Files, Self::Kernel, Self::Builtin];
+
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Files => "files",
+            Self::Kernel => "kernel",
+            Self::Builtin => "builtin",
+        }
+    }
+}
+
+/// Whether a workload is under the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// A customer's, with its program in place.
+    Enforced,
+    /// Nobody's, with its program in place.
+    Unassigned,
+    /// Several customers', with its program in place.
+    Conflict,
+    /// Without its program.
+    Failed,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 4] = [
+        Self::Enforced,
+        Self::Unassigned,
+        Self::Conflict,
+        Self::Failed,
+    ];
+
+    /// The word for it in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforced => "enforced",
+            Self::Unassigned => "unassigned",
+            Self::Conflict => "conflict",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// A workload and how it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkloadStatus {
+    /// The interface's name.
+    pub name: String,
+    /// Whose it is.
+    pub claim: Claim,
+    /// Whether it is under the policy.
+    pub state: State,
+}
+
+/// An exemption's times.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExemptionStatus {
+    /// The customer's id.
+    pub customer: String,
+    /// The exemption's id.
+    pub id: String,
+    /// First moment at which it holds.
+    pub starts: Option<Timestamp>,
+    /// First moment at which it holds no longer.
+    pub expires: Timestamp,
+}
+
+/// The running policy, as far as it is reported.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PolicyStatus {
+    /// Customers' ids by their number in the tables.
+    pub customers: BTreeMap<CustomerId, String>,
+    /// Exemptions, expired ones included.
+    pub exemptions: Vec<ExemptionStatus>,
+}
+
+/// Everything that is reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Status {
+    /// Where the running policy comes from.
+    pub source: Source,
+    /// The running policy.
+    pub policy: Arc<PolicyStatus>,
+    /// How often a policy was put into the kernel since the start.
+    pub generation: u64,
+    /// Identifies the running files.
+    pub hash: Option<SetHash>,
+    /// Attempts to load the files.
+    pub reloads: u64,
+    /// Those that were refused.
+    pub reload_failures: u64,
+    /// Whether the last attempt succeeded.
+    pub reload_successful: bool,
+    /// When an attempt last succeeded.
+    pub reload_success: Option<Timestamp>,
+    /// Workloads by interface index.
+    pub workloads: BTreeMap<u32, WorkloadStatus>,
+    /// Times that somebody else's change was put right.
+    pub repairs: u64,
+    /// Entries that the kernel's tables hold, by table.
+    pub entries: BTreeMap<&'static str, usize>,
+    /// Why enforcement is not complete; empty when it is.
+    pub problems: Vec<String>,
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            source: Source::Builtin,
+            policy: Arc::default(),
+            generation: 0,
+            hash: None,
+            reloads: 0,
+            reload_failures: 0,
+            reload_successful: false,
+            reload_success: None,
+            workloads: BTreeMap::new(),
+            repairs: 0,
+            entries: BTreeMap::new(),
+            problems: vec!["the first policy is not in place yet".to_owned()],
+        }
+    }
+}
+
+/// The status, shared.
+#[derive(Debug, Clone, Default)]
+pub struct Shared(Arc<Mutex<Status>>);
+
+impl Shared {
+    /// A copy of the status as it is now.
+    pub fn get(&self) -> Status {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Changes the status.
+    pub fn update(&self, change: impl FnOnce(&mut Status)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}

@@ -1,0 +1,10 @@
+//! Interfaces and tc filters against the real kernel: `cargo test -p gate25 --features root-tests`
+//! as root. Every test has a network namespace of its own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+#[path = "root/filter.rs"]
+mod filter;
+#[path = "root/links.rs"]
+mod links;
+#[path = "root/netns.rs"]
+mod netns;
