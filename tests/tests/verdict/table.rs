@@ -274,13 +274,6 @@ fn v4_rows() -> Vec<Row> {
             ),
         ),
         row(
-            "cut header",
-            V4,
-            false,
-            Kind::Malformed(Malformed::Truncated),
-            frame_v4(&plain, &syn())[..25].to_vec(),
-        ),
-        row(
             "cut tcp",
             V4,
             false,
