@@ -196,24 +196,24 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
 
 fn program_error(error: ProgramError) -> BpfError {
     let name = names::PROGRAM_TC_INGRESS;
-    match error {
-        ProgramError::LoadError {
-            io_error,
-            verifier_log,
-        } => {
-            let log = verifier_log.to_string();
-            let lines: Vec<&str> = log.lines().collect();
-            let last = lines.len().saturating_sub(VERIFIER_LINES);
-            BpfError::Verifier {
-                name,
-                log: lines[last..].join("\n"),
-                source: io_error,
-            }
-        }
-        source => BpfError::Program {
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines.len().saturating_sub(VERIFIER_LINES);
+        BpfError::Verifier {
             name,
-            source: Box::new(source),
-        },
+            log: lines[last..].join("\n"),
+            source: io_error,
+        }
+    } else {
+        BpfError::Program {
+            name,
+            source: Box::new(error),
+        }
     }
 }
 
