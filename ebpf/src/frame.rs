@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use gate25_common::abi::MAX_GUARDED_PORTS;
 use gate25_common::decide::Route;
-use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError};
+use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError, Parsed};
 
 use crate::maps::{GUARDED_COUNT, GUARDED_PORTS};
 use crate::packed;
@@ -110,18 +110,42 @@ impl Frame for LinearFrame {
     }
 }
 
-/// The link layer's part of the parser.
+/// [`packet::parse`], its layers each a function of its own for the verifier: it goes through the
+/// network layer once and not once for every stack of tags, and through what follows once and not
+/// once for every chain of headers.
 ///
 /// # Errors
 ///
-/// As [`packet::link`].
+/// As [`packet::parse`].
 #[inline(always)]
-pub(crate) fn link(skb: *mut __sk_buff, late: u32) -> Result<Link, ParseError> {
-    packed::unpack_link(opaque(link_layer(skb, late)))
+pub(crate) fn parse(ctx: &TcContext, late: u32) -> Result<Parsed, ParseError> {
+    let link = opaque(link_layer(ctx.skb.skb, late));
+    match packed::unpack_link(link)? {
+        Link::Other => Ok(Parsed::Other),
+        Link::Ip { .. } => {
+            let parsed = opaque(network_layer(ctx.skb.skb, link, late));
+            packed::unpack_parsed(parsed, &LinearFrame::new(ctx, late))
+        }
+    }
 }
 
-/// [`packet::link`] as a function of its own, so that the verifier goes through the network
-/// layer's part once and not once for every stack of tags.
+/// [`packet::network`] for what [`link_layer`] found.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn network_layer(skb: *mut __sk_buff, link: u64, late: u32) -> u64 {
+    let frame = LinearFrame::new(&TcContext::new(skb), late);
+    packed::pack_parsed(match packed::unpack_link(link) {
+        Ok(Link::Ip {
+            family,
+            network,
+            form,
+        }) => packet::network(&frame, family, network, form),
+        Ok(Link::Other) => Ok(Parsed::Other),
+        Err(error) => Err(error),
+    })
+}
+
+/// [`packet::link`] for the frame of `skb`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn link_layer(skb: *mut __sk_buff, late: u32) -> u64 {

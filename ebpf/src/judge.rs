@@ -163,18 +163,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn exemption(
+    fn rank(
         &self,
         customer: CustomerId,
         _: &CustomerPolicy,
+        slot: usize,
         destination: &Address,
-    ) -> Option<u16> {
+        now: u64,
+    ) -> u32 {
         let [a, b, c, d] = destination.words();
-        let (high, low) = (
-            u64::from(a) | u64::from(b) << 32,
-            u64::from(c) | u64::from(d) << 32,
-        );
-        u16::try_from(exemption_slot(customer.get(), high, low)).ok()
+        let high = u64::from(a) | u64::from(b) << 32;
+        let low = u64::from(c) | u64::from(d) << 32;
+        exemption_rank(customer.get(), slot as u64, high, low, now)
     }
 
     #[inline(always)]
@@ -184,18 +184,15 @@ impl Tables for KernelTables {
     }
 }
 
-/// No exemption holds.
-const NO_SLOT: u64 = u64::MAX;
-
-/// [`decide::exemption`] as a function of its own for the verifier. `high` and `low` are the
+/// [`decide::rank`] as a function of its own for the verifier. `high` and `low` are the
 /// destination's words.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn exemption_slot(customer: u64, high: u64, low: u64) -> u64 {
+extern "C" fn exemption_rank(customer: u64, slot: u64, high: u64, low: u64, now: u64) -> u32 {
     // No exemption looks at the owner.
     let tables = KernelTables(0);
     let Some(policy) = tables.policy(CustomerId::from_raw(customer)) else {
-        return NO_SLOT;
+        return 0;
     };
     let destination = Address::from_words([
         high as u32,
@@ -203,5 +200,5 @@ extern "C" fn exemption_slot(customer: u64, high: u64, low: u64) -> u64 {
         low as u32,
         (low >> 32) as u32,
     ]);
-    decide::exemption(&tables, policy, &destination).map_or(NO_SLOT, u64::from)
+    decide::rank(&tables, policy, slot as usize, &destination, now)
 }

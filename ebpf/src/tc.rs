@@ -4,9 +4,7 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use gate25_common::decide::{Decision, Verdict};
-use gate25_common::packet::{
-    self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
-};
+use gate25_common::packet::{MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other};
 
 use crate::checksum;
 use crate::frame::{self, LinearFrame};
@@ -47,7 +45,7 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 #[inline(never)]
 extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
     let ctx = TcContext::new(skb);
-    match parse(&ctx, late) {
+    match frame::parse(&ctx, late) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => PASS,
         // Its inside is out of reach: counted, so that it can be seen.
@@ -74,18 +72,6 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
             let decision = judge::malformed(&buffer(&ctx), kind, family);
             act(&ctx, &decision, None)
         }
-    }
-}
-
-#[inline(always)]
-fn parse(ctx: &TcContext, late: u32) -> Result<Parsed, ParseError> {
-    match frame::link(ctx.skb.skb, late)? {
-        Link::Other => Ok(Parsed::Other),
-        Link::Ip {
-            family,
-            network: at,
-            form,
-        } => packet::network(&LinearFrame::new(ctx, late), family, at, form),
     }
 }
 

@@ -160,20 +160,22 @@ pub trait Tables {
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     fn now(&self) -> u64;
-    /// [`exemption`] in these tables; the kernel's run it as a function of its own, since the
-    /// verifier would otherwise follow its loop once for every form of packet.
+    /// [`rank`] in these tables; the kernel's run it as a function of its own, since the verifier
+    /// would otherwise follow all combinations of sixteen outcomes.
     #[inline(always)]
-    fn exemption(
+    fn rank(
         &self,
         customer: CustomerId,
         policy: &CustomerPolicy,
+        slot: usize,
         destination: &Address,
-    ) -> Option<u16>
+        now: u64,
+    ) -> u32
     where
         Self: Sized,
     {
         let _customer = customer;
-        exemption(self, policy, destination)
+        rank(self, policy, slot, destination, now)
     }
 }
 
@@ -238,7 +240,7 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
     }
     if policy.has_exemptions()
-        && let Some(slot) = tables.exemption(customer, policy, destination)
+        && let Some(slot) = exemption(tables, customer, policy, destination)
     {
         return allow(Reason::Exemption, slot);
     }
@@ -249,8 +251,6 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
     };
     refuse(blocked, reason, None)
 }
-
-const NO_SLOT: u16 = u16::MAX;
 
 struct Rules {
     mode: Mode,
@@ -282,30 +282,50 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
 /// Slot of the active exemption with the longest prefix; the first of equals, which is the one
 /// with the smallest id.
 #[inline(always)]
-pub fn exemption<T: Tables>(
+fn exemption<T: Tables>(
     tables: &T,
+    customer: CustomerId,
     policy: &CustomerPolicy,
     destination: &Address,
 ) -> Option<u16> {
     let now = tables.now();
-    // Not an `Option` of a pair: its undefined half would be spilled as whatever a register
-    // holds, which the verifier refuses.
-    let mut best = NO_SLOT;
-    let mut best_length = 0;
+    let mut best = 0;
     for slot in 0..MAX_EXEMPTIONS {
-        let Some(exemption) = policy.exemption(slot) else {
+        if policy.exemption(slot).is_none() {
             break;
-        };
-        if !exemption.active(now) {
-            continue;
         }
-        let Some(hit) = lookup(tables, exemption.set(), destination) else {
-            continue;
-        };
-        if best == NO_SLOT || hit.length() > best_length {
-            best = slot as u16;
-            best_length = hit.length();
-        }
+        best = tables
+            .rank(customer, policy, slot, destination, now)
+            .max(best);
     }
-    if best == NO_SLOT { None } else { Some(best) }
+    match best {
+        0 => None,
+        best => Some((MAX_EXEMPTIONS as u32 - (best & RANK_SLOT)) as u16),
+    }
+}
+
+/// Bits of a rank that say which slot it is: the greater the earlier.
+const RANK_SLOT: u32 = 0xff;
+const RANK_LENGTH_SHIFT: u32 = 8;
+
+/// How well the exemption in `slot` covers `destination` at `now`: 0 for not at all, else the
+/// greater the longer its prefix, and among equals the earlier the slot.
+#[inline(always)]
+pub fn rank<T: Tables>(
+    tables: &T,
+    policy: &CustomerPolicy,
+    slot: usize,
+    destination: &Address,
+    now: u64,
+) -> u32 {
+    let Some(exemption) = policy.exemption(slot) else {
+        return 0;
+    };
+    if !exemption.active(now) {
+        return 0;
+    }
+    match lookup(tables, exemption.set(), destination) {
+        Some(hit) => u32::from(hit.length()) << RANK_LENGTH_SHIFT | (MAX_EXEMPTIONS - slot) as u32,
+        None => 0,
+    }
 }

@@ -115,6 +115,58 @@ pub struct Segment {
     flags: u8,
 }
 
+/// What a [`Segment`] is without the fields that can be read from its frame again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// As [`Segment::family`].
+    pub family: Family,
+    /// As [`Segment::route`].
+    pub route: Route,
+    /// As [`Segment::form`].
+    pub form: Form,
+    /// As [`Segment::network`].
+    pub network: usize,
+    /// As [`Segment::transport`].
+    pub transport: usize,
+    /// As [`Segment::tcp_header`].
+    pub tcp_header: usize,
+    /// As [`Segment::payload`].
+    pub payload: usize,
+}
+
+impl Outline {
+    /// The segment in `frame` that it is the outline of; `None` if the frame is another one.
+    #[inline(always)]
+    pub fn fill<F: Frame>(self, frame: &F) -> Option<Segment> {
+        let Self {
+            family,
+            route,
+            form,
+            network,
+            transport,
+            tcp_header,
+            payload,
+        } = self;
+        let header: [u8; TCP_JUDGED] = frame.load(transport)?;
+        let destination = match family {
+            Family::V4 => Address::from_v4(frame.load(network + 16)?),
+            Family::V6 => Address::from_v6(frame.load(network + 24)?),
+        };
+        Some(Segment {
+            family,
+            destination,
+            port: [header[2], header[3]],
+            route,
+            form,
+            network,
+            transport,
+            tcp_header,
+            payload,
+            flags: header[13],
+        })
+    }
+}
+
 /// Whether a packet has the form that a reset can answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -125,6 +177,20 @@ pub enum Form {
 }
 
 impl Segment {
+    /// What cannot be read from the frame again.
+    #[inline(always)]
+    pub const fn outline(&self) -> Outline {
+        Outline {
+            family: self.family,
+            route: self.route,
+            form: self.form,
+            network: self.network,
+            transport: self.transport,
+            tcp_header: self.tcp_header,
+            payload: self.payload,
+        }
+    }
+
     /// Whether it opens a connection: a SYN without ACK.
     #[inline(always)]
     pub const fn is_attempt(&self) -> bool {
