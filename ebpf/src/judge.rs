@@ -1,69 +1,142 @@
 //! Judges what the parser found, and counts it.
 
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::programs::TcContext;
 use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Event, Report, Sketch};
-use gate25_common::decide::{Decision, HostMode, Reason, Subject, Tables, decide};
+use gate25_common::decide::{Decision, HostMode, Reason, Subject, Tables, Verdict, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
     CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES, WORKLOADS,
 };
+use crate::packed::{self, Place};
 
 /// The buffer at hand, as far as counting needs it.
-pub(crate) struct Buffer {
+struct Buffer {
     /// Index of the interface it came from.
-    pub(crate) interface: u32,
+    interface: u32,
     /// Length of the whole buffer in bytes.
-    pub(crate) length: u64,
+    length: u64,
     /// Payload of each packet it stands for; 0 if it is a single one.
-    pub(crate) gso_size: u64,
+    gso_size: u64,
+}
+
+impl Buffer {
+    #[inline(always)]
+    fn new(skb: *mut __sk_buff) -> Self {
+        Self {
+            // SAFETY: the kernel hands every program a valid `__sk_buff`.
+            interface: unsafe { (*skb).ifindex },
+            // SAFETY: as above.
+            length: u64::from(unsafe { (*skb).len }),
+            // SAFETY: as above.
+            gso_size: u64::from(unsafe { (*skb).gso_size }),
+        }
+    }
 }
 
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
-pub(crate) fn segment(buffer: &Buffer, segment: &Segment) -> Decision {
-    let subject = Subject::Guarded {
-        destination: segment.destination,
-        route: segment.route,
-    };
-    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
-    let segments = match buffer.gso_size {
-        0 => 1,
-        size => (segment.payload as u64).div_ceil(size).max(1),
-    };
-    let headers = (segment.transport + segment.tcp_header) as u64;
-    let bytes = buffer.length + (segments - 1) * headers;
-    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-        let counters = unsafe { &mut *counters };
-        counters.count(&decision, segment.family, segments, bytes);
-        if segment.is_attempt() {
-            counters.count_attempt(&decision, segment.family);
-        }
-    }
-    if segment.is_attempt() {
-        attempt(buffer, segment, &decision);
-    }
-    decision
+pub(crate) fn segment(ctx: &TcContext, segment: &Segment) -> Verdict {
+    let [a, b, c, d] = segment.destination.words();
+    let [high, low] =
+        [[a, b], [c, d]].map(|[first, second]| u64::from(first) | u64::from(second) << 32);
+    let place = packed::pack_place(segment);
+    packed::unpack_verdict(judge_segment(
+        ctx.skb.skb,
+        high,
+        low,
+        place,
+        segment.payload as u64,
+    ))
 }
 
 /// Judges and counts a packet that cannot be told from one for a guarded port.
 #[inline(always)]
-pub(crate) fn malformed(buffer: &Buffer, kind: Malformed, family: Family) -> Decision {
-    let decision = decide(
-        &KernelTables(buffer.interface),
-        host_mode(),
-        &Subject::Malformed(kind),
-    );
+pub(crate) fn malformed(ctx: &TcContext, kind: Malformed, family: Family) -> Verdict {
+    packed::unpack_verdict(judge_malformed(ctx.skb.skb, kind as u32, family as u32))
+}
+
+/// [`segment`] as a function of its own, so that the verifier goes through the decision once and
+/// not once for every way through the parser.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_segment(
+    skb: *mut __sk_buff,
+    high: u64,
+    low: u64,
+    place: u64,
+    payload: u64,
+) -> u64 {
+    let buffer = Buffer::new(skb);
+    let place = packed::unpack_place(place);
+    let destination = Address::from_words([
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ]);
+    let subject = Subject::Guarded {
+        destination,
+        route: place.route,
+    };
+    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
+    log(skb, &decision);
+    let segments = match buffer.gso_size {
+        0 => 1,
+        size => payload.div_ceil(size).max(1),
+    };
+    let bytes = buffer.length + (segments - 1) * place.headers;
+    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
+        let counters = unsafe { &mut *counters };
+        counters.count(&decision, place.family, segments, bytes);
+        if place.is_attempt {
+            counters.count_attempt(&decision, place.family);
+        }
+    }
+    if place.is_attempt {
+        attempt(&buffer, &place, destination, &decision);
+    }
+    decision.verdict as u64
+}
+
+/// [`malformed`] as a function of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_malformed(skb: *mut __sk_buff, kind: u32, family: u32) -> u64 {
+    let buffer = Buffer::new(skb);
+    let family = packed::unpack_family(family);
+    let subject = Subject::Malformed(packed::unpack_malformed(kind));
+    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
+    log(skb, &decision);
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
         unsafe { (*counters).count(&decision, family, 1, buffer.length) };
     }
-    decision
+    decision.verdict as u64
 }
+
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log(skb: *mut __sk_buff, decision: &Decision) {
+    let ctx = TcContext::new(skb);
+    aya_log_ebpf::debug!(
+        &ctx,
+        "customer {} verdict {} reason {}",
+        decision.customer.get(),
+        decision.verdict.as_str(),
+        decision.reason.as_str()
+    );
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+fn log(_: *mut __sk_buff, _: &Decision) {}
 
 /// Counts a packet of a tunnel.
 #[inline(always)]
@@ -75,7 +148,7 @@ pub(crate) fn tunnel(tunnel: Tunnel) {
 }
 
 #[inline(always)]
-fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
+fn attempt(buffer: &Buffer, place: &Place, destination: Address, decision: &Decision) {
     let Some(counters) = CUSTOMER_COUNT.get_ptr_mut(decision.customer) else {
         if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
             // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
@@ -92,7 +165,7 @@ fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
         | Reason::Unassigned
         | Reason::Throttled
         | Reason::Quarantine
-        | Reason::Malformed => sketch(decision.customer, &segment.destination),
+        | Reason::Malformed => sketch(decision.customer, &destination),
     }
     match report {
         Report::Skip => {}
@@ -100,9 +173,9 @@ fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
             let event = Event::new(
                 decision,
                 buffer.interface,
-                segment.family,
-                segment.destination,
-                segment.port,
+                place.family,
+                destination,
+                place.port,
             );
             if EVENTS.output_untyped::<Event>(event, 0).is_err()
                 && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)

@@ -3,13 +3,13 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use gate25_common::decide::{Decision, Verdict};
+use gate25_common::decide::Verdict;
 use gate25_common::packet::{
     self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
 };
 
 use crate::frame::{self, LinearFrame};
-use crate::judge::{self, Buffer};
+use crate::judge;
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
@@ -53,24 +53,21 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
             judge::tunnel(tunnel);
             PASS
         }
-        Ok(Parsed::Guarded(segment)) => {
-            let decision = judge::segment(&buffer(&ctx), &segment);
-            act(&ctx, &decision, Some(&segment))
-        }
+        Ok(Parsed::Guarded(segment)) => act(&ctx, judge::segment(&ctx, &segment), Some(&segment)),
         Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) if look == FIRST_LOOK => {
             MORE_HEADERS
         }
         // Too short to name a protocol: no receiver takes it for IP.
         Err(ParseError::ShortLink) => PASS,
         // IP whose headers are not there: it could be anything, so it is closed.
-        Err(ParseError::ShortNetwork(family)) => {
-            let decision = judge::malformed(&buffer(&ctx), Malformed::Truncated, family);
-            act(&ctx, &decision, None)
-        }
+        Err(ParseError::ShortNetwork(family)) => act(
+            &ctx,
+            judge::malformed(&ctx, Malformed::Truncated, family),
+            None,
+        ),
         // Of a form that hides or may change its port.
         Err(ParseError::Malformed(kind, family)) => {
-            let decision = judge::malformed(&buffer(&ctx), kind, family);
-            act(&ctx, &decision, None)
+            act(&ctx, judge::malformed(&ctx, kind, family), None)
         }
     }
 }
@@ -88,16 +85,8 @@ fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
 }
 
 #[inline(always)]
-fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
-    #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(
-        ctx,
-        "customer {} verdict {} reason {}",
-        decision.customer.get(),
-        decision.verdict.as_str(),
-        decision.reason.as_str()
-    );
-    match decision.verdict {
+fn act(ctx: &TcContext, verdict: Verdict, segment: Option<&Segment>) -> i32 {
+    match verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,
         // No agent of this version writes them into a policy.
@@ -118,16 +107,4 @@ fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
 #[inline(always)]
 fn load_headers(ctx: &TcContext) {
     let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));
-}
-
-#[inline(always)]
-fn buffer(ctx: &TcContext) -> Buffer {
-    let skb = ctx.skb.skb;
-    Buffer {
-        // SAFETY: the kernel hands every program a valid `__sk_buff`.
-        interface: unsafe { (*skb).ifindex },
-        length: u64::from(ctx.len()),
-        // SAFETY: as above.
-        gso_size: u64::from(unsafe { (*skb).gso_size }),
-    }
 }

@@ -74,6 +74,12 @@ impl Address {
         self.0
     }
 
+    /// The address with these [`Self::words`], which are canonical.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// Whether the address stands for an IPv4 address.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
