@@ -4,10 +4,12 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::programs::TcContext;
-use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Event, Report, Sketch};
-use gate25_common::decide::{Decision, HostMode, Reason, Subject, Tables, Verdict, decide};
+use gate25_common::decide::{
+    self, Decision, HostMode, NOT_EXEMPT, Reason, Subject, Tables, Verdict, decide,
+};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
@@ -42,9 +44,7 @@ impl Buffer {
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
 pub(crate) fn segment(ctx: &TcContext, segment: &Segment) -> Verdict {
-    let [a, b, c, d] = segment.destination.words();
-    let [high, low] =
-        [[a, b], [c, d]].map(|[first, second]| u64::from(first) | u64::from(second) << 32);
+    let [high, low] = packed::pack_address(&segment.destination);
     let place = packed::pack_place(segment);
     packed::unpack_verdict(judge_segment(
         ctx.skb.skb,
@@ -74,12 +74,7 @@ extern "C" fn judge_segment(
 ) -> u64 {
     let buffer = Buffer::new(skb);
     let place = packed::unpack_place(place);
-    let destination = Address::from_words([
-        high as u32,
-        (high >> 32) as u32,
-        low as u32,
-        (low >> 32) as u32,
-    ]);
+    let destination = packed::unpack_address(high, low);
     let subject = Subject::Guarded {
         destination,
         route: place.route,
@@ -124,14 +119,29 @@ extern "C" fn judge_malformed(skb: *mut __sk_buff, kind: u32, family: u32) -> u6
 #[cfg(feature = "log")]
 #[inline(always)]
 fn log(skb: *mut __sk_buff, decision: &Decision) {
+    log_line(
+        skb,
+        decision.customer.get(),
+        decision.verdict as u32,
+        decision.reason as u32,
+    );
+}
+
+/// Writes a debug line. Numbers, and a function of its own, for the verifier: it would follow the
+/// length of every word there is.
+#[cfg(feature = "log")]
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn log_line(skb: *mut __sk_buff, customer: u64, verdict: u32, reason: u32) -> u32 {
     let ctx = TcContext::new(skb);
     aya_log_ebpf::debug!(
         &ctx,
         "customer {} verdict {} reason {}",
-        decision.customer.get(),
-        decision.verdict.as_str(),
-        decision.reason.as_str()
+        customer,
+        verdict,
+        reason
     );
+    0
 }
 
 #[cfg(not(feature = "log"))]
@@ -236,8 +246,28 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn exempted(&self, exemption: &Exemption, destination: &Address, now: u64) -> u32 {
+        let [high, low] = packed::pack_address(destination);
+        slot_exempts(exemption, high, low, now)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no arguments, no memory.
         unsafe { bpf_ktime_get_boot_ns() }
     }
+}
+
+/// [`decide::exempted`] as a function of its own for the verifier (pointers as arguments, kernel
+/// 5.13).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn slot_exempts(exemption: *const Exemption, high: u64, low: u64, now: u64) -> u32 {
+    // SAFETY: null, or within a value that RCU keeps while the program runs.
+    let Some(exemption) = (unsafe { exemption.as_ref() }) else {
+        return NOT_EXEMPT;
+    };
+    let destination = packed::unpack_address(high, low);
+    // Its owner is not asked for.
+    decide::exempted(&KernelTables(0), exemption, &destination, now)
 }

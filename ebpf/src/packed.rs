@@ -1,6 +1,6 @@
 //! Results of parser parts as one number: global functions return nothing else.
 
-use gate25_common::address::Family;
+use gate25_common::address::{Address, Family};
 use gate25_common::decide::{Route, Verdict};
 use gate25_common::packet::{Form, Link, Malformed, ParseError, Segment};
 
@@ -93,6 +93,23 @@ fn pack_family(family: Family) -> u64 {
         Family::V4 => 0,
         Family::V6 => V6,
     }
+}
+
+/// The first and the last eight bytes of an address.
+#[inline(always)]
+pub(crate) fn pack_address(address: &Address) -> [u64; 2] {
+    let [a, b, c, d] = address.words().map(u64::from);
+    [a | b << 32, c | d << 32]
+}
+
+#[inline(always)]
+pub(crate) fn unpack_address(high: u64, low: u64) -> Address {
+    Address::from_words([
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ])
 }
 
 /// What the decision and the counters need of a [`Segment`] besides its destination and payload.

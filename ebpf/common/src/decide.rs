@@ -1,7 +1,8 @@
 //! The decision about one packet, written once for the kernel, for `explain` and for the tests.
 
 use crate::abi::{
-    Blocked, CustomerId, CustomerPolicy, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine, SetId,
+    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine,
+    SetId,
 };
 use crate::address::Address;
 use crate::packet::Malformed;
@@ -160,6 +161,15 @@ pub trait Tables {
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     fn now(&self) -> u64;
+    /// [`exempted`] on these tables; the kernel's tables run it as a function of its own, since
+    /// the verifier would otherwise go through it anew for every outcome of every slot before.
+    #[inline(always)]
+    fn exempted(&self, exemption: &Exemption, destination: &Address, now: u64) -> u32
+    where
+        Self: Sized,
+    {
+        exempted(self, exemption, destination, now)
+    }
 }
 
 /// Judges `subject` by the order of the design: owner, quarantine, form, allowlists, exemptions,
@@ -235,8 +245,6 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
     refuse(blocked, reason, None)
 }
 
-const NO_SLOT: u16 = u16::MAX;
-
 struct Rules {
     mode: Mode,
     blocked: Blocked,
@@ -264,29 +272,47 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
     }
 }
 
+/// What [`exempted`] returns for an exemption that does not apply.
+pub const NOT_EXEMPT: u32 = 0;
+
+/// How precisely an exemption names a destination at `now`: one more than the length of its
+/// prefix, or [`NOT_EXEMPT`].
+#[inline(always)]
+pub fn exempted<T: Tables>(
+    tables: &T,
+    exemption: &Exemption,
+    destination: &Address,
+    now: u64,
+) -> u32 {
+    if !exemption.active(now) {
+        return NOT_EXEMPT;
+    }
+    match lookup(tables, exemption.set(), destination) {
+        Some(hit) => u32::from(hit.length()) + 1,
+        None => NOT_EXEMPT,
+    }
+}
+
 /// Slot of the active exemption with the longest prefix; the first of equals, which is the one
 /// with the smallest id.
 #[inline(always)]
 fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
     let now = tables.now();
-    // Not an `Option` of a pair: its undefined half would be spilled as whatever a register
-    // holds, which the verifier refuses.
-    let mut best = NO_SLOT;
-    let mut best_length = 0;
+    let mut best = NOT_EXEMPT;
+    let mut best_slot = 0;
     for slot in 0..MAX_EXEMPTIONS {
         let Some(exemption) = policy.exemption(slot) else {
             break;
         };
-        if !exemption.active(now) {
-            continue;
-        }
-        let Some(hit) = lookup(tables, exemption.set(), destination) else {
-            continue;
-        };
-        if best == NO_SLOT || hit.length() > best_length {
-            best = slot as u16;
-            best_length = hit.length();
+        let precision = tables.exempted(exemption, destination, now);
+        if precision > best {
+            best = precision;
+            best_slot = slot as u16;
         }
     }
-    if best == NO_SLOT { None } else { Some(best) }
+    if best == NOT_EXEMPT {
+        None
+    } else {
+        Some(best_slot)
+    }
 }

@@ -133,28 +133,28 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
 /// [`ParseError`]: options that end early, or whose lengths make no sense.
 #[inline(always)]
 pub fn ipv4_route<F: Frame>(frame: &F, start: usize, end: usize) -> Result<Route, ParseError> {
-    // Frames are read two bytes at a time, so an option's kind is read behind the byte before it.
-    let mut before = start - 1;
-    for _ in 0..MAX_IPV4_OPTIONS {
-        if before + 1 >= end {
+    // Byte by byte rather than option by option: offsets that do not depend on the packet keep
+    // the verifier's work small.
+    let mut inside = 0;
+    for index in 0..MAX_IPV4_OPTIONS {
+        let at = start + index;
+        if at >= end {
             return Ok(Route::Direct);
         }
-        let [_, kind] = frame
-            .load(before)
-            .ok_or(ParseError::ShortNetwork(Family::V4))?;
+        if inside > 0 {
+            inside -= 1;
+            continue;
+        }
+        // A TCP header follows, so that a last option's kind is not the last byte.
+        let [kind, length] = frame.load(at).ok_or(ParseError::ShortNetwork(Family::V4))?;
         match kind {
             IPV4_OPTION_END => return Ok(Route::Direct),
-            IPV4_OPTION_NOP => before += 1,
+            IPV4_OPTION_NOP => {}
             IPV4_OPTION_LOOSE_ROUTE | IPV4_OPTION_STRICT_ROUTE => return Ok(Route::SourceRouted),
-            _ => {
-                let [_, length] = frame
-                    .load(before + 1)
-                    .ok_or(ParseError::ShortNetwork(Family::V4))?;
-                if length < 2 {
-                    return Err(ParseError::Malformed(Malformed::Header, Family::V4));
-                }
-                before += usize::from(length);
+            _ if length < 2 => {
+                return Err(ParseError::Malformed(Malformed::Header, Family::V4));
             }
+            _ => inside = length - 1,
         }
     }
     Ok(Route::Direct)
