@@ -80,7 +80,7 @@ extern "C" fn judge_segment(
         route: place.route,
     };
     let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
-    log(skb, &decision);
+    log(&decision);
     let segments = match buffer.gso_size {
         0 => 1,
         size => payload.div_ceil(size).max(1),
@@ -108,7 +108,7 @@ extern "C" fn judge_malformed(skb: *mut __sk_buff, kind: u32, family: u32) -> u6
     let family = packed::unpack_family(family);
     let subject = Subject::Malformed(packed::unpack_malformed(kind));
     let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
-    log(skb, &decision);
+    log(&decision);
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
         unsafe { (*counters).count(&decision, family, 1, buffer.length) };
@@ -118,24 +118,22 @@ extern "C" fn judge_malformed(skb: *mut __sk_buff, kind: u32, family: u32) -> u6
 
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log(skb: *mut __sk_buff, decision: &Decision) {
+fn log(decision: &Decision) {
     log_line(
-        skb,
         decision.customer.get(),
         decision.verdict as u32,
         decision.reason as u32,
     );
 }
 
-/// Writes a debug line. Numbers, and a function of its own, for the verifier: it would follow the
+/// Writes a debug line, which needs no context. Numbers, and a function of its own, for the verifier: it would follow the
 /// length of every word there is.
 #[cfg(feature = "log")]
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn log_line(skb: *mut __sk_buff, customer: u64, verdict: u32, reason: u32) -> u32 {
-    let ctx = TcContext::new(skb);
+extern "C" fn log_line(customer: u64, verdict: u32, reason: u32) -> u32 {
     aya_log_ebpf::debug!(
-        &ctx,
+        &(),
         "customer {} verdict {} reason {}",
         customer,
         verdict,
@@ -146,7 +144,7 @@ extern "C" fn log_line(skb: *mut __sk_buff, customer: u64, verdict: u32, reason:
 
 #[cfg(not(feature = "log"))]
 #[inline(always)]
-fn log(_: *mut __sk_buff, _: &Decision) {}
+fn log(_: &Decision) {}
 
 /// Counts a packet of a tunnel.
 #[inline(always)]
