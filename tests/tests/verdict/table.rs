@@ -798,8 +798,13 @@ fn packets_by_policies_and_interfaces_are_decided_as_designed() {
             .ip("link add left index 77 type veth peer name right index 78\nlink set left up")
             .expect("a second interface");
         let rows: Vec<_> = v4_rows().into_iter().chain(v6_rows()).collect();
+        let mut enforcing = Kernel::load(HostMode::Policy);
+        let mut observing = Kernel::load(HostMode::Observe);
         for setting in settings() {
-            let mut kernel = Kernel::load(setting.host);
+            let kernel = match setting.host {
+                HostMode::Policy => &mut enforcing,
+                HostMode::Observe => &mut observing,
+            };
             let Setting {
                 mode,
                 blocked,
@@ -819,7 +824,7 @@ fn packets_by_policies_and_interfaces_are_decided_as_designed() {
                     tables.policies.remove(&CUSTOMER);
                 }
                 for row in &rows {
-                    check(&kernel, &tables, setting, interface, row);
+                    check(kernel, &tables, setting, interface, row);
                 }
                 if !readable {
                     // The next round finds it again and takes it away again.
