@@ -232,7 +232,7 @@ impl Agent {
                     (files, loaded)
                 }));
             }
-            loading => {
+            loading @ (Files::Loading(_) | Files::Taken) => {
                 self.files = loading;
                 self.reload_again = true;
             }

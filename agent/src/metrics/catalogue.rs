@@ -126,3 +126,20 @@ catalogue! {
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{ALL, Kind};
+
+    #[test]
+    fn names_tell_counters_and_are_unique() {
+        let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            let is_total = metric.name.ends_with("_total");
+            assert_eq!(metric.kind == Kind::Counter, is_total, "{}", metric.name);
+        }
+    }
+}

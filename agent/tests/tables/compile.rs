@@ -196,6 +196,21 @@ fn exemptions_beyond_the_tables_room_are_an_error() {
 }
 
 #[test]
+fn customers_with_one_number_are_an_error() {
+    // Two of the published collisions of 64-bit FNV-1a.
+    let (one, other) = ("8yn0iYCKYHlIj4-BwPqk", "GReLUrM4wMqfg9yzV3KQ");
+    assert_eq!(CustomerId::from_name(one), CustomerId::from_name(other));
+    let mut policy = policy();
+    for id in [one, other] {
+        policy
+            .customers
+            .insert(id.into(), customer("default", &[], &[]));
+    }
+    let refusal = CompileError::CustomerCollision(one.to_owned(), other.to_owned());
+    assert_eq!(compile(&policy, at(0)), Err(refusal));
+}
+
+#[test]
 fn sources_beyond_the_index_are_an_error() {
     let mut policy = policy();
     let lists: Vec<String> = (0..=CUSTOMER_SET).map(|n| format!("l{n}")).collect();
