@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use crate::{NetNs, Process};
 
@@ -125,7 +128,8 @@ impl Pump {
     /// # Errors
     /// When the thread cannot be made.
     pub fn start(a: Tap, b: Tap) -> anyhow::Result<Self> {
-        let (wait, stop) = nix::unistd::pipe().context("make a pipe")?;
+        // A child that inherited the end that stops would keep the thread alive.
+        let (wait, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
         let thread = thread::Builder::new()
             .name("pump".to_owned())
             .spawn(move || {
