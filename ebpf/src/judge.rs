@@ -5,7 +5,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Event, Report, Sketch};
-use gate25_common::decide::{Decision, HostMode, Reason, Subject, Tables, decide};
+use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
@@ -163,8 +163,45 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn exemption(
+        &self,
+        customer: CustomerId,
+        _: &CustomerPolicy,
+        destination: &Address,
+    ) -> Option<u16> {
+        let [a, b, c, d] = destination.words();
+        let (high, low) = (
+            u64::from(a) | u64::from(b) << 32,
+            u64::from(c) | u64::from(d) << 32,
+        );
+        u16::try_from(exemption_slot(customer.get(), high, low)).ok()
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no arguments, no memory.
         unsafe { bpf_ktime_get_boot_ns() }
     }
+}
+
+/// No exemption holds.
+const NO_SLOT: u64 = u64::MAX;
+
+/// [`decide::exemption`] as a function of its own for the verifier. `high` and `low` are the
+/// destination's words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn exemption_slot(customer: u64, high: u64, low: u64) -> u64 {
+    // No exemption looks at the owner.
+    let tables = KernelTables(0);
+    let Some(policy) = tables.policy(CustomerId::from_raw(customer)) else {
+        return NO_SLOT;
+    };
+    let destination = Address::from_words([
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ]);
+    decide::exemption(&tables, policy, &destination).map_or(NO_SLOT, u64::from)
 }

@@ -12,6 +12,7 @@ const DIRECT: u64 = 4;
 const SOURCE_ROUTED: u64 = 5;
 const MALFORMED: u64 = 6;
 const UNREADABLE: u64 = 7;
+const LATE: u64 = 8;
 const KIND: u64 = 0xff;
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
@@ -33,7 +34,8 @@ pub(crate) fn pack_link(link: Result<Link, ParseError>) -> u64 {
             };
             IP | pack_family(family) | form | (network as u64) << OFFSET_SHIFT
         }
-        // The one way in which a link layer is malformed.
+        Err(ParseError::Malformed(Malformed::LateChecksum, family)) => LATE | pack_family(family),
+        // The other way in which a link layer is malformed.
         Err(ParseError::Malformed(_, family)) => VLAN_DEPTH | pack_family(family),
         Err(ParseError::ShortLink) => SHORT,
         Err(ParseError::ShortNetwork(family)) => UNREADABLE | pack_family(family),
@@ -50,6 +52,7 @@ pub(crate) fn unpack_link(packed: u64) -> Result<Link, ParseError> {
     match packed & KIND {
         OTHER => Ok(Link::Other),
         SHORT => Err(ParseError::ShortLink),
+        LATE => Err(ParseError::Malformed(Malformed::LateChecksum, family)),
         UNREADABLE => Err(ParseError::ShortNetwork(family)),
         IP => Ok(Link::Ip {
             family,

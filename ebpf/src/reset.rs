@@ -169,7 +169,7 @@ fn sum<const N: usize>(mut bytes: [u8; N]) -> Result<u64, NoReset> {
             0,
         )
     };
-    u64::try_from(sum).map_err(|_| NoReset)
+    u64::try_from(sum).map_err(|_negative| NoReset)
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@ use gate25_common::packet::{
     self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
 };
 
+use crate::checksum;
 use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer};
 use crate::reset;
@@ -27,13 +28,14 @@ const LAST_LOOK: u32 = 1;
 /// Judges what leaves a guest.
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {
-    if evidently_other(&LinearFrame::new(&ctx)) {
+    let late = checksum::late_checksum(ctx.skb.skb);
+    if evidently_other(&LinearFrame::new(&ctx, late)) {
         return PASS;
     }
-    match inspect(ctx.skb.skb, FIRST_LOOK) {
+    match inspect(ctx.skb.skb, FIRST_LOOK, late) {
         MORE_HEADERS => {
             load_headers(&ctx);
-            inspect(ctx.skb.skb, LAST_LOOK)
+            inspect(ctx.skb.skb, LAST_LOOK, late)
         }
         action => action,
     }
@@ -43,9 +45,9 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 /// often it is called (global functions, kernel 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
+extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
     let ctx = TcContext::new(skb);
-    match parse(&ctx) {
+    match parse(&ctx, late) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => PASS,
         // Its inside is out of reach: counted, so that it can be seen.
@@ -76,14 +78,14 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
 }
 
 #[inline(always)]
-fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
-    match frame::link(ctx.skb.skb)? {
+fn parse(ctx: &TcContext, late: u32) -> Result<Parsed, ParseError> {
+    match frame::link(ctx.skb.skb, late)? {
         Link::Other => Ok(Parsed::Other),
         Link::Ip {
             family,
             network: at,
             form,
-        } => packet::network(&LinearFrame::new(ctx), family, at, form),
+        } => packet::network(&LinearFrame::new(ctx, late), family, at, form),
     }
 }
 

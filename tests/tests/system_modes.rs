@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Agent, Hosting, Link, Outcome, PolicyText, Settings, World, connect, greet};
+use gate25_tests::{
+    Agent, Hosting, Link, Offload, Outcome, PolicyText, Settings, Tap, World, connect, greet,
+};
 
 /// Within it, three SYNs are sent.
 const LIMIT: Duration = Duration::from_secs(4);
@@ -37,6 +39,43 @@ fn host_that_observes_drops_nothing_and_counts_everything() {
     assert_eq!(metrics.sum("gate25_enforcing", &[]), Some(0.0));
     let observe = [("mode", "observe")];
     assert_eq!(metrics.sum("gate25_host_mode", &observe), Some(1.0));
+}
+
+#[test]
+fn malformed_packets_pass_where_nothing_is_refused_and_nowhere_else() {
+    for (enforcement, verdict, passed) in [("policy", "reject", 0), ("observe", "observe", 2)] {
+        let world = World::new().unwrap();
+        let host = &world.hosting.hypervisor;
+        let mut tap = Tap::new(host, "tap101i0", Offload::None).unwrap();
+        host.ip("link set tap101i0 up").unwrap();
+        // It sees what tc has let pass.
+        let table = "table netdev seen { counter passed {}; chain c { type filter hook ingress device tap101i0 priority 0; ether type ip counter name passed; }; }";
+        host.exec("nft", &[table]).unwrap();
+        let settings = Settings {
+            more: format!("enforcement: {enforcement}\n"),
+            ..Settings::default()
+        };
+        let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+        // A first fragment too short for a TCP header, and one that could rewrite its flags.
+        tap.send(&fragment(0x2000)).unwrap();
+        tap.send(&fragment(0x0001)).unwrap();
+        for kind in ["short_fragment", "overlapping_fragment"] {
+            let one = |count| count == 1.0;
+            agent
+                .wait_metric("gate25_malformed_total", &[("kind", kind)], LIMIT, one)
+                .unwrap();
+        }
+        let metrics = agent.metrics().unwrap();
+        let judged = metrics.sum("gate25_packets_total", &[("verdict", verdict)]);
+        assert_eq!(judged, Some(2.0), "{enforcement}");
+        let counted = host
+            .exec("nft", &["list counter netdev seen passed"])
+            .unwrap();
+        assert!(
+            counted.contains(&format!("packets {passed} ")),
+            "{enforcement}: {counted}"
+        );
+    }
 }
 
 #[test]
@@ -154,4 +193,23 @@ fn guarded_ports_are_those_of_the_settings() {
 fn connections(agent: &Agent, labels: &[(&str, &str)]) -> f64 {
     let metrics = agent.metrics().unwrap();
     metrics.sum("gate25_connections_total", labels).unwrap()
+}
+
+/// Eight bytes of a TCP packet to the exchanger's port 25 in a fragment of this offset and flag.
+fn fragment(field: u16) -> Vec<u8> {
+    let [high, low] = field.to_be_bytes();
+    let mut frame = vec![0x52, 0x54, 0, 0, 0, 2, 0x52, 0x54, 0, 0, 0, 1, 8, 0];
+    let mut ip = vec![
+        0x45, 0, 0, 28, 0, 1, high, low, 64, 6, 0, 0, 198, 51, 100, 101,
+    ];
+    ip.extend(Hosting::EXCHANGER.v4.octets());
+    let sum: u32 = ip
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+    frame.extend(ip);
+    frame.extend([0x9c, 0x40, 0, 25, 0, 0, 0, 1]);
+    frame
 }

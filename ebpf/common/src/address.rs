@@ -68,6 +68,12 @@ impl Address {
         ]
     }
 
+    /// The address with these words, each in network order, which must be canonical already.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// The four words, each in network order.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {

@@ -160,6 +160,21 @@ pub trait Tables {
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     fn now(&self) -> u64;
+    /// [`exemption`] in these tables; the kernel's run it as a function of its own, since the
+    /// verifier would otherwise follow its loop once for every form of packet.
+    #[inline(always)]
+    fn exemption(
+        &self,
+        customer: CustomerId,
+        policy: &CustomerPolicy,
+        destination: &Address,
+    ) -> Option<u16>
+    where
+        Self: Sized,
+    {
+        let _customer = customer;
+        exemption(self, policy, destination)
+    }
 }
 
 /// Judges `subject` by the order of the design: owner, quarantine, form, allowlists, exemptions,
@@ -223,7 +238,7 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
     }
     if policy.has_exemptions()
-        && let Some(slot) = exemption(tables, policy, destination)
+        && let Some(slot) = tables.exemption(customer, policy, destination)
     {
         return allow(Reason::Exemption, slot);
     }
@@ -267,7 +282,11 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
 /// Slot of the active exemption with the longest prefix; the first of equals, which is the one
 /// with the smallest id.
 #[inline(always)]
-fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
+pub fn exemption<T: Tables>(
+    tables: &T,
+    policy: &CustomerPolicy,
+    destination: &Address,
+) -> Option<u16> {
     let now = tables.now();
     // Not an `Option` of a pair: its undefined half would be spilled as whatever a register
     // holds, which the verifier refuses.

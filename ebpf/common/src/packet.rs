@@ -14,7 +14,7 @@ use crate::packet::network::{
     IPV4_FRAGMENT_OFFSET, IPV4_HEADER, IPV4_MORE_FRAGMENTS, IPV6_HEADER, PROTOCOL_GRE,
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
 };
-use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN};
+use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
 
 pub use link::{Link, link};
 pub use network::{ipv4_route, network};
@@ -28,6 +28,13 @@ pub trait Frame {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Length of the whole frame, wherever its bytes are.
     fn length(&self) -> usize;
+    /// Whether the bytes before `end` will stay as they are: a checksum may be written into the
+    /// frame after it was judged.
+    #[inline(always)]
+    fn settled(&self, end: usize) -> bool {
+        let _all = end;
+        true
+    }
     /// VLAN tags that were taken off the frame before it got here.
     fn stripped_tags(&self) -> u32;
     /// Whether TCP packets for `port` (network order) are judged.
@@ -39,11 +46,11 @@ pub trait Frame {
     ///
     /// As [`ipv4_route`].
     #[inline(always)]
-    fn route_of_options(&self, start: usize, end: usize) -> Result<Route, ParseError>
+    fn route_of_options(&self, before: usize, end: usize) -> Result<Route, ParseError>
     where
         Self: Sized,
     {
-        ipv4_route(self, start, end)
+        ipv4_route(self, before, end)
     }
 }
 
@@ -163,11 +170,13 @@ pub enum Malformed {
     SourceRoute = 6,
     /// A guarded packet whose policy cannot be read.
     Lookup = 7,
+    /// A checksum is still to be written over a header that was judged.
+    LateChecksum = 8,
 }
 
 impl Malformed {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Truncated,
         Self::Header,
         Self::Extensions,
@@ -176,6 +185,7 @@ impl Malformed {
         Self::VlanDepth,
         Self::SourceRoute,
         Self::Lookup,
+        Self::LateChecksum,
     ];
 
     /// The word for it in metrics and output.
@@ -189,6 +199,7 @@ impl Malformed {
             Self::VlanDepth => "vlan_depth",
             Self::SourceRoute => "source_route",
             Self::Lookup => "lookup",
+            Self::LateChecksum => "late_checksum",
         }
     }
 }
@@ -212,46 +223,75 @@ pub fn evidently_other<F: Frame>(frame: &F) -> bool {
         return false;
     };
     let network = ETHERNET_HEADER;
-    match ethertype {
+    let judged = match ethertype {
         ETHERTYPE_IPV4 => {
             let Some(header) = frame.load::<24>(network) else {
                 return false;
             };
             let fragment = u16::from_be_bytes([header[6], header[7]]);
-            header[0] == 0x45
-                && fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0
-                && match header[9] {
-                    PROTOCOL_TCP => {
-                        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-                        !frame.guarded([header[22], header[23]])
-                            && total >= IPV4_HEADER + TCP_HEADER
-                            && frame.length() >= network + IPV4_HEADER + TCP_HEADER
+            if header[0] != 0x45 || fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
+                return false;
+            }
+            let transport = network + IPV4_HEADER;
+            match header[9] {
+                PROTOCOL_TCP => {
+                    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+                    if frame.guarded([header[22], header[23]])
+                        || total < IPV4_HEADER + TCP_HEADER
+                        || frame.length() < transport + TCP_HEADER
+                    {
+                        return false;
                     }
-                    PROTOCOL_UDP | PROTOCOL_ICMP => true,
-                    _ => false,
+                    transport + TCP_JUDGED
                 }
+                PROTOCOL_UDP | PROTOCOL_ICMP => transport,
+                _ => return false,
+            }
         }
         ETHERTYPE_IPV6 => {
             let Some(header) = frame.load::<8>(network) else {
                 return false;
             };
-            header[0] >> 4 == 6
-                && match header[6] {
-                    PROTOCOL_TCP => {
-                        let Some([_, _, port @ ..]) = frame.load::<4>(network + IPV6_HEADER) else {
-                            return false;
-                        };
-                        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-                        !frame.guarded(port)
-                            && payload >= TCP_HEADER
-                            && frame.length() >= network + IPV6_HEADER + TCP_HEADER
+            if header[0] >> 4 != 6 {
+                return false;
+            }
+            let transport = network + IPV6_HEADER;
+            match header[6] {
+                PROTOCOL_TCP => {
+                    let Some([_, _, port @ ..]) = frame.load::<4>(transport) else {
+                        return false;
+                    };
+                    let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                    if frame.guarded(port)
+                        || payload < TCP_HEADER
+                        || frame.length() < transport + TCP_HEADER
+                    {
+                        return false;
                     }
-                    PROTOCOL_UDP | PROTOCOL_ICMPV6 => true,
-                    _ => false,
+                    transport + TCP_JUDGED
                 }
+                PROTOCOL_UDP | PROTOCOL_ICMPV6 => transport,
+                _ => return false,
+            }
         }
-        ETHERTYPE_ARP => true,
-        _ => false,
+        ETHERTYPE_ARP => network,
+        _ => return false,
+    };
+    frame.settled(judged)
+}
+
+/// The outcome, if it does not rest on bytes before `judged` that are still to be written.
+#[inline(always)]
+fn settle<F: Frame>(
+    frame: &F,
+    outcome: Parsed,
+    judged: usize,
+    family: Family,
+) -> Result<Parsed, ParseError> {
+    if frame.settled(judged) {
+        Ok(outcome)
+    } else {
+        Err(ParseError::Malformed(Malformed::LateChecksum, family))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use etherparse::{LaxLinkExtSlice, LaxNetSlice, LaxSlicedPacket, TransportSlice};
-use gate25_common::address::Address;
+use gate25_common::address::{Address, Family};
 use gate25_common::packet::{Malformed, ParseError, Parsed, Segment, parse};
 use gate25_common::testing::frames::{
     Extension, IPV4, IPV6, Ipv4, Ipv6, MemoryFrame, OLD_TAG, SERVER_V4, SERVER_V6, SERVICE_TAG,
@@ -46,13 +46,19 @@ fn found(segment: &Segment) -> Found {
     }
 }
 
-/// Where the parser is stricter than etherparse by design: it refuses what it does not walk, and
-/// options that are none.
+/// Where the parser is stricter than etherparse by design: it refuses what it does not walk,
+/// options that are none, and an IPv4 length within the header, for which etherparse takes the
+/// rest of the frame.
 fn stricter(frame: &[u8], error: ParseError) -> bool {
     match error {
         ParseError::Malformed(Malformed::VlanDepth, _) => tags(frame) > 2,
         ParseError::Malformed(Malformed::Extensions, _) => true,
         ParseError::Malformed(Malformed::Header, _) => frame[network(frame)] > 0x45,
+        ParseError::Malformed(Malformed::Truncated, Family::V4) => {
+            let at = network(frame);
+            let total = u16::from_be_bytes([frame[at + 2], frame[at + 3]]);
+            usize::from(total) < usize::from(frame[at] & 0x0f) * 4
+        }
         ParseError::Malformed(
             Malformed::Truncated
             | Malformed::ShortFragment

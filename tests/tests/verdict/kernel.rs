@@ -1,0 +1,232 @@
+//! The program and its tables in a network namespace of their own.
+
+use std::panic::resume_unwind;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{
+    HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::util::nr_cpus;
+use gate25::kernel::bpf::{DebugLines, LoadOptions, load};
+use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::decide::HostMode;
+use gate25_common::names;
+use gate25_common::testing::tables::MemoryTables;
+use gate25_tests::{Lab, NetNs};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
+
+/// The loopback interface of every namespace.
+pub(crate) const LOOPBACK: u32 = 1;
+
+/// What the program made of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Action {
+    Passed,
+    Dropped,
+    /// Sent back, changed to this.
+    Answered(Vec<u8>),
+}
+
+/// What the kernel knows of a packet besides its bytes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Meta {
+    pub(crate) interface: u32,
+    pub(crate) gso_size: u32,
+}
+
+impl Default for Meta {
+    fn default() -> Self {
+        Self {
+            interface: LOOPBACK,
+            gso_size: 0,
+        }
+    }
+}
+
+impl Meta {
+    /// `struct __sk_buff` (include/uapi/linux/bpf.h).
+    fn bytes(self) -> [u8; 192] {
+        let Self {
+            interface,
+            gso_size,
+        } = self;
+        let mut bytes = [0; 192];
+        bytes[40..44].copy_from_slice(&interface.to_ne_bytes());
+        bytes[176..180].copy_from_slice(&gso_size.to_ne_bytes());
+        bytes
+    }
+}
+
+/// The loaded program. Every thread that makes one stays on one CPU, whose counters it moves.
+pub(crate) struct Kernel {
+    ebpf: Ebpf,
+}
+
+impl Kernel {
+    /// Loads the program, guarding port 25.
+    pub(crate) fn load(host: HostMode) -> Self {
+        let mut cpus = CpuSet::new();
+        cpus.set(0).expect("CPU 0 fits");
+        sched_setaffinity(Pid::from_raw(0), &cpus).expect("CPU 0 exists");
+        let ebpf = load(&LoadOptions {
+            ports: vec![25],
+            host,
+            debug_lines: DebugLines::Off,
+            pins: None,
+        })
+        .expect("the program loads");
+        Self { ebpf }
+    }
+
+    /// Writes `tables`, whose owner is that of the workload at `interface`.
+    pub(crate) fn fill(&mut self, interface: u32, tables: &MemoryTables) {
+        self.own(interface, tables.owner);
+        let mut customers: HashMap<_, CustomerId, CustomerPolicy> = self.map(names::MAP_CUSTOMERS);
+        for (customer, policy) in &tables.policies {
+            customers
+                .insert(*customer, *policy, 0)
+                .expect("insert a policy");
+        }
+        let mut prefixes: LpmTrie<_, PrefixKey, PrefixValue> = self.map(names::MAP_PREFIXES);
+        for (set, contents) in &tables.prefixes {
+            for ((address, length), value) in contents {
+                let key = Key::new(64 + u32::from(*length), PrefixKey::new(*set, *address));
+                prefixes.insert(&key, *value, 0).expect("insert a prefix");
+            }
+        }
+        for customer in tables.policies.keys() {
+            self.track(*customer);
+        }
+    }
+
+    /// Gives the workload at `interface` to `owner`.
+    pub(crate) fn own(&mut self, interface: u32, owner: Option<CustomerId>) {
+        let mut workloads: HashMap<_, u32, CustomerId> = self.map(names::MAP_WORKLOADS);
+        match owner {
+            Some(owner) => workloads
+                .insert(interface, owner, 0)
+                .expect("insert a workload"),
+            None if workloads.get(&interface, 0).is_ok() => {
+                workloads.remove(&interface).expect("remove a workload");
+            }
+            None => {}
+        }
+    }
+
+    /// Gives a customer counters and a sketch.
+    pub(crate) fn track(&mut self, customer: CustomerId) {
+        let cpus = nr_cpus().expect("the CPUs can be counted");
+        let zeros = vec![CustomerCounters::ZERO; cpus];
+        let zeros = PerCpuValues::try_from(zeros).expect("one a CPU");
+        let mut counters: PerCpuHashMap<_, CustomerId, CustomerCounters> =
+            self.map(names::MAP_CUSTOMER_COUNTERS);
+        counters
+            .insert(customer, zeros, 0)
+            .expect("insert counters");
+        let mut sketches: HashMap<_, CustomerId, Sketch> = self.map(names::MAP_SKETCHES);
+        sketches
+            .insert(customer, Sketch::EMPTY, 0)
+            .expect("insert a sketch");
+    }
+
+    /// Takes a customer's policy away.
+    pub(crate) fn forget(&mut self, customer: CustomerId) {
+        let mut customers: HashMap<_, CustomerId, CustomerPolicy> = self.map(names::MAP_CUSTOMERS);
+        customers.remove(&customer).expect("remove a policy");
+    }
+
+    /// Runs the program on `packet`.
+    pub(crate) fn run(&self, packet: &[u8], meta: Meta) -> Action {
+        let (action, bytes) = self.raw(packet, meta);
+        match action {
+            -1 => {
+                assert_eq!(bytes, packet, "a packet that passes must not be changed");
+                Action::Passed
+            }
+            2 => Action::Dropped,
+            7 => Action::Answered(bytes),
+            other => panic!("the program returned {other}"),
+        }
+    }
+
+    fn raw(&self, packet: &[u8], meta: Meta) -> (i32, Vec<u8>) {
+        let program = self
+            .ebpf
+            .program(names::PROGRAM_TC_INGRESS)
+            .expect("the program");
+        let program: &SchedClassifier = program.try_into().expect("a classifier");
+        let context = meta.bytes();
+        let mut out = vec![0; packet.len() + 256];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(packet),
+                data_out: Some(&mut out),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+            .unwrap_or_else(|error| panic!("run {packet:02x?} with {meta:?}: {error:?}"));
+        out.truncate(result.data_size_out as usize);
+        (result.return_value as i32, out)
+    }
+
+    pub(crate) fn host_counters(&self) -> HostCounters {
+        let map = self.ebpf.map(names::MAP_HOST_COUNTERS).expect("the table");
+        let counters: PerCpuArray<_, HostCounters> = map.try_into().expect("its type");
+        let mut sum = HostCounters::ZERO;
+        for counters in counters.get(&0, 0).expect("its value").iter() {
+            sum.add(counters);
+        }
+        sum
+    }
+
+    pub(crate) fn customer_counters(&self, customer: CustomerId) -> CustomerCounters {
+        let map = self
+            .ebpf
+            .map(names::MAP_CUSTOMER_COUNTERS)
+            .expect("the table");
+        let counters: PerCpuHashMap<_, CustomerId, CustomerCounters> =
+            map.try_into().expect("its type");
+        let mut sum = CustomerCounters::ZERO;
+        for counters in counters.get(&customer, 0).expect("its value").iter() {
+            sum.add(counters);
+        }
+        sum
+    }
+
+    pub(crate) fn sketch(&self, customer: CustomerId) -> Sketch {
+        let map = self.ebpf.map(names::MAP_SKETCHES).expect("the table");
+        let sketches: HashMap<_, CustomerId, Sketch> = map.try_into().expect("its type");
+        sketches.get(&customer, 0).expect("its value")
+    }
+
+    pub(crate) fn events(&mut self) -> RingBuf<&mut MapData> {
+        self.map(names::MAP_EVENTS)
+    }
+
+    fn map<'a, M: TryFrom<&'a mut Map, Error = MapError>>(&'a mut self, name: &str) -> M {
+        let map = self.ebpf.map_mut(name).expect("the table");
+        map.try_into().expect("its type")
+    }
+}
+
+/// Runs `body` in a namespace of its own.
+pub(crate) fn in_namespace(body: impl FnOnce(&NetNs) + Send) {
+    let lab = Lab::for_test().expect("a lab");
+    let namespace = lab.netns("kernel").expect("a namespace");
+    let inside = namespace.clone();
+    match namespace.run(move || body(&inside)) {
+        Ok(()) => {}
+        Err(error) => resume_unwind(Box::new(format!("{error:#}"))),
+    }
+}
+
+/// Nanoseconds of `CLOCK_BOOTTIME`.
+pub(crate) fn boot_time() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("the clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
