@@ -63,6 +63,10 @@ pub struct Reconciler<D: Dataplane> {
     policy: Option<Accepted>,
     builtin: Image,
     last_attempt: Option<SetHash>,
+    /// Interfaces that went since the tables were last written; one may have come back.
+    gone: BTreeSet<u32>,
+    /// Interfaces that are covered only by name: their program is to be put there again.
+    displaced: BTreeSet<u32>,
     waiting: BTreeSet<u32>,
     failed: BTreeMap<u32, Failure>,
 }
@@ -97,6 +101,8 @@ impl<D: Dataplane> Reconciler<D> {
             policy: None,
             builtin: builtin()?,
             last_attempt: None,
+            gone: BTreeSet::new(),
+            displaced: BTreeSet::new(),
             waiting: BTreeSet::new(),
             failed: BTreeMap::new(),
         })
@@ -112,6 +118,7 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interface_gone(&mut self, index: u32) {
         self.inventory.remove(&index);
         self.first_seen.remove(&index);
+        self.gone.insert(index);
     }
 
     /// Takes note of everything that there is.
@@ -210,13 +217,16 @@ impl<D: Dataplane> Reconciler<D> {
                 error!(index, error = &error as &dyn Error, "program not taken off");
             }
         }
+        self.check_returned(&covered);
+        self.displaced
+            .retain(|index| self.workloads.contains_key(index));
         self.failed
             .retain(|index, _| self.workloads.contains_key(index));
         self.waiting = self
             .workloads
             .iter()
             .filter(|(index, workload)| {
-                !covered.contains(index)
+                (!covered.contains(index) || self.displaced.contains(index))
                     && !self.failed.contains_key(index)
                     && workload.framing == Framing::Ethernet
             })
@@ -224,6 +234,25 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         if self.waiting.is_empty() {
             self.report_workloads();
+        }
+    }
+
+    /// An interface that went and one that came meanwhile may share an index: it is the same one,
+    /// back from another namespace with its program or without, or another one without.
+    fn check_returned(&mut self, covered: &BTreeSet<u32>) {
+        let returned: BTreeSet<u32> = std::mem::take(&mut self.gone)
+            .into_iter()
+            .filter(|index| covered.contains(index) && self.workloads.contains_key(index))
+            .collect();
+        if returned.is_empty() {
+            return;
+        }
+        match self.dataplane.displaced(&returned) {
+            Ok(displaced) => self.displaced.extend(displaced),
+            Err(error) => {
+                error!(error = &error as &dyn Error, "attachments not verified");
+                self.displaced.extend(returned);
+            }
         }
     }
 
@@ -239,6 +268,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         match self.dataplane.attach(index) {
             Ok(Attached::Yes) => {
+                self.displaced.remove(&index);
                 if let Some(seen) = self.first_seen.get(&index) {
                     self.timings.enforced_after(seen.elapsed());
                 }
@@ -280,6 +310,7 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         for index in due {
             self.failed.remove(&index);
+            self.displaced.insert(index);
             self.waiting.insert(index);
         }
     }
@@ -292,11 +323,13 @@ impl<D: Dataplane> Reconciler<D> {
     /// Compares the kernel with what was put there, and has repaired what differs.
     pub fn verify(&mut self, offset: Offset) {
         self.clock(offset);
-        match self.dataplane.displaced() {
+        let covered = self.dataplane.covered().into_iter().collect();
+        match self.dataplane.displaced(&covered) {
             Ok(displaced) => {
                 for index in displaced {
                     warn!(index, "program was removed or displaced by somebody else");
                     self.status.update(|status| status.repairs += 1);
+                    self.displaced.insert(index);
                     self.waiting.insert(index);
                 }
             }

@@ -1,6 +1,6 @@
 //! The eBPF backend: loads the object, writes its tables, attaches its program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -471,10 +471,10 @@ impl Dataplane for Bpf {
         self.hook.detach(index)
     }
 
-    fn displaced(&mut self) -> Result<Vec<u32>, BpfError> {
+    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, BpfError> {
         let program = program(&mut self.ebpf)?;
         let id = program.info().map_err(program_error)?.id();
-        self.hook.displaced(id)
+        self.hook.displaced(id, among)
     }
 }
 
@@ -542,12 +542,13 @@ impl Hook {
         }
     }
 
-    /// Interfaces on which the program with this number is not first any more.
-    fn displaced(&mut self, program: u32) -> Result<Vec<u32>, BpfError> {
+    /// Covered interfaces `among` these on which the program with this number is not first any
+    /// more.
+    fn displaced(&mut self, program: u32, among: &BTreeSet<u32>) -> Result<Vec<u32>, BpfError> {
         let mut displaced = Vec::new();
         match self {
             Self::Tcx { links, .. } => {
-                for index in links.keys() {
+                for index in links.keys().filter(|index| among.contains(index)) {
                     match link::programs(*index) {
                         Ok(programs) if programs.first() == Some(&program) => {}
                         // Gone with its interface: the event of that is on its way.
@@ -567,7 +568,7 @@ impl Hook {
                 filters,
                 interfaces,
             } => {
-                for index in interfaces.keys() {
+                for index in interfaces.keys().filter(|index| among.contains(index)) {
                     match filters.placement(*index) {
                         Ok(Placement::First { program: found }) if found == program => {}
                         Err(error) if error.is_gone() => {}
