@@ -1,5 +1,11 @@
 //! The policy language, its loader and the settings, tried through what other code uses.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that cannot go on fails"
+)]
+
 #[path = "policy/cases.rs"]
 mod cases;
 #[path = "policy/directory.rs"]
