@@ -1,5 +1,10 @@
 //! Builds the kernel objects that the agent carries: the ordinary one, and one with debug lines.
 
+#![expect(
+    clippy::expect_used,
+    reason = "a build script has nobody to hand an error to"
+)]
+
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -76,7 +76,7 @@ pub enum Step {
     /// Fills a set that nobody refers to yet.
     AddSet(SetId, Arc<[Prefix]>),
     /// Replaces a customer's policy as a whole.
-    PutCustomer(CustomerId, CustomerPolicy),
+    PutCustomer(CustomerId, Box<CustomerPolicy>),
     /// Gives an interface its owner.
     PutWorkload(u32, CustomerId),
     /// Forgets an interface.
@@ -106,7 +106,7 @@ impl Step {
                 image.sets.insert(*id, Arc::clone(prefixes));
             }
             Self::PutCustomer(id, policy) => {
-                image.customers.insert(*id, *policy);
+                image.customers.insert(*id, **policy);
             }
             Self::PutWorkload(index, customer) => {
                 image.workloads.insert(*index, *customer);
@@ -146,7 +146,7 @@ pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, Capacity
     }
     for (id, policy) in &wanted.customers {
         if current.customers.get(id) != Some(policy) {
-            steps.push(Step::PutCustomer(*id, *policy));
+            steps.push(Step::PutCustomer(*id, Box::new(*policy)));
         }
     }
     for (index, customer) in &wanted.workloads {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gate25_common::abi::SkbLayout;
 use gate25_common::decide::HostMode;
 use jiff::Timestamp;
 use tokio::task::JoinHandle;
@@ -13,7 +14,7 @@ use tracing::{error, info, warn};
 use crate::clock::{ClockWatch, Offset};
 use crate::http;
 use crate::kernel::bpf::pins::Pins;
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events};
+use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::{LinkEvent, Links, Subscription};
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::reconcile::{Host, RETRY, Reconciler};
@@ -59,6 +60,7 @@ pub async fn run(
     let options = LoadOptions {
         ports: settings.guarded_ports.clone(),
         host: host_mode,
+        layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,
             LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug => DebugLines::Off,
@@ -119,6 +121,22 @@ pub async fn run(
     server.await?;
     info!("agent stops, enforcement stays");
     ended.unwrap_or(Ok(()))
+}
+
+/// Where the kernel keeps the state of its packets' checksums. Without it a guest with a driver
+/// of its own can have the host write another port into a packet that has passed.
+fn checksum_layout() -> SkbLayout {
+    match skb::running_kernel() {
+        Ok(layout) => layout,
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            warn!(
+                error,
+                "checksums that guests leave to the host are not watched"
+            );
+            SkbLayout::UNKNOWN
+        }
+    }
 }
 
 fn subscription(hook: &str) -> Subscription {
@@ -232,7 +250,7 @@ impl Agent {
                     (files, loaded)
                 }));
             }
-            loading => {
+            loading @ (Files::Loading(_) | Files::Taken) => {
                 self.files = loading;
                 self.reload_again = true;
             }

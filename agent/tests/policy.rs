@@ -1,11 +1,6 @@
 //! The policy language, its loader and the settings, tried through what other code uses.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(
-    clippy::print_stdout,
-    reason = "measured times are for whoever runs the tests"
-)]
-
 #[path = "policy/cases.rs"]
 mod cases;
 #[path = "policy/directory.rs"]

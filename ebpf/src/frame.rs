@@ -4,23 +4,25 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use gate25_common::abi::MAX_GUARDED_PORTS;
 use gate25_common::decide::Route;
-use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError};
+use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError, Parsed};
 
 use crate::maps::{GUARDED_COUNT, GUARDED_PORTS};
 use crate::packed;
 
-/// The part of a packet that can be read without a helper call.
+/// The part of a packet that can be read without a helper call. A checksum may still be written at
+/// `late`.
 pub(crate) struct LinearFrame {
     skb: *mut __sk_buff,
     start: usize,
     end: usize,
     length: usize,
     tags: u32,
+    late: u32,
 }
 
 impl LinearFrame {
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext) -> Self {
+    pub(crate) fn new(ctx: &TcContext, late: u32) -> Self {
         Self {
             skb: ctx.skb.skb,
             start: ctx.data(),
@@ -28,6 +30,7 @@ impl LinearFrame {
             length: ctx.len() as usize,
             // SAFETY: the kernel hands every program a valid `__sk_buff`.
             tags: unsafe { (*ctx.skb.skb).vlan_present },
+            late,
         }
     }
 }
@@ -71,13 +74,23 @@ impl Frame for LinearFrame {
     }
 
     #[inline(always)]
+    fn settled(&self, end: usize) -> bool {
+        self.late as usize >= end
+    }
+
+    #[inline(always)]
     fn stripped_tags(&self) -> u32 {
         self.tags
     }
 
     #[inline(always)]
-    fn route_of_options(&self, start: usize, end: usize) -> Result<Route, ParseError> {
-        packed::unpack_route(opaque(options_route(self.skb, start as u32, end as u32)))
+    fn route_of_options(&self, before: usize, end: usize) -> Result<Route, ParseError> {
+        packed::unpack_route(opaque(options_route(
+            self.skb,
+            before as u32,
+            end as u32,
+            self.late,
+        )))
     }
 
     #[inline(always)]
@@ -97,22 +110,46 @@ impl Frame for LinearFrame {
     }
 }
 
-/// The link layer's part of the parser.
+/// [`packet::parse`], its layers each a function of its own for the verifier: it goes through the
+/// network layer once and not once for every stack of tags, and through what follows once and not
+/// once for every chain of headers.
 ///
 /// # Errors
 ///
-/// As [`packet::link`].
+/// As [`packet::parse`].
 #[inline(always)]
-pub(crate) fn link(skb: *mut __sk_buff) -> Result<Link, ParseError> {
-    packed::unpack_link(opaque(link_layer(skb)))
+pub(crate) fn parse(ctx: &TcContext, late: u32) -> Result<Parsed, ParseError> {
+    let link = opaque(link_layer(ctx.skb.skb, late));
+    match packed::unpack_link(link)? {
+        Link::Other => Ok(Parsed::Other),
+        Link::Ip { .. } => {
+            let parsed = opaque(network_layer(ctx.skb.skb, link, late));
+            packed::unpack_parsed(parsed, &LinearFrame::new(ctx, late))
+        }
+    }
 }
 
-/// [`packet::link`] as a function of its own, so that the verifier goes through the network
-/// layer's part once and not once for every stack of tags.
+/// [`packet::network`] for what [`link_layer`] found.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn link_layer(skb: *mut __sk_buff) -> u64 {
-    packed::pack_link(packet::link(&LinearFrame::new(&TcContext::new(skb))))
+extern "C" fn network_layer(skb: *mut __sk_buff, link: u64, late: u32) -> u64 {
+    let frame = LinearFrame::new(&TcContext::new(skb), late);
+    packed::pack_parsed(match packed::unpack_link(link) {
+        Ok(Link::Ip {
+            family,
+            network,
+            form,
+        }) => packet::network(&frame, family, network, form),
+        Ok(Link::Other) => Ok(Parsed::Other),
+        Err(error) => Err(error),
+    })
+}
+
+/// [`packet::link`] for the frame of `skb`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn link_layer(skb: *mut __sk_buff, late: u32) -> u64 {
+    packed::pack_link(packet::link(&LinearFrame::new(&TcContext::new(skb), late)))
 }
 
 /// The same number, of which the compiler knows nothing. It knows which numbers our functions
@@ -126,14 +163,14 @@ fn opaque(number: u64) -> u64 {
 /// [`packet::ipv4_route`] as a function of its own for the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn options_route(skb: *mut __sk_buff, start: u32, end: u32) -> u64 {
-    let frame = LinearFrame::new(&TcContext::new(skb));
-    // Also for the verifier, which knows nothing of the caller: options lie behind a header.
-    let (start, end) = (start as usize, end as usize);
-    if start == 0 || start > MAX_HEADERS || end > MAX_HEADERS {
+extern "C" fn options_route(skb: *mut __sk_buff, before: u32, end: u32, late: u32) -> u64 {
+    let frame = LinearFrame::new(&TcContext::new(skb), late);
+    // For the verifier, which knows nothing of the caller.
+    let (before, end) = (before as usize, end as usize);
+    if before > MAX_HEADERS || end > MAX_HEADERS {
         return packed::SHORT;
     }
-    packed::pack_route(packet::ipv4_route(&frame, start, end))
+    packed::pack_route(packet::ipv4_route(&frame, before, end))
 }
 
 /// Reads a word in one instruction. Packets are not aligned, and the target would otherwise read

@@ -1,150 +1,69 @@
 //! Judges what the parser found, and counts it.
 
-use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use aya_ebpf::programs::TcContext;
-use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Event, Report, Sketch};
-use gate25_common::decide::{
-    self, Decision, HostMode, NOT_EXEMPT, Reason, Subject, Tables, Verdict, decide,
-};
+use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
     CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES, WORKLOADS,
 };
-use crate::packed::{self, Place};
 
 /// The buffer at hand, as far as counting needs it.
-struct Buffer {
+pub(crate) struct Buffer {
     /// Index of the interface it came from.
-    interface: u32,
+    pub(crate) interface: u32,
     /// Length of the whole buffer in bytes.
-    length: u64,
+    pub(crate) length: u64,
     /// Payload of each packet it stands for; 0 if it is a single one.
-    gso_size: u64,
-}
-
-impl Buffer {
-    #[inline(always)]
-    fn new(skb: *mut __sk_buff) -> Self {
-        Self {
-            // SAFETY: the kernel hands every program a valid `__sk_buff`.
-            interface: unsafe { (*skb).ifindex },
-            // SAFETY: as above.
-            length: u64::from(unsafe { (*skb).len }),
-            // SAFETY: as above.
-            gso_size: u64::from(unsafe { (*skb).gso_size }),
-        }
-    }
+    pub(crate) gso_size: u64,
 }
 
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
-pub(crate) fn segment(ctx: &TcContext, segment: &Segment) -> Verdict {
-    let [high, low] = packed::pack_address(&segment.destination);
-    let place = packed::pack_place(segment);
-    packed::unpack_verdict(judge_segment(
-        ctx.skb.skb,
-        high,
-        low,
-        place,
-        segment.payload as u64,
-    ))
+pub(crate) fn segment(buffer: &Buffer, segment: &Segment) -> Decision {
+    let subject = Subject::Guarded {
+        destination: segment.destination,
+        route: segment.route,
+    };
+    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
+    let segments = match buffer.gso_size {
+        0 => 1,
+        size => (segment.payload as u64).div_ceil(size).max(1),
+    };
+    let headers = (segment.transport + segment.tcp_header) as u64;
+    let bytes = buffer.length + (segments - 1) * headers;
+    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
+        let counters = unsafe { &mut *counters };
+        counters.count(&decision, segment.family, segments, bytes);
+        if segment.is_attempt() {
+            counters.count_attempt(&decision, segment.family);
+        }
+    }
+    if segment.is_attempt() {
+        attempt(buffer, segment, &decision);
+    }
+    decision
 }
 
 /// Judges and counts a packet that cannot be told from one for a guarded port.
 #[inline(always)]
-pub(crate) fn malformed(ctx: &TcContext, kind: Malformed, family: Family) -> Verdict {
-    packed::unpack_verdict(judge_malformed(ctx.skb.skb, kind as u32, family as u32))
-}
-
-/// [`segment`] as a function of its own, so that the verifier goes through the decision once and
-/// not once for every way through the parser.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_segment(
-    skb: *mut __sk_buff,
-    high: u64,
-    low: u64,
-    place: u64,
-    payload: u64,
-) -> u64 {
-    let buffer = Buffer::new(skb);
-    let place = packed::unpack_place(place);
-    let destination = packed::unpack_address(high, low);
-    let subject = Subject::Guarded {
-        destination,
-        route: place.route,
-    };
-    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
-    log(&decision);
-    let segments = match buffer.gso_size {
-        0 => 1,
-        size => payload.div_ceil(size).max(1),
-    };
-    let bytes = buffer.length + (segments - 1) * place.headers;
-    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-        let counters = unsafe { &mut *counters };
-        counters.count(&decision, place.family, segments, bytes);
-        if place.is_attempt {
-            counters.count_attempt(&decision, place.family);
-        }
-    }
-    if place.is_attempt {
-        attempt(&buffer, &place, destination, &decision);
-    }
-    decision.verdict as u64
-}
-
-/// [`malformed`] as a function of its own.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn judge_malformed(skb: *mut __sk_buff, kind: u32, family: u32) -> u64 {
-    let buffer = Buffer::new(skb);
-    let family = packed::unpack_family(family);
-    let subject = Subject::Malformed(packed::unpack_malformed(kind));
-    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
-    log(&decision);
+pub(crate) fn malformed(buffer: &Buffer, kind: Malformed, family: Family) -> Decision {
+    let decision = decide(
+        &KernelTables(buffer.interface),
+        host_mode(),
+        &Subject::Malformed(kind),
+    );
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
         unsafe { (*counters).count(&decision, family, 1, buffer.length) };
     }
-    decision.verdict as u64
+    decision
 }
-
-#[cfg(feature = "log")]
-#[inline(always)]
-fn log(decision: &Decision) {
-    log_line(
-        decision.customer.get(),
-        decision.verdict as u32,
-        decision.reason as u32,
-    );
-}
-
-/// Writes a debug line, which needs no context. Numbers, and a function of its own, for the verifier: it would follow the
-/// length of every word there is.
-#[cfg(feature = "log")]
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn log_line(customer: u64, verdict: u32, reason: u32) -> u32 {
-    aya_log_ebpf::debug!(
-        &(),
-        "customer {} verdict {} reason {}",
-        customer,
-        verdict,
-        reason
-    );
-    0
-}
-
-#[cfg(not(feature = "log"))]
-#[inline(always)]
-fn log(_: &Decision) {}
 
 /// Counts a packet of a tunnel.
 #[inline(always)]
@@ -156,7 +75,7 @@ pub(crate) fn tunnel(tunnel: Tunnel) {
 }
 
 #[inline(always)]
-fn attempt(buffer: &Buffer, place: &Place, destination: Address, decision: &Decision) {
+fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
     let Some(counters) = CUSTOMER_COUNT.get_ptr_mut(decision.customer) else {
         if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
             // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
@@ -173,7 +92,7 @@ fn attempt(buffer: &Buffer, place: &Place, destination: Address, decision: &Deci
         | Reason::Unassigned
         | Reason::Throttled
         | Reason::Quarantine
-        | Reason::Malformed => sketch(decision.customer, &destination),
+        | Reason::Malformed => sketch(decision.customer, &segment.destination),
     }
     match report {
         Report::Skip => {}
@@ -181,9 +100,9 @@ fn attempt(buffer: &Buffer, place: &Place, destination: Address, decision: &Deci
             let event = Event::new(
                 decision,
                 buffer.interface,
-                place.family,
-                destination,
-                place.port,
+                segment.family,
+                segment.destination,
+                segment.port,
             );
             if EVENTS.output_untyped::<Event>(event, 0).is_err()
                 && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)
@@ -244,9 +163,18 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn exempted(&self, exemption: &Exemption, destination: &Address, now: u64) -> u32 {
-        let [high, low] = packed::pack_address(destination);
-        slot_exempts(exemption, high, low, now)
+    fn rank(
+        &self,
+        customer: CustomerId,
+        _: &CustomerPolicy,
+        slot: usize,
+        destination: &Address,
+        now: u64,
+    ) -> u32 {
+        let [a, b, c, d] = destination.words();
+        let high = u64::from(a) | u64::from(b) << 32;
+        let low = u64::from(c) | u64::from(d) << 32;
+        exemption_rank(customer.get(), slot as u64, high, low, now)
     }
 
     #[inline(always)]
@@ -256,16 +184,21 @@ impl Tables for KernelTables {
     }
 }
 
-/// [`decide::exempted`] as a function of its own for the verifier (pointers as arguments, kernel
-/// 5.13).
+/// [`decide::rank`] as a function of its own for the verifier. `high` and `low` are the
+/// destination's words.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn slot_exempts(exemption: *const Exemption, high: u64, low: u64, now: u64) -> u32 {
-    // SAFETY: null, or within a value that RCU keeps while the program runs.
-    let Some(exemption) = (unsafe { exemption.as_ref() }) else {
-        return NOT_EXEMPT;
+extern "C" fn exemption_rank(customer: u64, slot: u64, high: u64, low: u64, now: u64) -> u32 {
+    // No exemption looks at the owner.
+    let tables = KernelTables(0);
+    let Some(policy) = tables.policy(CustomerId::from_raw(customer)) else {
+        return 0;
     };
-    let destination = packed::unpack_address(high, low);
-    // Its owner is not asked for.
-    decide::exempted(&KernelTables(0), exemption, &destination, now)
+    let destination = Address::from_words([
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ]);
+    decide::rank(&tables, policy, slot as usize, &destination, now)
 }

@@ -8,7 +8,7 @@ use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, MAX_CUSTOMERS, MAX_GUARDED_PORTS, MAX_PREFIXES,
-    PrefixKey, PrefixValue,
+    PrefixKey, PrefixValue, SkbLayout,
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 
@@ -50,6 +50,9 @@ pub(crate) static GUARDED_PORTS: Global<[u16; MAX_GUARDED_PORTS]> =
 
 #[unsafe(no_mangle)]
 pub(crate) static GUARDED_COUNT: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static SKB_LAYOUT: Global<SkbLayout> = Global::new(SkbLayout::UNKNOWN);
 
 #[unsafe(no_mangle)]
 pub(crate) static HOST_OBSERVES: Global<u8> = Global::new(0);

@@ -1,22 +1,54 @@
 //! Results of parser parts as one number: global functions return nothing else.
 
-use gate25_common::address::{Address, Family};
-use gate25_common::decide::{Route, Verdict};
-use gate25_common::packet::{Form, Link, Malformed, ParseError, Segment};
+use gate25_common::address::Family;
+use gate25_common::decide::Route;
+use gate25_common::packet::{Form, Frame, Link, Malformed, Outline, ParseError, Parsed, Tunnel};
 
+/// What the lowest byte says.
+const KIND: u64 = 0xff;
 const OTHER: u64 = 0;
 pub(crate) const SHORT: u64 = 1;
-const IP: u64 = 2;
-const VLAN_DEPTH: u64 = 3;
-const DIRECT: u64 = 4;
-const SOURCE_ROUTED: u64 = 5;
-const MALFORMED: u64 = 6;
-const UNREADABLE: u64 = 7;
-const KIND: u64 = 0xff;
+const UNREADABLE: u64 = 2;
+const IP: u64 = 3;
+const GUARDED: u64 = 4;
+const DIRECT: u64 = 5;
+const SOURCE_ROUTED: u64 = 6;
+const TUNNEL: u64 = 16;
+const MALFORMED: u64 = 32;
+
 const V6: u64 = 1 << 8;
 const UNUSUAL: u64 = 1 << 9;
-const OFFSET_SHIFT: u64 = 16;
-const OFFSET: u64 = 0xff;
+const ROUTED: u64 = 1 << 10;
+
+const NETWORK: Field = Field::new(16, 10);
+const TRANSPORT: Field = Field::new(26, 10);
+const TCP_HEADER: Field = Field::new(36, 6);
+const PAYLOAD: Field = Field::new(42, 22);
+
+/// Bits of the number that hold a number of their own.
+struct Field {
+    shift: u32,
+    mask: u64,
+}
+
+impl Field {
+    const fn new(shift: u32, bits: u32) -> Self {
+        Self {
+            shift,
+            mask: (1 << bits) - 1,
+        }
+    }
+
+    #[inline(always)]
+    const fn put(self, value: usize) -> u64 {
+        (value as u64 & self.mask) << self.shift
+    }
+
+    #[inline(always)]
+    const fn get(self, packed: u64) -> usize {
+        (packed >> self.shift & self.mask) as usize
+    }
+}
 
 #[inline(always)]
 pub(crate) fn pack_link(link: Result<Link, ParseError>) -> u64 {
@@ -26,42 +58,88 @@ pub(crate) fn pack_link(link: Result<Link, ParseError>) -> u64 {
             family,
             network,
             form,
-        }) => {
-            let form = match form {
-                Form::Plain => 0,
-                Form::Unusual => UNUSUAL,
-            };
-            IP | pack_family(family) | form | (network as u64) << OFFSET_SHIFT
-        }
-        // The one way in which a link layer is malformed.
-        Err(ParseError::Malformed(_, family)) => VLAN_DEPTH | pack_family(family),
-        Err(ParseError::ShortLink) => SHORT,
-        Err(ParseError::ShortNetwork(family)) => UNREADABLE | pack_family(family),
+        }) => IP | pack_family(family) | pack_form(form) | NETWORK.put(network),
+        Err(error) => pack_error(error),
     }
 }
 
 #[inline(always)]
 pub(crate) fn unpack_link(packed: u64) -> Result<Link, ParseError> {
-    let family = if packed & V6 == 0 {
-        Family::V4
-    } else {
-        Family::V6
-    };
     match packed & KIND {
         OTHER => Ok(Link::Other),
-        SHORT => Err(ParseError::ShortLink),
-        UNREADABLE => Err(ParseError::ShortNetwork(family)),
         IP => Ok(Link::Ip {
-            family,
-            network: (packed >> OFFSET_SHIFT & OFFSET) as usize,
-            form: if packed & UNUSUAL == 0 {
-                Form::Plain
-            } else {
-                Form::Unusual
-            },
+            family: unpack_family(packed),
+            network: NETWORK.get(packed),
+            form: unpack_form(packed),
         }),
-        // `VLAN_DEPTH`; no other number is ever packed.
-        _ => Err(ParseError::Malformed(Malformed::VlanDepth, family)),
+        _ => Err(unpack_error(packed)),
+    }
+}
+
+#[inline(always)]
+pub(crate) fn pack_parsed(parsed: Result<Parsed, ParseError>) -> u64 {
+    match parsed {
+        Ok(Parsed::Other) => OTHER,
+        Ok(Parsed::Tunnel(tunnel)) => TUNNEL + tunnel as u64,
+        Ok(Parsed::Guarded(segment)) => {
+            let Outline {
+                family,
+                route,
+                form,
+                network,
+                transport,
+                tcp_header,
+                payload,
+            } = segment.outline();
+            let route = match route {
+                Route::Direct => 0,
+                Route::SourceRouted => ROUTED,
+            };
+            GUARDED
+                | pack_family(family)
+                | pack_form(form)
+                | route
+                | NETWORK.put(network)
+                | TRANSPORT.put(transport)
+                | TCP_HEADER.put(tcp_header)
+                | PAYLOAD.put(payload)
+        }
+        Err(error) => pack_error(error),
+    }
+}
+
+/// What [`pack_parsed`] packed, its segment read from `frame` again.
+#[inline(always)]
+pub(crate) fn unpack_parsed<F: Frame>(packed: u64, frame: &F) -> Result<Parsed, ParseError> {
+    const IPIP: u64 = TUNNEL + Tunnel::Ipip as u64;
+    const SIX_IN_FOUR: u64 = TUNNEL + Tunnel::SixInFour as u64;
+    const GRE: u64 = TUNNEL + Tunnel::Gre as u64;
+    match packed & KIND {
+        OTHER => Ok(Parsed::Other),
+        IPIP => Ok(Parsed::Tunnel(Tunnel::Ipip)),
+        SIX_IN_FOUR => Ok(Parsed::Tunnel(Tunnel::SixInFour)),
+        GRE => Ok(Parsed::Tunnel(Tunnel::Gre)),
+        GUARDED => {
+            let family = unpack_family(packed);
+            let outline = Outline {
+                family,
+                route: if packed & ROUTED == 0 {
+                    Route::Direct
+                } else {
+                    Route::SourceRouted
+                },
+                form: unpack_form(packed),
+                network: NETWORK.get(packed),
+                transport: TRANSPORT.get(packed),
+                tcp_header: TCP_HEADER.get(packed),
+                payload: PAYLOAD.get(packed),
+            };
+            outline
+                .fill(frame)
+                .map(Parsed::Guarded)
+                .ok_or(ParseError::ShortNetwork(family))
+        }
+        _ => Err(unpack_error(packed)),
     }
 }
 
@@ -70,20 +148,59 @@ pub(crate) fn pack_route(route: Result<Route, ParseError>) -> u64 {
     match route {
         Ok(Route::Direct) => DIRECT,
         Ok(Route::SourceRouted) => SOURCE_ROUTED,
-        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) => SHORT,
-        // The one way in which options are malformed.
-        Err(ParseError::Malformed(..)) => MALFORMED,
+        Err(error) => pack_error(error),
     }
 }
 
 #[inline(always)]
 pub(crate) fn unpack_route(packed: u64) -> Result<Route, ParseError> {
-    match packed {
+    match packed & KIND {
         DIRECT => Ok(Route::Direct),
         SOURCE_ROUTED => Ok(Route::SourceRouted),
-        SHORT => Err(ParseError::ShortNetwork(Family::V4)),
-        // `MALFORMED`; no other number is ever packed.
-        _ => Err(ParseError::Malformed(Malformed::Header, Family::V4)),
+        _ => Err(unpack_error(packed)),
+    }
+}
+
+#[inline(always)]
+fn pack_error(error: ParseError) -> u64 {
+    match error {
+        ParseError::ShortLink => SHORT,
+        ParseError::ShortNetwork(family) => UNREADABLE | pack_family(family),
+        ParseError::Malformed(kind, family) => (MALFORMED + kind as u64) | pack_family(family),
+    }
+}
+
+#[inline(always)]
+fn unpack_error(packed: u64) -> ParseError {
+    let family = unpack_family(packed);
+    match packed & KIND {
+        SHORT => ParseError::ShortLink,
+        UNREADABLE => ParseError::ShortNetwork(family),
+        kind => ParseError::Malformed(unpack_malformed(kind.wrapping_sub(MALFORMED)), family),
+    }
+}
+
+#[inline(always)]
+fn unpack_malformed(kind: u64) -> Malformed {
+    const HEADER: u64 = Malformed::Header as u64;
+    const EXTENSIONS: u64 = Malformed::Extensions as u64;
+    const SHORT_FRAGMENT: u64 = Malformed::ShortFragment as u64;
+    const OVERLAPPING_FRAGMENT: u64 = Malformed::OverlappingFragment as u64;
+    const VLAN_DEPTH: u64 = Malformed::VlanDepth as u64;
+    const SOURCE_ROUTE: u64 = Malformed::SourceRoute as u64;
+    const LOOKUP: u64 = Malformed::Lookup as u64;
+    const LATE_CHECKSUM: u64 = Malformed::LateChecksum as u64;
+    match kind {
+        HEADER => Malformed::Header,
+        EXTENSIONS => Malformed::Extensions,
+        SHORT_FRAGMENT => Malformed::ShortFragment,
+        OVERLAPPING_FRAGMENT => Malformed::OverlappingFragment,
+        VLAN_DEPTH => Malformed::VlanDepth,
+        SOURCE_ROUTE => Malformed::SourceRoute,
+        LOOKUP => Malformed::Lookup,
+        LATE_CHECKSUM => Malformed::LateChecksum,
+        // `Truncated`, and numbers that are never packed.
+        _ => Malformed::Truncated,
     }
 }
 
@@ -95,123 +212,9 @@ fn pack_family(family: Family) -> u64 {
     }
 }
 
-/// The first and the last eight bytes of an address.
 #[inline(always)]
-pub(crate) fn pack_address(address: &Address) -> [u64; 2] {
-    let [a, b, c, d] = address.words().map(u64::from);
-    [a | b << 32, c | d << 32]
-}
-
-#[inline(always)]
-pub(crate) fn unpack_address(high: u64, low: u64) -> Address {
-    Address::from_words([
-        high as u32,
-        (high >> 32) as u32,
-        low as u32,
-        (low >> 32) as u32,
-    ])
-}
-
-/// What the decision and the counters need of a [`Segment`] besides its destination and payload.
-pub(crate) struct Place {
-    pub(crate) family: Family,
-    pub(crate) port: [u8; 2],
-    pub(crate) route: Route,
-    pub(crate) is_attempt: bool,
-    /// Bytes before the payload.
-    pub(crate) headers: u64,
-}
-
-const PLACE_V6: u64 = 1 << 16;
-const PLACE_SOURCE_ROUTED: u64 = 1 << 17;
-const PLACE_ATTEMPT: u64 = 1 << 18;
-const PLACE_HEADERS_SHIFT: u64 = 32;
-
-#[inline(always)]
-pub(crate) fn pack_place(segment: &Segment) -> u64 {
-    let family = match segment.family {
-        Family::V4 => 0,
-        Family::V6 => PLACE_V6,
-    };
-    let route = match segment.route {
-        Route::Direct => 0,
-        Route::SourceRouted => PLACE_SOURCE_ROUTED,
-    };
-    let attempt = if segment.is_attempt() {
-        PLACE_ATTEMPT
-    } else {
-        0
-    };
-    let headers = (segment.transport + segment.tcp_header) as u64;
-    let port = u64::from(u16::from_ne_bytes(segment.port));
-    port | family | route | attempt | headers << PLACE_HEADERS_SHIFT
-}
-
-#[inline(always)]
-pub(crate) fn unpack_place(packed: u64) -> Place {
-    Place {
-        family: if packed & PLACE_V6 == 0 {
-            Family::V4
-        } else {
-            Family::V6
-        },
-        port: (packed as u16).to_ne_bytes(),
-        route: if packed & PLACE_SOURCE_ROUTED == 0 {
-            Route::Direct
-        } else {
-            Route::SourceRouted
-        },
-        is_attempt: packed & PLACE_ATTEMPT != 0,
-        headers: packed >> PLACE_HEADERS_SHIFT,
-    }
-}
-
-/// What a reset needs of a [`Segment`] besides its payload's length.
-pub(crate) struct Question {
-    pub(crate) family: Family,
-    pub(crate) network: usize,
-    pub(crate) transport: usize,
-    pub(crate) is_ack: bool,
-    pub(crate) control_length: u32,
-}
-
-const QUESTION_V6: u64 = 1 << 32;
-const QUESTION_ACK: u64 = 1 << 33;
-const QUESTION_TRANSPORT_SHIFT: u64 = 16;
-const QUESTION_CONTROL_SHIFT: u64 = 40;
-
-#[inline(always)]
-pub(crate) fn pack_question(segment: &Segment) -> u64 {
-    let family = match segment.family {
-        Family::V4 => 0,
-        Family::V6 => QUESTION_V6,
-    };
-    let ack = if segment.is_ack() { QUESTION_ACK } else { 0 };
-    segment.network as u64
-        | (segment.transport as u64) << QUESTION_TRANSPORT_SHIFT
-        | family
-        | ack
-        | u64::from(segment.control_length()) << QUESTION_CONTROL_SHIFT
-}
-
-#[inline(always)]
-pub(crate) fn unpack_question(packed: u64) -> Question {
-    Question {
-        family: if packed & QUESTION_V6 == 0 {
-            Family::V4
-        } else {
-            Family::V6
-        },
-        network: usize::from(packed as u16),
-        transport: usize::from((packed >> QUESTION_TRANSPORT_SHIFT) as u16),
-        is_ack: packed & QUESTION_ACK != 0,
-        control_length: (packed >> QUESTION_CONTROL_SHIFT) as u32,
-    }
-}
-
-#[inline(always)]
-pub(crate) fn unpack_family(packed: u32) -> Family {
-    if packed == Family::V4 as u32 {
+fn unpack_family(packed: u64) -> Family {
+    if packed & V6 == 0 {
         Family::V4
     } else {
         Family::V6
@@ -219,30 +222,18 @@ pub(crate) fn unpack_family(packed: u32) -> Family {
 }
 
 #[inline(always)]
-pub(crate) fn unpack_malformed(packed: u32) -> Malformed {
-    // No other number is ever packed.
-    Malformed::ALL
-        .get(packed as usize)
-        .copied()
-        .unwrap_or(Malformed::Lookup)
+fn pack_form(form: Form) -> u64 {
+    match form {
+        Form::Plain => 0,
+        Form::Unusual => UNUSUAL,
+    }
 }
 
-/// The verdict with this number. No other number is ever packed; it would close the port.
 #[inline(always)]
-pub(crate) fn unpack_verdict(packed: u64) -> Verdict {
-    const ALLOW: u64 = Verdict::Allow as u64;
-    const OBSERVE: u64 = Verdict::Observe as u64;
-    const REJECT: u64 = Verdict::Reject as u64;
-    const REDIRECT: u64 = Verdict::Redirect as u64;
-    const NOTICE: u64 = Verdict::Notice as u64;
-    const THROTTLE: u64 = Verdict::Throttle as u64;
-    match packed {
-        ALLOW => Verdict::Allow,
-        OBSERVE => Verdict::Observe,
-        REJECT => Verdict::Reject,
-        REDIRECT => Verdict::Redirect,
-        NOTICE => Verdict::Notice,
-        THROTTLE => Verdict::Throttle,
-        _ => Verdict::Drop,
+fn unpack_form(packed: u64) -> Form {
+    if packed & UNUSUAL == 0 {
+        Form::Plain
+    } else {
+        Form::Unusual
     }
 }

@@ -1,12 +1,10 @@
 //! Answers a packet with a TCP reset, sent back through the interface it came from.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR};
+use aya_ebpf::bindings::BPF_F_PSEUDO_HDR;
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_redirect, bpf_skb_change_tail};
 use aya_ebpf::programs::TcContext;
 use gate25_common::address::Family;
 use gate25_common::packet::{Form, Segment};
-
-use crate::packed::{self, Question};
 
 const MAC_ADDRESSES: usize = 12;
 const TCP_HEADER: usize = 20;
@@ -15,8 +13,6 @@ const TTL: u8 = 64;
 const TCP: u8 = 6;
 const RST: u8 = 0x04;
 const ACK: u8 = 0x10;
-/// What [`answer_question`] returns besides actions.
-const UNANSWERED: i32 = -2;
 
 /// The packet is not to be answered, or could not be turned into an answer.
 pub(crate) struct NoReset;
@@ -38,39 +34,15 @@ pub(crate) fn answer(ctx: &TcContext, segment: &Segment) -> Result<i32, NoReset>
     if segment.is_reset() {
         return Err(NoReset);
     }
-    let question = packed::pack_question(segment);
-    match answer_question(ctx.skb.skb, question, segment.payload as u64) {
-        UNANSWERED => Err(NoReset),
-        action => Ok(action),
-    }
-}
-
-/// The rest of [`answer`] as a function of its own: its headers would not fit on the stack
-/// together with the decision's.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn answer_question(skb: *mut __sk_buff, question: u64, payload: u64) -> i32 {
-    match send(
-        &TcContext::new(skb),
-        &packed::unpack_question(question),
-        payload,
-    ) {
-        Ok(action) => action,
-        Err(NoReset) => UNANSWERED,
-    }
-}
-
-#[inline(always)]
-fn send(ctx: &TcContext, question: &Question, payload: u64) -> Result<i32, NoReset> {
     let macs: [u8; MAC_ADDRESSES] = load(ctx, 0)?;
     if macs[0] & 1 != 0 {
         return Err(NoReset);
     }
-    let tcp: TcpFields = load(ctx, question.transport)?;
-    let header = tcp.reset(question, payload);
-    match question.family {
-        Family::V4 => v4(ctx, question.network, header)?,
-        Family::V6 => v6(ctx, question.network, header)?,
+    let tcp: TcpFields = load(ctx, segment.transport)?;
+    let header = tcp.reset(segment);
+    match segment.family {
+        Family::V4 => v4(ctx, segment, header)?,
+        Family::V6 => v6(ctx, segment, header)?,
     }
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5] = macs;
     store(ctx, 0, &[s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5])?;
@@ -93,13 +65,13 @@ struct TcpFields {
 impl TcpFields {
     /// The header of the reset that answers it, with a checksum of 0.
     #[inline(always)]
-    fn reset(&self, question: &Question, payload: u64) -> [u8; TCP_HEADER] {
-        let (sequence, acknowledgement, flags) = if question.is_ack {
+    fn reset(&self, segment: &Segment) -> [u8; TCP_HEADER] {
+        let (sequence, acknowledgement, flags) = if segment.is_ack() {
             (self.acknowledgement, [0; 4], RST)
         } else {
             let next = u32::from_be_bytes(self.sequence)
-                .wrapping_add(question.control_length)
-                .wrapping_add(payload as u32);
+                .wrapping_add(segment.control_length())
+                .wrapping_add(segment.payload as u32);
             ([0; 4], next.to_be_bytes(), RST | ACK)
         };
         let mut header = [0; TCP_HEADER];
@@ -114,10 +86,10 @@ impl TcpFields {
 }
 
 #[inline(always)]
-fn v4(ctx: &TcContext, network: usize, tcp: [u8; TCP_HEADER]) -> Result<(), NoReset> {
+fn v4(ctx: &TcContext, segment: &Segment, tcp: [u8; TCP_HEADER]) -> Result<(), NoReset> {
     const HEADER: usize = 20;
     const TOTAL: u8 = (HEADER + TCP_HEADER) as u8;
-    let [s0, s1, s2, s3, d0, d1, d2, d3]: [u8; 8] = load(ctx, network + 12)?;
+    let [s0, s1, s2, s3, d0, d1, d2, d3]: [u8; 8] = load(ctx, segment.network + 12)?;
     // Multicast (224/4), reserved (240/4) and limited broadcast.
     if d0 >= 224 {
         return Err(NoReset);
@@ -137,16 +109,16 @@ fn v4(ctx: &TcContext, network: usize, tcp: [u8; TCP_HEADER]) -> Result<(), NoRe
     ip[10] = high;
     ip[11] = low;
     let pseudo = [d0, d1, d2, d3, s0, s1, s2, s3, 0, TCP, 0, TCP_HEADER as u8];
-    resize(ctx, network + HEADER + TCP_HEADER)?;
-    store(ctx, network, &ip)?;
-    store_tcp(ctx, network + HEADER, tcp, pseudo)
+    resize(ctx, segment.network + HEADER + TCP_HEADER)?;
+    store(ctx, segment.network, &ip)?;
+    store_tcp(ctx, segment.network + HEADER, tcp, pseudo)
 }
 
 #[inline(always)]
-fn v6(ctx: &TcContext, network: usize, tcp: [u8; TCP_HEADER]) -> Result<(), NoReset> {
+fn v6(ctx: &TcContext, segment: &Segment, tcp: [u8; TCP_HEADER]) -> Result<(), NoReset> {
     const HEADER: usize = 40;
-    let source: [u8; 16] = load(ctx, network + 8)?;
-    let destination: [u8; 16] = load(ctx, network + 24)?;
+    let source: [u8; 16] = load(ctx, segment.network + 8)?;
+    let destination: [u8; 16] = load(ctx, segment.network + 24)?;
     if destination[0] == 0xff {
         return Err(NoReset);
     }
@@ -161,9 +133,9 @@ fn v6(ctx: &TcContext, network: usize, tcp: [u8; TCP_HEADER]) -> Result<(), NoRe
     pseudo[..32].copy_from_slice(&ip[8..40]);
     pseudo[35] = TCP_HEADER as u8;
     pseudo[39] = TCP;
-    resize(ctx, network + HEADER + TCP_HEADER)?;
-    store(ctx, network, &ip)?;
-    store_tcp(ctx, network + HEADER, tcp, pseudo)
+    resize(ctx, segment.network + HEADER + TCP_HEADER)?;
+    store(ctx, segment.network, &ip)?;
+    store_tcp(ctx, segment.network + HEADER, tcp, pseudo)
 }
 
 /// Writes the TCP header with a checksum that is right whether the kernel still has to finish it
@@ -197,7 +169,7 @@ fn sum<const N: usize>(mut bytes: [u8; N]) -> Result<u64, NoReset> {
             0,
         )
     };
-    u64::try_from(sum).map_err(|_| NoReset)
+    u64::try_from(sum).map_err(|_negative| NoReset)
 }
 
 #[inline(always)]

@@ -3,13 +3,12 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use gate25_common::decide::Verdict;
-use gate25_common::packet::{
-    self, Link, MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other,
-};
+use gate25_common::decide::{Decision, Verdict};
+use gate25_common::packet::{MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other};
 
+use crate::checksum;
 use crate::frame::{self, LinearFrame};
-use crate::judge;
+use crate::judge::{self, Buffer};
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
@@ -27,13 +26,14 @@ const LAST_LOOK: u32 = 1;
 /// Judges what leaves a guest.
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {
-    if evidently_other(&LinearFrame::new(&ctx)) {
+    let late = checksum::late_checksum(ctx.skb.skb);
+    if evidently_other(&LinearFrame::new(&ctx, late)) {
         return PASS;
     }
-    match inspect(ctx.skb.skb, FIRST_LOOK) {
+    match inspect(ctx.skb.skb, FIRST_LOOK, late) {
         MORE_HEADERS => {
             load_headers(&ctx);
-            inspect(ctx.skb.skb, LAST_LOOK)
+            inspect(ctx.skb.skb, LAST_LOOK, late)
         }
         action => action,
     }
@@ -43,9 +43,9 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 /// often it is called (global functions, kernel 5.6).
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
+extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
     let ctx = TcContext::new(skb);
-    match parse(&ctx) {
+    match frame::parse(&ctx, late) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => PASS,
         // Its inside is out of reach: counted, so that it can be seen.
@@ -53,40 +53,39 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32) -> i32 {
             judge::tunnel(tunnel);
             PASS
         }
-        Ok(Parsed::Guarded(segment)) => act(&ctx, judge::segment(&ctx, &segment), Some(&segment)),
+        Ok(Parsed::Guarded(segment)) => {
+            let decision = judge::segment(&buffer(&ctx), &segment);
+            act(&ctx, &decision, Some(&segment))
+        }
         Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) if look == FIRST_LOOK => {
             MORE_HEADERS
         }
         // Too short to name a protocol: no receiver takes it for IP.
         Err(ParseError::ShortLink) => PASS,
         // IP whose headers are not there: it could be anything, so it is closed.
-        Err(ParseError::ShortNetwork(family)) => act(
-            &ctx,
-            judge::malformed(&ctx, Malformed::Truncated, family),
-            None,
-        ),
+        Err(ParseError::ShortNetwork(family)) => {
+            let decision = judge::malformed(&buffer(&ctx), Malformed::Truncated, family);
+            act(&ctx, &decision, None)
+        }
         // Of a form that hides or may change its port.
         Err(ParseError::Malformed(kind, family)) => {
-            act(&ctx, judge::malformed(&ctx, kind, family), None)
+            let decision = judge::malformed(&buffer(&ctx), kind, family);
+            act(&ctx, &decision, None)
         }
     }
 }
 
 #[inline(always)]
-fn parse(ctx: &TcContext) -> Result<Parsed, ParseError> {
-    match frame::link(ctx.skb.skb)? {
-        Link::Other => Ok(Parsed::Other),
-        Link::Ip {
-            family,
-            network: at,
-            form,
-        } => packet::network(&LinearFrame::new(ctx), family, at, form),
-    }
-}
-
-#[inline(always)]
-fn act(ctx: &TcContext, verdict: Verdict, segment: Option<&Segment>) -> i32 {
-    match verdict {
+fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
+    #[cfg(feature = "log")]
+    aya_log_ebpf::debug!(
+        ctx,
+        "customer {} verdict {} reason {}",
+        decision.customer.get(),
+        decision.verdict.as_str(),
+        decision.reason.as_str()
+    );
+    match decision.verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,
         // No agent of this version writes them into a policy.
@@ -107,4 +106,16 @@ fn act(ctx: &TcContext, verdict: Verdict, segment: Option<&Segment>) -> i32 {
 #[inline(always)]
 fn load_headers(ctx: &TcContext) {
     let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));
+}
+
+#[inline(always)]
+fn buffer(ctx: &TcContext) -> Buffer {
+    let skb = ctx.skb.skb;
+    Buffer {
+        // SAFETY: the kernel hands every program a valid `__sk_buff`.
+        interface: unsafe { (*skb).ifindex },
+        length: u64::from(ctx.len()),
+        // SAFETY: as above.
+        gso_size: u64::from(unsafe { (*skb).gso_size }),
+    }
 }

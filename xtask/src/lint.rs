@@ -50,7 +50,13 @@ fn format() -> Command {
 fn host_lints() -> Command {
     let mut command = cargo("clippy");
     command.args(["--workspace", "--exclude", "gate25-ebpf", "--all-targets"]);
-    command.args(["--features", "gate25-tests/root", "--", "-D", "warnings"]);
+    command.args([
+        "--features",
+        "gate25-tests/root,gate25/root-tests",
+        "--",
+        "-D",
+        "warnings",
+    ]);
     command
 }
 
@@ -89,6 +95,7 @@ fn shell_lints() -> Option<Command> {
         "xtask/x".into(),
         ".ci/run".into(),
         "tests/src/cleanup.sh".into(),
+        "tests/src/init.sh".into(),
     ];
     collect_scripts(&root().join("deploy"), &mut scripts);
     let found = Command::new("shellcheck")

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -138,8 +138,7 @@ fn run_tier(tier: Tier, options: &Options) -> anyhow::Result<Count> {
     match tier {
         Tier::Lint => lint::run(),
         Tier::Unit => unit(options),
-        Tier::Object | Tier::Verdict => root_tests(tier, None, options),
-        Tier::System | Tier::Slow => root_tests(tier, Some(cargo::build()?), options),
+        Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => root_tests(tier, options),
     }
 }
 
@@ -163,19 +162,21 @@ fn unit(options: &Options) -> anyhow::Result<Count> {
 }
 
 /// Runs the test binaries of a tier as root, in labs of their own.
-fn root_tests(tier: Tier, agent: Option<PathBuf>, options: &Options) -> anyhow::Result<Count> {
+fn root_tests(tier: Tier, options: &Options) -> anyhow::Result<Count> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the tier {} needs root", tier.prefix());
     }
     let targets = targets(tier)?;
+    let agent = cargo::build()?;
     let mut command = cargo("test");
-    command.args([
-        "--package",
-        "gate25-tests",
-        "--features",
-        "root",
-        "--no-fail-fast",
-    ]);
+    command.args(["--package", "gate25-tests", "--no-fail-fast"]);
+    if tier == Tier::System {
+        // The agent's own tests against the kernel, each in a namespace of its own.
+        command.args(["--package", "gate25", "--test", "root"]);
+        command.args(["--features", "gate25-tests/root,gate25/root-tests"]);
+    } else {
+        command.args(["--features", "gate25-tests/root"]);
+    }
     for target in &targets {
         command.args(["--test", target]);
     }
@@ -184,9 +185,7 @@ fn root_tests(tier: Tier, agent: Option<PathBuf>, options: &Options) -> anyhow::
     command
         .env("GATE25_ROOT_TESTS", "1")
         .env("GATE25_SKIPS", &skips);
-    if let Some(agent) = agent {
-        command.env("GATE25_BIN", agent);
-    }
+    command.env("GATE25_BIN", agent);
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
     let mut count = count_tests(command, LIMIT)?;

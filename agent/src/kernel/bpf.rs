@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use aya::maps::{MapData, MapError, RingBuf};
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS};
+use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -22,10 +22,14 @@ mod debug_lines;
 pub mod events;
 mod link;
 pub mod pins;
+pub mod skb;
 mod tables;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25"));
 static OBJECT_WITH_LOG: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25-log"));
+
+/// Lines of the verifier's log that an error shows: the reason is at its end.
+const VERIFIER_LINES: usize = 12;
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +43,17 @@ pub enum BpfError {
     #[error("load the programs into the kernel")]
     Load(#[source] Box<EbpfError>),
     /// The verifier did not accept a program.
-    #[error("load program {name} into the kernel")]
+    #[error("the kernel refuses program {name}; the verifier's last lines:\n{log}\n")]
+    Verifier {
+        /// Its name.
+        name: &'static str,
+        /// The end of what the verifier wrote.
+        log: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A program could not be used.
+    #[error("use program {name}")]
     Program {
         /// Its name.
         name: &'static str,
@@ -127,6 +141,8 @@ pub struct LoadOptions {
     pub ports: Vec<u16>,
     /// Whether refusals are carried out at all.
     pub host: HostMode,
+    /// Where the kernel keeps the state of its packets' checksums.
+    pub layout: SkbLayout,
     /// Whether the object with debug lines is taken.
     pub debug_lines: DebugLines,
     /// Where tables are pinned; `None` ties them to this process (tests).
@@ -142,6 +158,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     let LoadOptions {
         ports,
         host,
+        layout,
         debug_lines,
         pins,
     } = options;
@@ -154,7 +171,8 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     loader
         .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
-        .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true);
+        .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
+        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true);
     if let Some(pins) = pins {
         for name in names::MAPS {
             loader.map_pin_path(name, pins.map(name));
@@ -165,13 +183,38 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         DebugLines::On => OBJECT_WITH_LOG,
     };
     let mut ebpf = loader.load(object).map_err(load_error)?;
-    program(&mut ebpf)?
-        .load()
-        .map_err(|source| BpfError::Program {
-            name: names::PROGRAM_TC_INGRESS,
-            source: Box::new(source),
-        })?;
+    let program = program(&mut ebpf)?;
+    program.load().map_err(program_error)?;
+    let info = program.info().map_err(program_error)?;
+    tracing::debug!(
+        id = info.id(),
+        verified_instructions = info.verified_instruction_count(),
+        "program accepted by the verifier"
+    );
     Ok(ebpf)
+}
+
+fn program_error(error: ProgramError) -> BpfError {
+    let name = names::PROGRAM_TC_INGRESS;
+    if let ProgramError::LoadError {
+        io_error,
+        verifier_log,
+    } = error
+    {
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().collect();
+        let last = lines.len().saturating_sub(VERIFIER_LINES);
+        BpfError::Verifier {
+            name,
+            log: lines[last..].join("\n"),
+            source: io_error,
+        }
+    } else {
+        BpfError::Program {
+            name,
+            source: Box::new(error),
+        }
+    }
 }
 
 fn guarded_ports(ports: &[u16]) -> Result<([u16; MAX_GUARDED_PORTS], u8), BpfError> {
@@ -207,10 +250,7 @@ fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, BpfError> {
         name: names::PROGRAM_TC_INGRESS,
     };
     let program = ebpf.program_mut(names::PROGRAM_TC_INGRESS).ok_or(missing)?;
-    program.try_into().map_err(|source| BpfError::Program {
-        name: names::PROGRAM_TC_INGRESS,
-        source: Box::new(source),
-    })
+    program.try_into().map_err(program_error)
 }
 
 /// The counters, for whoever reports them while the backend works.
@@ -433,26 +473,16 @@ impl Dataplane for Bpf {
 
     fn displaced(&mut self) -> Result<Vec<u32>, BpfError> {
         let program = program(&mut self.ebpf)?;
-        let id = program
-            .info()
-            .map_err(|source| BpfError::Program {
-                name: names::PROGRAM_TC_INGRESS,
-                source: Box::new(source),
-            })?
-            .id();
+        let id = program.info().map_err(program_error)?.id();
         self.hook.displaced(id)
     }
 }
 
 fn program_fd(ebpf: &mut Ebpf) -> Result<OwnedFd, BpfError> {
-    let failed = |source| BpfError::Program {
-        name: names::PROGRAM_TC_INGRESS,
-        source: Box::new(source),
-    };
-    let fd = program(ebpf)?.fd().map_err(failed)?;
+    let fd = program(ebpf)?.fd().map_err(program_error)?;
     fd.as_fd()
         .try_clone_to_owned()
-        .map_err(|error| failed(ProgramError::IOError(error)))
+        .map_err(|error| program_error(ProgramError::IOError(error)))
 }
 
 impl Hook {
@@ -461,11 +491,7 @@ impl Hook {
         pins: Pins,
         attachment: Attachment,
     ) -> Result<Self, BpfError> {
-        let failed = |source| BpfError::Program {
-            name: names::PROGRAM_TC_INGRESS,
-            source: Box::new(source),
-        };
-        let fd = program.fd().map_err(failed)?;
+        let fd = program.fd().map_err(program_error)?;
         match attachment {
             Attachment::Auto if link::tcx_supported(fd.as_fd()) => {
                 let links = adopt(fd.as_fd(), &pins)?;

@@ -95,6 +95,7 @@ fn rules(files: &[(&Arc<Path>, &PolicyFile)], problems: &mut Problems) -> Rules 
             continue;
         }
         first = Some(location);
+        let Some(map) = &map.0 else { continue };
         let RulesMap {
             max_exemption_days,
             min_prefix_v4,

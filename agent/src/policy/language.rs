@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::scalar::{HostPattern, Id, ListName, OwnedInterface, Prefix, Target, Time, Told};
 use super::{ANY, Blocked, Mode};
 use crate::diagnostic::Problems;
-use crate::yaml::read::{At, FromNode, Placed, Reader, Section, keys};
+use crate::yaml::read::{At, FromNode, Maybe, Placed, Reader, Section, keys};
 use crate::yaml::scalar::{Number, Text, Version};
 use crate::yaml::tree::{self, Kind, Node};
 
@@ -21,7 +21,7 @@ keys! {
         /// Version of the language: every file says `schema: 1`.
         required schema: At<Version>,
         /// Limits on what the policy may say; in one file of the set only.
-        optional rules: Placed<RulesMap>,
+        optional rules: Placed<Maybe<RulesMap>>,
         /// Named sets of destinations.
         optional allowlists: Section<AllowlistMap>,
         /// What happens to connections that nothing allows; `default` must be among them.

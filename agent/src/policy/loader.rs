@@ -125,35 +125,7 @@ impl Loader {
             .iter()
             .map(|file| (&file.path, file.bytes.as_slice()))
             .collect();
-        self.known.retain(|path, _| sources.contains_key(path));
-        let mut parsed = 0;
-        let mut set = Sha256::new();
-        for (path, bytes) in &sources {
-            let digest: [u8; 32] = Sha256::digest(bytes).into();
-            let name = path.as_os_str().as_encoded_bytes();
-            set.update((name.len() as u64).to_le_bytes());
-            set.update(name);
-            set.update(digest);
-            if self
-                .known
-                .get(*path)
-                .is_none_or(|known| known.digest != digest)
-            {
-                parsed += 1;
-                let mut problems = Problems::default();
-                let file = language::read(path, bytes, &mut problems);
-                self.known.insert(
-                    Arc::clone(path),
-                    Known {
-                        digest,
-                        file,
-                        problems,
-                    },
-                );
-            }
-        }
-        let hash = SetHash(set.finalize().into());
-
+        let (hash, parsed) = self.refresh(&sources);
         let mut problems = Problems::default();
         for known in self.known.values() {
             problems.append(&known.problems);
@@ -180,5 +152,38 @@ impl Loader {
             hash,
             parsed,
         })
+    }
+
+    /// Parses what is new and forgets what is gone; returns the set's hash and how many files were
+    /// parsed.
+    fn refresh(&mut self, sources: &BTreeMap<&Arc<Path>, &[u8]>) -> (SetHash, usize) {
+        self.known.retain(|path, _| sources.contains_key(path));
+        let mut parsed = 0;
+        let mut set = Sha256::new();
+        for (path, bytes) in sources {
+            let digest: [u8; 32] = Sha256::digest(bytes).into();
+            let name = path.as_os_str().as_encoded_bytes();
+            set.update((name.len() as u64).to_le_bytes());
+            set.update(name);
+            set.update(digest);
+            if self
+                .known
+                .get(*path)
+                .is_none_or(|known| known.digest != digest)
+            {
+                parsed += 1;
+                let mut problems = Problems::default();
+                let file = language::read(path, bytes, &mut problems);
+                self.known.insert(
+                    Arc::clone(path),
+                    Known {
+                        digest,
+                        file,
+                        problems,
+                    },
+                );
+            }
+        }
+        (SetHash(set.finalize().into()), parsed)
     }
 }

@@ -72,6 +72,10 @@ pub(crate) struct Placed<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Section<T>(pub(crate) Vec<T>);
 
+/// A map in a section: nothing written below the key means that no key is.
+#[derive(Debug, Clone)]
+pub(crate) struct Maybe<T>(pub(crate) Option<T>);
+
 /// What reading needs to know, and where it reports.
 pub(crate) struct Reader<'a> {
     file: &'a Arc<Path>,
@@ -264,18 +268,25 @@ impl<T: FromNode> FromNode for Vec<T> {
             reader.wrong_kind(node, "a list");
             return None;
         };
-        Some(
-            items
-                .iter()
-                .filter_map(|item| T::from_node(item, reader))
-                .collect(),
-        )
+        // What is read stays in memory: no room to grow.
+        let mut list = Vec::with_capacity(items.len());
+        list.extend(items.iter().filter_map(|item| T::from_node(item, reader)));
+        Some(list)
     }
 }
 
 impl<T: FromNode> FromNode for Placed<T> {
     fn from_node(node: &Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
         T::from_node(node, reader).map(|value| Self { value, at: node.at })
+    }
+}
+
+impl<T: FromNode> FromNode for Maybe<T> {
+    fn from_node(node: &Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
+        if node.is_null() {
+            return Some(Self(None));
+        }
+        T::from_node(node, reader).map(|value| Self(Some(value)))
     }
 }
 
@@ -327,6 +338,20 @@ impl<T: JsonSchema> JsonSchema for Section<T> {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": ["array", "null"], "items": generator.subschema_for::<T>() })
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Maybe<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Maybe".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [T::json_schema(generator), { "type": "null" }] })
     }
 }
 

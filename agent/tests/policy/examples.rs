@@ -116,7 +116,7 @@ fn schema_and_reader_know_the_same_keys() {
     let places = [
         (schema.clone(), "zzzzzzzzzz: x"),
         (
-            schema["properties"]["rules"].clone(),
+            schema["properties"]["rules"]["anyOf"][0].clone(),
             "rules: {zzzzzzzzzz: x}",
         ),
         (

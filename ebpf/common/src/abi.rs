@@ -18,6 +18,76 @@ pub const EVENTS_BYTES: usize = 262_144;
 const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
+/// Where the kernel keeps, in `struct sk_buff`, what is still to be written into a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct SkbLayout {
+    summed: u16,
+    summed_shift: u8,
+    known: u8,
+    checksum: u16,
+    head: u16,
+}
+
+impl SkbLayout {
+    /// The kernel does not tell.
+    pub const UNKNOWN: Self = Self {
+        summed: 0,
+        summed_shift: 0,
+        known: 0,
+        checksum: 0,
+        head: 0,
+    };
+    /// Bytes from `ip_summed` on that hold all of the checksum's state.
+    pub const SPAN: usize = 32;
+
+    /// `ip_summed` is two bits from bit `summed_shift` of the byte at `summed`; `csum_start` and
+    /// `csum_offset` lie side by side at `checksum`, `head` and `data` at `head`. `None` if the
+    /// checksum's state is not within [`Self::SPAN`] bytes.
+    pub const fn new(summed: u16, summed_shift: u8, checksum: u16, head: u16) -> Option<Self> {
+        if checksum < summed || (checksum - summed) as usize + 4 > Self::SPAN {
+            return None;
+        }
+        Some(Self {
+            summed,
+            summed_shift,
+            known: 1,
+            checksum,
+            head,
+        })
+    }
+
+    /// Whether the places are known.
+    #[inline(always)]
+    pub const fn is_known(&self) -> bool {
+        self.known == 1
+    }
+
+    /// Offset of the byte that holds `ip_summed`.
+    #[inline(always)]
+    pub const fn summed(&self) -> usize {
+        self.summed as usize
+    }
+
+    /// Its lowest bit.
+    #[inline(always)]
+    pub const fn summed_shift(&self) -> u8 {
+        self.summed_shift
+    }
+
+    /// Offset of `csum_start` behind [`Self::summed`].
+    #[inline(always)]
+    pub const fn checksum_behind_summed(&self) -> usize {
+        (self.checksum - self.summed) as usize
+    }
+
+    /// Offset of `head`.
+    #[inline(always)]
+    pub const fn head(&self) -> usize {
+        self.head as usize
+    }
+}
+
 /// A customer as the kernel knows it: a hash of the policy's id, so that counters find their
 /// customer again after a restart without a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -329,6 +399,7 @@ impl CustomerPolicy {
     }
 }
 
+const _: () = assert!(size_of::<SkbLayout>() == 8);
 const _: () = assert!(size_of::<CustomerId>() == 8);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);

@@ -68,16 +68,16 @@ impl Address {
         ]
     }
 
+    /// The address with these words, each in network order, which must be canonical already.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        Self(words)
+    }
+
     /// The four words, each in network order.
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         self.0
-    }
-
-    /// The address with these [`Self::words`], which are canonical.
-    #[inline(always)]
-    pub const fn from_words(words: [u32; 4]) -> Self {
-        Self(words)
     }
 
     /// Whether the address stands for an IPv4 address.

@@ -1,8 +1,7 @@
 //! The decision about one packet, written once for the kernel, for `explain` and for the tests.
 
 use crate::abi::{
-    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine,
-    SetId,
+    Blocked, CustomerId, CustomerPolicy, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine, SetId,
 };
 use crate::address::Address;
 use crate::packet::Malformed;
@@ -161,14 +160,22 @@ pub trait Tables {
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     fn now(&self) -> u64;
-    /// [`exempted`] on these tables; the kernel's tables run it as a function of its own, since
-    /// the verifier would otherwise go through it anew for every outcome of every slot before.
+    /// [`rank`] in these tables; the kernel's run it as a function of its own, since the verifier
+    /// would otherwise follow all combinations of sixteen outcomes.
     #[inline(always)]
-    fn exempted(&self, exemption: &Exemption, destination: &Address, now: u64) -> u32
+    fn rank(
+        &self,
+        customer: CustomerId,
+        policy: &CustomerPolicy,
+        slot: usize,
+        destination: &Address,
+        now: u64,
+    ) -> u32
     where
         Self: Sized,
     {
-        exempted(self, exemption, destination, now)
+        let _customer = customer;
+        rank(self, policy, slot, destination, now)
     }
 }
 
@@ -233,7 +240,7 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
     }
     if policy.has_exemptions()
-        && let Some(slot) = exemption(tables, policy, destination)
+        && let Some(slot) = exemption(tables, customer, policy, destination)
     {
         return allow(Reason::Exemption, slot);
     }
@@ -272,47 +279,53 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
     }
 }
 
-/// What [`exempted`] returns for an exemption that does not apply.
-pub const NOT_EXEMPT: u32 = 0;
-
-/// How precisely an exemption names a destination at `now`: one more than the length of its
-/// prefix, or [`NOT_EXEMPT`].
-#[inline(always)]
-pub fn exempted<T: Tables>(
-    tables: &T,
-    exemption: &Exemption,
-    destination: &Address,
-    now: u64,
-) -> u32 {
-    if !exemption.active(now) {
-        return NOT_EXEMPT;
-    }
-    match lookup(tables, exemption.set(), destination) {
-        Some(hit) => u32::from(hit.length()) + 1,
-        None => NOT_EXEMPT,
-    }
-}
-
 /// Slot of the active exemption with the longest prefix; the first of equals, which is the one
 /// with the smallest id.
 #[inline(always)]
-fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
+fn exemption<T: Tables>(
+    tables: &T,
+    customer: CustomerId,
+    policy: &CustomerPolicy,
+    destination: &Address,
+) -> Option<u16> {
     let now = tables.now();
-    let mut best = NOT_EXEMPT;
-    let mut best_slot = 0;
+    let mut best = 0;
     for slot in 0..MAX_EXEMPTIONS {
-        let Some(exemption) = policy.exemption(slot) else {
+        if policy.exemption(slot).is_none() {
             break;
-        };
-        let precision = tables.exempted(exemption, destination, now);
-        if precision > best {
-            best = precision;
-            best_slot = slot as u16;
         }
+        best = tables
+            .rank(customer, policy, slot, destination, now)
+            .max(best);
     }
-    if best == NOT_EXEMPT {
-        None
-    } else {
-        Some(best_slot)
+    match best {
+        0 => None,
+        best => Some((MAX_EXEMPTIONS as u32 - (best & RANK_SLOT)) as u16),
+    }
+}
+
+/// Bits of a rank that say which slot it is: the greater the earlier.
+const RANK_SLOT: u32 = 0xff;
+const RANK_LENGTH_SHIFT: u32 = 8;
+
+/// How well the exemption in `slot` covers `destination` at `now`: 0 for not at all, else the
+/// greater the longer its prefix, and among equals the earlier the slot.
+#[inline(always)]
+pub fn rank<T: Tables>(
+    tables: &T,
+    policy: &CustomerPolicy,
+    slot: usize,
+    destination: &Address,
+    now: u64,
+) -> u32 {
+    let Some(exemption) = policy.exemption(slot) else {
+        return 0;
+    };
+    if !exemption.active(now) {
+        return 0;
+    }
+    match lookup(tables, exemption.set(), destination) {
+        Some(hit) => u32::from(hit.length()) << RANK_LENGTH_SHIFT | (MAX_EXEMPTIONS - slot) as u32,
+        None => 0,
     }
 }

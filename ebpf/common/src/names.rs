@@ -37,5 +37,7 @@ pub const MAPS: [&str; 7] = [
 pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 /// Constant of the object: how many of the guarded ports count, `u8`.
 pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
+/// Constant of the object: [`crate::abi::SkbLayout`].
+pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";

@@ -14,7 +14,7 @@ use crate::packet::network::{
     IPV4_FRAGMENT_OFFSET, IPV4_HEADER, IPV4_MORE_FRAGMENTS, IPV6_HEADER, PROTOCOL_GRE,
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
 };
-use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_RST, TCP_SYN};
+use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
 
 pub use link::{Link, link};
 pub use network::{ipv4_route, network};
@@ -28,6 +28,13 @@ pub trait Frame {
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Length of the whole frame, wherever its bytes are.
     fn length(&self) -> usize;
+    /// Whether the bytes before `end` will stay as they are: a checksum may be written into the
+    /// frame after it was judged.
+    #[inline(always)]
+    fn settled(&self, end: usize) -> bool {
+        let _all = end;
+        true
+    }
     /// VLAN tags that were taken off the frame before it got here.
     fn stripped_tags(&self) -> u32;
     /// Whether TCP packets for `port` (network order) are judged.
@@ -39,11 +46,11 @@ pub trait Frame {
     ///
     /// As [`ipv4_route`].
     #[inline(always)]
-    fn route_of_options(&self, start: usize, end: usize) -> Result<Route, ParseError>
+    fn route_of_options(&self, before: usize, end: usize) -> Result<Route, ParseError>
     where
         Self: Sized,
     {
-        ipv4_route(self, start, end)
+        ipv4_route(self, before, end)
     }
 }
 
@@ -108,6 +115,58 @@ pub struct Segment {
     flags: u8,
 }
 
+/// What a [`Segment`] is without the fields that can be read from its frame again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outline {
+    /// As [`Segment::family`].
+    pub family: Family,
+    /// As [`Segment::route`].
+    pub route: Route,
+    /// As [`Segment::form`].
+    pub form: Form,
+    /// As [`Segment::network`].
+    pub network: usize,
+    /// As [`Segment::transport`].
+    pub transport: usize,
+    /// As [`Segment::tcp_header`].
+    pub tcp_header: usize,
+    /// As [`Segment::payload`].
+    pub payload: usize,
+}
+
+impl Outline {
+    /// The segment in `frame` that it is the outline of; `None` if the frame is another one.
+    #[inline(always)]
+    pub fn fill<F: Frame>(self, frame: &F) -> Option<Segment> {
+        let Self {
+            family,
+            route,
+            form,
+            network,
+            transport,
+            tcp_header,
+            payload,
+        } = self;
+        let header: [u8; TCP_JUDGED] = frame.load(transport)?;
+        let destination = match family {
+            Family::V4 => Address::from_v4(frame.load(network + 16)?),
+            Family::V6 => Address::from_v6(frame.load(network + 24)?),
+        };
+        Some(Segment {
+            family,
+            destination,
+            port: [header[2], header[3]],
+            route,
+            form,
+            network,
+            transport,
+            tcp_header,
+            payload,
+            flags: header[13],
+        })
+    }
+}
+
 /// Whether a packet has the form that a reset can answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -118,6 +177,20 @@ pub enum Form {
 }
 
 impl Segment {
+    /// What cannot be read from the frame again.
+    #[inline(always)]
+    pub const fn outline(&self) -> Outline {
+        Outline {
+            family: self.family,
+            route: self.route,
+            form: self.form,
+            network: self.network,
+            transport: self.transport,
+            tcp_header: self.tcp_header,
+            payload: self.payload,
+        }
+    }
+
     /// Whether it opens a connection: a SYN without ACK.
     #[inline(always)]
     pub const fn is_attempt(&self) -> bool {
@@ -163,11 +236,13 @@ pub enum Malformed {
     SourceRoute = 6,
     /// A guarded packet whose policy cannot be read.
     Lookup = 7,
+    /// A checksum is still to be written over a header that was judged.
+    LateChecksum = 8,
 }
 
 impl Malformed {
     /// Every kind, in the order of the counters.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Truncated,
         Self::Header,
         Self::Extensions,
@@ -176,6 +251,7 @@ impl Malformed {
         Self::VlanDepth,
         Self::SourceRoute,
         Self::Lookup,
+        Self::LateChecksum,
     ];
 
     /// The word for it in metrics and output.
@@ -189,6 +265,7 @@ impl Malformed {
             Self::VlanDepth => "vlan_depth",
             Self::SourceRoute => "source_route",
             Self::Lookup => "lookup",
+            Self::LateChecksum => "late_checksum",
         }
     }
 }
@@ -212,46 +289,75 @@ pub fn evidently_other<F: Frame>(frame: &F) -> bool {
         return false;
     };
     let network = ETHERNET_HEADER;
-    match ethertype {
+    let judged = match ethertype {
         ETHERTYPE_IPV4 => {
             let Some(header) = frame.load::<24>(network) else {
                 return false;
             };
             let fragment = u16::from_be_bytes([header[6], header[7]]);
-            header[0] == 0x45
-                && fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) == 0
-                && match header[9] {
-                    PROTOCOL_TCP => {
-                        let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-                        !frame.guarded([header[22], header[23]])
-                            && total >= IPV4_HEADER + TCP_HEADER
-                            && frame.length() >= network + IPV4_HEADER + TCP_HEADER
+            if header[0] != 0x45 || fragment & (IPV4_FRAGMENT_OFFSET | IPV4_MORE_FRAGMENTS) != 0 {
+                return false;
+            }
+            let transport = network + IPV4_HEADER;
+            match header[9] {
+                PROTOCOL_TCP => {
+                    let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
+                    if frame.guarded([header[22], header[23]])
+                        || total < IPV4_HEADER + TCP_HEADER
+                        || frame.length() < transport + TCP_HEADER
+                    {
+                        return false;
                     }
-                    PROTOCOL_UDP | PROTOCOL_ICMP => true,
-                    _ => false,
+                    transport + TCP_JUDGED
                 }
+                PROTOCOL_UDP | PROTOCOL_ICMP => transport,
+                _ => return false,
+            }
         }
         ETHERTYPE_IPV6 => {
             let Some(header) = frame.load::<8>(network) else {
                 return false;
             };
-            header[0] >> 4 == 6
-                && match header[6] {
-                    PROTOCOL_TCP => {
-                        let Some([_, _, port @ ..]) = frame.load::<4>(network + IPV6_HEADER) else {
-                            return false;
-                        };
-                        let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-                        !frame.guarded(port)
-                            && payload >= TCP_HEADER
-                            && frame.length() >= network + IPV6_HEADER + TCP_HEADER
+            if header[0] >> 4 != 6 {
+                return false;
+            }
+            let transport = network + IPV6_HEADER;
+            match header[6] {
+                PROTOCOL_TCP => {
+                    let Some([_, _, port @ ..]) = frame.load::<4>(transport) else {
+                        return false;
+                    };
+                    let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
+                    if frame.guarded(port)
+                        || payload < TCP_HEADER
+                        || frame.length() < transport + TCP_HEADER
+                    {
+                        return false;
                     }
-                    PROTOCOL_UDP | PROTOCOL_ICMPV6 => true,
-                    _ => false,
+                    transport + TCP_JUDGED
                 }
+                PROTOCOL_UDP | PROTOCOL_ICMPV6 => transport,
+                _ => return false,
+            }
         }
-        ETHERTYPE_ARP => true,
-        _ => false,
+        ETHERTYPE_ARP => network,
+        _ => return false,
+    };
+    frame.settled(judged)
+}
+
+/// The outcome, if it does not rest on bytes before `judged` that are still to be written.
+#[inline(always)]
+fn settle<F: Frame>(
+    frame: &F,
+    outcome: Parsed,
+    judged: usize,
+    family: Family,
+) -> Result<Parsed, ParseError> {
+    if frame.settled(judged) {
+        Ok(outcome)
+    } else {
+        Err(ParseError::Malformed(Malformed::LateChecksum, family))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one place that declares which types may cross into the kernel as bytes.
 
-use crate::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue};
+use crate::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
 
 macro_rules! pod {
@@ -16,6 +16,7 @@ pod!(
     CustomerPolicy,
     PrefixKey,
     PrefixValue,
+    SkbLayout,
     HostCounters,
     CustomerCounters,
     Sketch,

@@ -9,7 +9,7 @@ use aya::maps::{
 };
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
-use gate25::kernel::bpf::{DebugLines, LoadOptions, load};
+use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
@@ -76,6 +76,7 @@ impl Kernel {
         let ebpf = load(&LoadOptions {
             ports: vec![25],
             host,
+            layout: skb::running_kernel().expect("the kernel describes its packets"),
             debug_lines: DebugLines::Off,
             pins: None,
         })

@@ -6,7 +6,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -182,7 +182,7 @@ struct PathAttr {
 }
 
 fn raw(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_fd().as_raw_fd() as u32
+    fd.as_raw_fd() as u32
 }
 
 fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {

@@ -104,7 +104,7 @@ impl PolicyTables {
                 .map_err(failed("remove from", names::MAP_PREFIXES)),
             Step::PutCustomer(id, policy) => self
                 .customers
-                .insert(id, policy, 0)
+                .insert(id, **policy, 0)
                 .map_err(failed("write into", names::MAP_CUSTOMERS)),
             Step::RemoveCustomer(id) => absent_is_fine(self.customers.remove(id))
                 .map_err(failed("remove from", names::MAP_CUSTOMERS)),

@@ -61,14 +61,14 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
             length if length < ETHERTYPE_MIN => {
                 let llc: [u8; 3] = load(frame, network)?;
                 if !is_snap(llc) {
-                    return Ok(Link::Other);
+                    return other(frame, network);
                 }
                 ethertype = self::ethertype(frame, network + LLC_SNAP_HEADER - 2)?;
                 network += LLC_SNAP_HEADER;
                 form = Form::Unusual;
                 continue;
             }
-            _ => return Ok(Link::Other),
+            _ => return other(frame, network),
         };
         if tags > MAX_VLAN_TAGS {
             return Err(ParseError::Malformed(Malformed::VlanDepth, family));
@@ -81,6 +81,16 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
     }
     // So many steps that what is inside, IP or not, is no guest's ordinary traffic.
     Err(ParseError::Malformed(Malformed::VlanDepth, Family::V4))
+}
+
+/// No IP, unless a checksum is still to be written over what says so.
+#[inline(always)]
+fn other<F: Frame>(frame: &F, judged: usize) -> Result<Link, ParseError> {
+    if frame.settled(judged) {
+        Ok(Link::Other)
+    } else {
+        Err(ParseError::Malformed(Malformed::LateChecksum, Family::V4))
+    }
 }
 
 #[inline(always)]

@@ -1,7 +1,7 @@
 //! The network layer: IPv4 with its options, IPv6 with its extension headers, fragments.
 
-use super::tcp::tcp;
-use super::{Form, Frame, MAX_HEADERS, Malformed, ParseError, Parsed, Tunnel};
+use super::tcp::{TCP_JUDGED, tcp};
+use super::{Form, Frame, MAX_HEADERS, Malformed, ParseError, Parsed, Tunnel, settle};
 use crate::address::{Address, Family};
 use crate::decide::Route;
 
@@ -71,11 +71,10 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
     if fragment & IPV4_FRAGMENT_OFFSET != 0 {
         // The protocol is part of a datagram's identity (RFC 791, 3.2): another one's fragment
         // does not end up in a TCP packet.
-        return if protocol == PROTOCOL_TCP {
-            later_fragment(fragment & IPV4_FRAGMENT_OFFSET, FAMILY)
-        } else {
-            Ok(Parsed::Other)
-        };
+        if protocol == PROTOCOL_TCP {
+            later_fragment(fragment & IPV4_FRAGMENT_OFFSET, FAMILY)?;
+        }
+        return settle(frame, Parsed::Other, network + header_length, FAMILY);
     }
     let end = datagram_end(
         frame,
@@ -95,11 +94,8 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
             return malformed(Malformed::Extensions);
         }
     }
-    if let Some(tunnel) = tunnel(protocol) {
-        return Ok(Parsed::Tunnel(tunnel));
-    }
     if protocol != PROTOCOL_TCP {
-        return Ok(Parsed::Other);
+        return settle(frame, not_tcp(protocol), transport, FAMILY);
     }
     let piece = if fragment & IPV4_MORE_FRAGMENTS != 0 {
         form = Form::Unusual;
@@ -107,54 +103,56 @@ fn ipv4<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
     } else {
         Piece::Whole
     };
+    let judged = transport + TCP_JUDGED;
     let Some(tcp) = tcp(frame, transport, end, piece, FAMILY)? else {
-        return Ok(Parsed::Other);
+        return settle(frame, Parsed::Other, judged, FAMILY);
     };
     let route = if header_length == IPV4_HEADER {
         Route::Direct
     } else {
         form = Form::Unusual;
-        frame.route_of_options(network + IPV4_HEADER, network + header_length)?
+        frame.route_of_options(network + IPV4_HEADER - 1, network + header_length)?
     };
     let destination = Address::from_v4([header[16], header[17], header[18], header[19]]);
-    Ok(Parsed::Guarded(tcp.segment(
-        FAMILY,
-        destination,
-        route,
-        form,
-        network,
-    )))
+    let segment = tcp.segment(FAMILY, destination, route, form, network);
+    settle(frame, Parsed::Guarded(segment), judged, FAMILY)
 }
 
-/// Looks for a source route among the IPv4 options between `start` and `end`.
+/// Looks for a source route among the IPv4 options that end at `end`. Frames are read two bytes at
+/// a time, so they are given by the byte before them.
 ///
 /// # Errors
 ///
 /// [`ParseError`]: options that end early, or whose lengths make no sense.
 #[inline(always)]
-pub fn ipv4_route<F: Frame>(frame: &F, start: usize, end: usize) -> Result<Route, ParseError> {
-    // Byte by byte rather than option by option: offsets that do not depend on the packet keep
-    // the verifier's work small.
-    let mut inside = 0;
-    for index in 0..MAX_IPV4_OPTIONS {
-        let at = start + index;
-        if at >= end {
+pub fn ipv4_route<F: Frame>(frame: &F, before: usize, end: usize) -> Result<Route, ParseError> {
+    // Byte by byte rather than option by option: the verifier follows every option to every place
+    // at which the next could begin.
+    let mut skip = 0;
+    for at in 0..MAX_IPV4_OPTIONS {
+        if before + at + 1 >= end {
             return Ok(Route::Direct);
         }
-        if inside > 0 {
-            inside -= 1;
+        if skip > 0 {
+            skip -= 1;
             continue;
         }
-        // A TCP header follows, so that a last option's kind is not the last byte.
-        let [kind, length] = frame.load(at).ok_or(ParseError::ShortNetwork(Family::V4))?;
+        let [_, kind] = frame
+            .load(before + at)
+            .ok_or(ParseError::ShortNetwork(Family::V4))?;
         match kind {
             IPV4_OPTION_END => return Ok(Route::Direct),
             IPV4_OPTION_NOP => {}
             IPV4_OPTION_LOOSE_ROUTE | IPV4_OPTION_STRICT_ROUTE => return Ok(Route::SourceRouted),
-            _ if length < 2 => {
-                return Err(ParseError::Malformed(Malformed::Header, Family::V4));
+            _ => {
+                let [_, length] = frame
+                    .load(before + at + 1)
+                    .ok_or(ParseError::ShortNetwork(Family::V4))?;
+                if length < 2 {
+                    return Err(ParseError::Malformed(Malformed::Header, Family::V4));
+                }
+                skip = length - 1;
             }
-            _ => inside = length - 1,
         }
     }
     Ok(Route::Direct)
@@ -183,18 +181,14 @@ fn ipv6<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
     for _ in 0..=MAX_EXTENSIONS {
         match next {
             PROTOCOL_TCP => {
+                let judged = transport + TCP_JUDGED;
                 let Some(tcp) = tcp(frame, transport, end, piece, FAMILY)? else {
-                    return Ok(Parsed::Other);
+                    return settle(frame, Parsed::Other, judged, FAMILY);
                 };
                 let destination = frame.load(network + 24).ok_or(short)?;
                 let destination = Address::from_v6(destination);
-                return Ok(Parsed::Guarded(tcp.segment(
-                    FAMILY,
-                    destination,
-                    route,
-                    form,
-                    network,
-                )));
+                let segment = tcp.segment(FAMILY, destination, route, form, network);
+                return settle(frame, Parsed::Guarded(segment), judged, FAMILY);
             }
             PROTOCOL_HOP_BY_HOP
             | PROTOCOL_ROUTING
@@ -227,14 +221,15 @@ fn ipv6<F: Frame>(frame: &F, network: usize, form: Form) -> Result<Parsed, Parse
                 if fragment >> 3 != 0 {
                     // Only the first fragment's next header counts (RFC 8200, 4.5), so that this
                     // one says nothing about the protocol.
-                    return later_fragment(fragment >> 3, FAMILY);
+                    later_fragment(fragment >> 3, FAMILY)?;
+                    return settle(frame, Parsed::Other, transport + 8, FAMILY);
                 }
                 if fragment & IPV6_MORE_FRAGMENTS != 0 {
                     piece = Piece::First;
                 }
                 transport += 8;
             }
-            other => return Ok(tunnel(other).map_or(Parsed::Other, Parsed::Tunnel)),
+            other => return settle(frame, not_tcp(other), transport, FAMILY),
         }
         if transport > MAX_HEADERS {
             return malformed(Malformed::Extensions);
@@ -274,25 +269,25 @@ fn datagram_end<F: Frame>(frame: &F, network: usize, total: usize) -> usize {
 }
 
 #[inline(always)]
-const fn tunnel(protocol: u8) -> Option<Tunnel> {
+const fn not_tcp(protocol: u8) -> Parsed {
     match protocol {
-        PROTOCOL_IPIP => Some(Tunnel::Ipip),
-        PROTOCOL_IPV6 => Some(Tunnel::SixInFour),
-        PROTOCOL_GRE => Some(Tunnel::Gre),
-        _ => None,
+        PROTOCOL_IPIP => Parsed::Tunnel(Tunnel::Ipip),
+        PROTOCOL_IPV6 => Parsed::Tunnel(Tunnel::SixInFour),
+        PROTOCOL_GRE => Parsed::Tunnel(Tunnel::Gre),
+        _ => Parsed::Other,
     }
 }
 
 /// A fragment after the first passes, since its first is what gets judged, unless it lies over
 /// the first one's TCP header (RFC 3128). `offset` counts units of 8 bytes.
 #[inline(always)]
-fn later_fragment(offset: u16, family: Family) -> Result<Parsed, ParseError> {
+fn later_fragment(offset: u16, family: Family) -> Result<(), ParseError> {
     if offset == 1 {
         Err(ParseError::Malformed(
             Malformed::OverlappingFragment,
             family,
         ))
     } else {
-        Ok(Parsed::Other)
+        Ok(())
     }
 }

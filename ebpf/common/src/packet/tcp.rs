@@ -6,6 +6,8 @@ use crate::address::{Address, Family};
 use crate::decide::Route;
 
 pub(super) const TCP_HEADER: usize = 20;
+/// Bytes of a TCP header that a decision rests on: up to its flags.
+pub(super) const TCP_JUDGED: usize = 14;
 pub(super) const TCP_FIN: u8 = 0x01;
 pub(super) const TCP_SYN: u8 = 0x02;
 pub(super) const TCP_RST: u8 = 0x04;
@@ -66,7 +68,7 @@ pub(super) fn tcp<F: Frame>(
     if transport + TCP_HEADER > end {
         return Err(ParseError::Malformed(piece.cut_short(), family));
     }
-    let header: [u8; 14] = frame
+    let header: [u8; TCP_JUDGED] = frame
         .load(transport)
         .ok_or(ParseError::ShortNetwork(family))?;
     let port = [header[2], header[3]];

@@ -64,7 +64,8 @@ fn stricter(frame: &[u8], error: ParseError) -> bool {
             | Malformed::ShortFragment
             | Malformed::OverlappingFragment
             | Malformed::SourceRoute
-            | Malformed::Lookup,
+            | Malformed::Lookup
+            | Malformed::LateChecksum,
             _,
         )
         | ParseError::ShortLink
