@@ -75,7 +75,8 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    fn new(net: IpNet, entry: u16) -> Self {
+    /// The canonical form of `net`, from the source with index `entry`.
+    pub fn new(net: IpNet, entry: u16) -> Self {
         let length = match net {
             IpNet::V4(net) => V4_MAPPED_BITS + net.prefix_len(),
             IpNet::V6(net) => net.prefix_len(),
@@ -100,14 +101,12 @@ impl Prefix {
     }
 }
 
-impl PrefixSet {
-    /// The longest prefix that holds `address`.
-    pub fn lookup(&self, address: &Address) -> Option<&Prefix> {
-        self.prefixes
-            .iter()
-            .filter(|prefix| prefix.contains(address))
-            .max_by_key(|p| p.length)
-    }
+/// The longest of `prefixes` that holds `address`.
+pub fn longest<'p>(prefixes: &'p [Prefix], address: &Address) -> Option<&'p Prefix> {
+    prefixes
+        .iter()
+        .filter(|prefix| prefix.contains(address))
+        .max_by_key(|prefix| prefix.length)
 }
 
 /// Why a policy has no image. Validation refuses such policies with a position; this is what
@@ -358,9 +357,9 @@ impl CustomerImage {
     }
 }
 
-/// The moment on the boot clock: 0 for whatever was before the boot, the clock's end for whatever
+/// The moment on the boot clock, in nanoseconds: 0 for whatever was before the boot, the clock's end for whatever
 /// it will never reach (584 years on).
-fn boot_time(at: Timestamp, wall_minus_boot: i64) -> u64 {
+pub fn boot_time(at: Timestamp, wall_minus_boot: i64) -> u64 {
     let boot = at.as_nanosecond() - i128::from(wall_minus_boot);
     u64::try_from(boot.max(0)).unwrap_or(u64::MAX)
 }

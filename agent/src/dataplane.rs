@@ -72,6 +72,10 @@ impl MapImage {
 
 /// One write into the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most steps of a large plan are the large ones"
+)]
 pub enum Step {
     /// Fills a set that nobody refers to yet.
     AddSet(SetId, Arc<[Prefix]>),

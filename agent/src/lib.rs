@@ -5,6 +5,7 @@ pub mod clock;
 pub mod compile;
 pub mod dataplane;
 pub mod diagnostic;
+pub mod explain;
 pub mod http;
 pub mod kernel;
 pub mod logging;

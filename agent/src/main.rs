@@ -1,12 +1,14 @@
 //! The gate25 command.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
-use gate25::cli::{check, schema};
+use gate25::cli::explain::{self, Layout};
+use gate25::cli::{check, metrics, schema};
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
@@ -38,6 +40,8 @@ enum Command {
     /// Enforce the policy on this host
     Run(RunArgs),
     Check(check::Args),
+    Explain(explain::Args),
+    Metrics(metrics::Args),
     /// Print the JSON schema of policy files
     Schema,
 }
@@ -72,6 +76,10 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Run(args) => run_command(&cli, args),
         Command::Check(args) => check_command(&cli, args),
+        Command::Explain(args) => explain_command(&cli, args),
+        Command::Metrics(args) => metrics::run(args, &mut io::stdout().lock())
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
         Command::Schema => schema::run(&mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
@@ -93,6 +101,39 @@ fn check_command(cli: &Cli, args: &check::Args) -> anyhow::Result<ExitCode> {
         colour: colour(stdout.is_terminal()),
     };
     Ok(check::run(args, &surroundings, &mut stdout.lock())?)
+}
+
+fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> {
+    let (config, missing) = cli.config();
+    let stdout = io::stdout();
+    let terminal = stdout.is_terminal();
+    let colour = colour(terminal);
+    let surroundings = explain::Surroundings {
+        config,
+        missing,
+        now: Timestamp::now(),
+        hostname: &hostname()?,
+        interfaces: &interfaces(),
+        layout: match (terminal, colour) {
+            (false, _) => Layout::Plain,
+            (true, Colour::Never) => Layout::Columns,
+            (true, Colour::Always) => Layout::Coloured,
+        },
+        colour,
+    };
+    let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
+    Ok(explain::run(args, &surroundings, out, complaints)?)
+}
+
+/// Names of the host's interfaces: none where the kernel does not show them, which only makes
+/// `explain` know fewer words.
+fn interfaces() -> BTreeSet<String> {
+    let Ok(entries) = std::fs::read_dir("/sys/class/net") else {
+        return BTreeSet::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
 }
 
 fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {

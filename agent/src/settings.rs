@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::diagnostic::{Diagnostic, Problems};
 use crate::policy::Pattern;
 use crate::policy::directory::{Links, open_regular, read_bounded};
@@ -43,7 +45,8 @@ pub struct Settings {
 }
 
 /// Whether refusals are carried out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Enforcement {
     /// Nothing is refused, whatever the policy says.
     Observe,

@@ -6,7 +6,7 @@ use gate25_common::abi::CustomerId;
 
 use crate::kernel::links::{Interface, Kind};
 use crate::policy::ownership::{Owner, Ownership};
-use crate::policy::{Origin, Policy};
+use crate::policy::{Origin, Pattern, Policy};
 use crate::settings::Interfaces;
 
 /// An interface that is a workload.
@@ -41,6 +41,17 @@ impl Claim {
     }
 }
 
+/// Whether an interface is a workload, by its name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing<'s> {
+    /// It is, by this pattern of `interfaces.match`.
+    Workload(&'s Pattern),
+    /// It would be, but for this pattern of `interfaces.ignore`.
+    Ignored(&'s Pattern),
+    /// It is none: no pattern of `interfaces.match` matches.
+    Unmatched,
+}
+
 /// What packets begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Framing {
@@ -60,10 +71,15 @@ pub fn resolve(
     let ownership = policy.map(|policy| Ownership::new(policy, host));
     inventory
         .iter()
-        .filter(|(_, interface)| is_workload(interfaces, &interface.name))
+        .filter(
+            |(_, interface)| match standing(interfaces, &interface.name) {
+                Standing::Workload(_) => true,
+                Standing::Ignored(_) | Standing::Unmatched => false,
+            },
+        )
         .map(|(index, interface)| {
             let claim = match &ownership {
-                Some(ownership) => claim(ownership.of_interface(&interface.name)),
+                Some(ownership) => ownership.of_interface(&interface.name).into(),
                 None => Claim::Unassigned,
             };
             let framing = match interface.kind {
@@ -82,21 +98,28 @@ pub fn resolve(
         .collect()
 }
 
-fn is_workload(interfaces: &Interfaces, name: &str) -> bool {
+/// Whether an interface of this name is a workload, and what says so.
+pub fn standing<'s>(interfaces: &'s Interfaces, name: &str) -> Standing<'s> {
     let Interfaces { matched, ignored } = interfaces;
-    matched.iter().any(|pattern| pattern.matches(name))
-        && !ignored.iter().any(|pattern| pattern.matches(name))
+    let first = |patterns: &'s [Pattern]| patterns.iter().find(|pattern| pattern.matches(name));
+    match (first(matched), first(ignored)) {
+        (None, _) => Standing::Unmatched,
+        (Some(_), Some(pattern)) => Standing::Ignored(pattern),
+        (Some(pattern), None) => Standing::Workload(pattern),
+    }
 }
 
-fn claim(owner: Owner<'_>) -> Claim {
-    match owner {
-        Owner::Customer(id, _) => Claim::Customer(id.to_owned()),
-        Owner::Unassigned => Claim::Unassigned,
-        Owner::Conflict(claims) => Claim::Conflict(
-            claims
-                .into_iter()
-                .map(|(id, origin)| (id.to_owned(), origin.clone()))
-                .collect(),
-        ),
+impl From<Owner<'_>> for Claim {
+    fn from(owner: Owner<'_>) -> Self {
+        match owner {
+            Owner::Customer(id, _) => Self::Customer(id.to_owned()),
+            Owner::Unassigned => Self::Unassigned,
+            Owner::Conflict(claims) => Self::Conflict(
+                claims
+                    .into_iter()
+                    .map(|(id, origin)| (id.to_owned(), origin.clone()))
+                    .collect(),
+            ),
+        }
     }
 }

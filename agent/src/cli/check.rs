@@ -3,17 +3,16 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::cli::files;
 use crate::diagnostic::terminal::{Colour, render};
-use crate::diagnostic::{Diagnostic, Location, Severity};
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::Policy;
-use crate::policy::directory::{self, DirectoryError};
-use crate::policy::loader::{Circumstances, Loader, Purpose};
-use crate::settings::{self, Missing, SettingsError};
+use crate::policy::loader::{Circumstances, Purpose};
+use crate::settings::Missing;
 
 /// The set is valid.
 const OK: u8 = 0;
@@ -113,12 +112,12 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> Report {
         ..Findings::default()
     };
     if dir.is_none() {
-        match settings::read(surroundings.config, surroundings.missing) {
+        match files::settings(surroundings.config, surroundings.missing) {
             Ok(loaded) => {
                 findings.directory = Some(loaded.settings.policy_dir);
                 findings.diagnostics.extend(loaded.warnings);
             }
-            Err(error) => findings.diagnostics.extend(settings_failure(error)),
+            Err(diagnostics) => findings.diagnostics.extend(diagnostics),
         }
     }
     if let Some(dir) = findings.directory.clone() {
@@ -152,32 +151,21 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> Report {
 }
 
 fn check_directory(dir: &Path, surroundings: &Surroundings<'_>, findings: &mut Findings) {
-    let contents = match directory::read(dir) {
-        Ok(contents) => contents,
-        Err(error) => {
-            findings.diagnostics.extend(directory_failure(dir, error));
-            return;
-        }
-    };
-    findings.files = contents.files.len();
     let circumstances = Circumstances {
         purpose: Purpose::Check,
         now: surroundings.now,
         customer_key: surroundings.customer_key,
     };
-    let diagnostics = match Loader::default().load(&contents.files, &circumstances) {
-        Ok(loaded) => {
-            findings.policy = Some(counts(&loaded.policy, surroundings.now));
-            findings.hash = Some(loaded.hash.to_string());
-            loaded.warnings
-        }
-        Err(refused) => {
-            findings.hash = Some(refused.hash.to_string());
-            refused.diagnostics
-        }
-    };
-    let all = diagnostics.into_iter().chain(contents.warnings);
-    findings.diagnostics.extend(all.map(|one| below(dir, one)));
+    let files::Set {
+        files,
+        hash,
+        policy,
+        diagnostics,
+    } = files::policy(dir, &circumstances);
+    findings.files = files;
+    findings.hash = hash.map(|hash| hash.to_string());
+    findings.policy = policy.map(|policy| counts(&policy, surroundings.now));
+    findings.diagnostics.extend(diagnostics);
 }
 
 fn counts(policy: &Policy, now: Timestamp) -> Counts {
@@ -199,74 +187,6 @@ fn counts(policy: &Policy, now: Timestamp) -> Counts {
         exemptions: exemptions.len(),
         active_exemptions: active,
     }
-}
-
-/// The diagnostic with paths that an editor finds: those of a set are relative to its directory.
-fn below(dir: &Path, mut diagnostic: Diagnostic) -> Diagnostic {
-    let related = diagnostic
-        .related
-        .iter_mut()
-        .map(|related| &mut related.location);
-    for location in std::iter::once(&mut diagnostic.primary).chain(related) {
-        let path = if *location.file == *Path::new(".") {
-            dir.to_owned()
-        } else {
-            dir.join(&location.file)
-        };
-        location.file = Arc::from(path);
-    }
-    diagnostic
-}
-
-fn settings_failure(error: SettingsError) -> Vec<Diagnostic> {
-    match error {
-        SettingsError::Io { path, source } => vec![unreadable(&path, &source)],
-        SettingsError::Invalid {
-            path: _,
-            diagnostics,
-        } => diagnostics,
-    }
-}
-
-fn directory_failure(dir: &Path, error: DirectoryError) -> Vec<Diagnostic> {
-    let whole = |path: &Path| Location::whole(&Arc::from(path));
-    match error {
-        DirectoryError::Missing { path } => {
-            vec![Diagnostic::error(
-                "no-directory",
-                whole(&path),
-                "the directory does not exist",
-            )]
-        }
-        DirectoryError::NotADirectory { path } => {
-            vec![Diagnostic::error(
-                "no-directory",
-                whole(&path),
-                "this is not a directory",
-            )]
-        }
-        DirectoryError::Vanished { path } => vec![
-            Diagnostic::error(
-                "vanished",
-                whole(&path),
-                "the file vanished while it was read",
-            )
-            .help("check again when nobody is writing; a link may lead nowhere"),
-        ],
-        DirectoryError::Io { path, source } => vec![unreadable(&path, &source)],
-        DirectoryError::Refused(diagnostics) => {
-            diagnostics.into_iter().map(|one| below(dir, one)).collect()
-        }
-    }
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> Diagnostic {
-    let location = Location::whole(&Arc::from(path));
-    Diagnostic::error(
-        "unreadable",
-        location,
-        format!("this cannot be read: {error}"),
-    )
 }
 
 fn print(report: &Report, colour: Colour, out: &mut dyn Write) -> io::Result<()> {

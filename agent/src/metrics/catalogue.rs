@@ -1,10 +1,34 @@
 //! Every metric's name, labels and help text.
 
+/// How a metric behaves, in Prometheus's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Counts observations by size.
+    Histogram,
+}
+
+impl Kind {
+    /// The word for it on a metrics page.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
 /// One metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Definition {
     /// Its name without the prefix `gate25_`.
     pub name: &'static str,
+    /// How it behaves.
+    pub kind: Kind,
     /// Its help text.
     pub help: &'static str,
     /// Its labels.
@@ -19,11 +43,16 @@ impl Definition {
 }
 
 macro_rules! catalogue {
-    ($($(#[$doc:meta])* $constant:ident = $name:literal [$($label:literal),*] $help:literal;)+) => {
+    ($($(#[$doc:meta])* $constant:ident = $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
         $(
             #[doc = $help]
             pub const $constant: Definition =
-                Definition { name: $name, help: $help, labels: &[$($label),*] };
+                Definition {
+                    name: $name,
+                    kind: Kind::$kind,
+                    help: $help,
+                    labels: &[$($label),*],
+                };
         )+
 
         /// Every metric.
@@ -32,68 +61,85 @@ macro_rules! catalogue {
 }
 
 catalogue! {
-    BUILD_INFO = "build_info" ["version", "ebpf_toolchain"]
+    BUILD_INFO = Gauge "build_info" ["version", "ebpf_toolchain"]
         "What was built; always 1.";
-    ENFORCING = "enforcing" ["backend", "hook"]
+    ENFORCING = Gauge "enforcing" ["backend", "hook"]
         "Whether refusals are carried out; 0 while this host only observes.";
-    HOST_MODE = "host_mode" ["mode"]
+    HOST_MODE = Gauge "host_mode" ["mode"]
         "1 for the mode of this host: policy, or observe (nothing is refused).";
-    POLICY_SOURCE = "policy_source" ["source"]
+    POLICY_SOURCE = Gauge "policy_source" ["source"]
         "1 for where the running policy comes from: files, kernel (an earlier start), builtin (everything refused).";
-    BACKEND_INFO = "backend_info" ["backend", "reason"]
+    BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]
         "The enforcement backend and why it was chosen; always 1.";
-    WORKLOADS = "workloads" ["kind", "state"]
+    WORKLOADS = Gauge "workloads" ["kind", "state"]
         "Workloads by state: enforced, unassigned (no customer's), conflict (several customers'), failed (without a program).";
-    WORKLOAD_ENFORCEMENT_DELAY = "workload_enforcement_delay_seconds" []
+    WORKLOAD_ENFORCEMENT_DELAY = Histogram "workload_enforcement_delay_seconds" []
         "Time from the announcement of a new interface to its program in place.";
-    CONNECTIONS = "connections_total" ["verdict", "reason", "family"]
+    CONNECTIONS = Counter "connections_total" ["verdict", "reason", "family"]
         "Connection attempts to guarded ports (SYN without ACK, retransmissions included).";
-    PACKETS = "packets_total" ["verdict", "family"]
+    PACKETS = Counter "packets_total" ["verdict", "family"]
         "Packets to guarded ports, large buffers counted by their segments.";
-    BYTES = "bytes_total" ["verdict", "family"]
+    BYTES = Counter "bytes_total" ["verdict", "family"]
         "Bytes of packets to guarded ports, headers included.";
-    MALFORMED = "malformed_total" ["kind"]
+    MALFORMED = Counter "malformed_total" ["kind"]
         "Packets judged by their form, or without their policy; refused except where only observing.";
-    TUNNEL_PACKETS = "tunnel_packets_total" ["protocol"]
+    TUNNEL_PACKETS = Counter "tunnel_packets_total" ["protocol"]
         "Packets of IP protocols 4, 41 and 47, whose inside is not seen; they pass.";
-    CUSTOMER_CONNECTIONS = "customer_connections_total" ["customer", "verdict"]
+    CUSTOMER_CONNECTIONS = Counter "customer_connections_total" ["customer", "verdict"]
         "Connection attempts of customers with workloads here, from the first that no allowlist covered.";
-    CUSTOMER_DISTINCT_DESTINATIONS = "customer_distinct_destinations" ["customer"]
+    CUSTOMER_DISTINCT_DESTINATIONS = Gauge "customer_distinct_destinations" ["customer"]
         "Estimate of distinct destinations of attempts that no allowlist covered, within the current window of an hour.";
-    CUSTOMER_SERIES_LIMIT = "customer_series_limit" []
+    CUSTOMER_SERIES_LIMIT = Gauge "customer_series_limit" []
         "Customers with series of their own on this page at most.";
-    CUSTOMER_SERIES_SUPPRESSED = "customer_series_suppressed" []
+    CUSTOMER_SERIES_SUPPRESSED = Gauge "customer_series_suppressed" []
         "Customers left out of this page by the limit; /metrics/customers has them all.";
-    EXEMPTION_EXPIRY = "exemption_expiry_timestamp_seconds" ["customer", "exemption"]
+    EXEMPTION_EXPIRY = Gauge "exemption_expiry_timestamp_seconds" ["customer", "exemption"]
         "When an exemption of a customer with workloads here ends.";
-    POLICY_CUSTOMERS = "policy_customers" []
+    POLICY_CUSTOMERS = Gauge "policy_customers" []
         "Customers in the running policy.";
-    POLICY_EXEMPTIONS = "policy_exemptions" ["state"]
+    POLICY_EXEMPTIONS = Gauge "policy_exemptions" ["state"]
         "Exemptions in the running policy by state: active, scheduled, expired.";
-    POLICY_GENERATION = "policy_generation" []
+    POLICY_GENERATION = Gauge "policy_generation" []
         "Policies put into the kernel since the start.";
-    POLICY_HASH = "policy_hash" []
+    POLICY_HASH = Gauge "policy_hash" []
         "First 48 bits of the SHA-256 of the running policy's files.";
-    POLICY_APPLY_DURATION = "policy_apply_duration_seconds" []
+    POLICY_APPLY_DURATION = Histogram "policy_apply_duration_seconds" []
         "Time to put an accepted policy into the kernel.";
-    RELOAD_SUCCESSFUL = "config_last_reload_successful" []
+    RELOAD_SUCCESSFUL = Gauge "config_last_reload_successful" []
         "Whether the last attempt to load the policy's files succeeded.";
-    RELOAD_SUCCESS_TIMESTAMP = "config_last_reload_success_timestamp_seconds" []
+    RELOAD_SUCCESS_TIMESTAMP = Gauge "config_last_reload_success_timestamp_seconds" []
         "When an attempt to load the policy's files last succeeded; 0 if none has.";
-    RELOADS = "config_reloads_total" []
+    RELOADS = Counter "config_reloads_total" []
         "Attempts to load changed policy files.";
-    RELOAD_FAILURES = "config_reload_failures_total" []
+    RELOAD_FAILURES = Counter "config_reload_failures_total" []
         "Attempts that were refused.";
-    MAP_ENTRIES = "map_entries" ["map"]
+    MAP_ENTRIES = Gauge "map_entries" ["map"]
         "Entries of a kernel table.";
-    MAP_MAX_ENTRIES = "map_max_entries" ["map"]
+    MAP_MAX_ENTRIES = Gauge "map_max_entries" ["map"]
         "Entries that a kernel table can hold.";
-    EVENTS_LOST = "events_lost_total" []
+    EVENTS_LOST = Counter "events_lost_total" []
         "Reports of attempts that found the ring buffer full.";
-    UNTRACKED = "untracked_connections_total" []
+    UNTRACKED = Counter "untracked_connections_total" []
         "Attempts of customers that had no counters of their own; host totals include them.";
-    DRIFT_REPAIRS = "drift_repairs_total" ["backend"]
+    DRIFT_REPAIRS = Counter "drift_repairs_total" ["backend"]
         "Programs put back after somebody else removed or displaced them.";
-    SCRAPE_COLLECTOR_DURATION = "scrape_collector_duration_seconds" ["collector"]
+    SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::{ALL, Kind};
+
+    #[test]
+    fn names_tell_counters_and_are_unique() {
+        let names: BTreeSet<_> = ALL.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for metric in ALL {
+            let is_total = metric.name.ends_with("_total");
+            assert_eq!(metric.kind == Kind::Counter, is_total, "{}", metric.name);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use prometheus::{GaugeVec, IntCounterVec, Opts, Registry};
 
 use super::MetricsError;
-use super::catalogue::Definition;
+use super::catalogue::{Definition, Kind};
 
 /// The metrics of one scrape.
 pub(super) struct Families<'r> {
@@ -30,6 +30,7 @@ impl<'r> Families<'r> {
         labels: &[&str],
         total: u64,
     ) -> Result<(), MetricsError> {
+        debug_assert_eq!(definition.kind, Kind::Counter);
         let family = match self.counters.get(definition.name) {
             Some(family) => family,
             None => {
@@ -49,6 +50,7 @@ impl<'r> Families<'r> {
         labels: &[&str],
         value: f64,
     ) -> Result<(), MetricsError> {
+        debug_assert_eq!(definition.kind, Kind::Gauge);
         let family = match self.gauges.get(definition.name) {
             Some(family) => family,
             None => {

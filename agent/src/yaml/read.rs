@@ -229,17 +229,23 @@ fn split_address(entries: &[Entry<'_>]) -> Option<String> {
 
 /// The known name that somebody may have meant.
 pub(crate) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    close(name, known).into_iter().next()
+}
+
+/// The known names that somebody may have meant, the closest first.
+pub(crate) fn close<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Vec<&'k str> {
     let length = name.chars().count();
     if length > 64 {
-        return None;
+        return Vec::new();
     }
     let limit = (length / 3).max(1);
-    known
+    let mut close: Vec<_> = known
         .filter(|candidate| candidate.len().abs_diff(name.len()) <= limit)
         .map(|candidate| (strsim::damerau_levenshtein(name, candidate), candidate))
         .filter(|(distance, _)| *distance <= limit)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, candidate)| candidate)
+        .collect();
+    close.sort_by_key(|(distance, _)| *distance);
+    close.into_iter().map(|(_, candidate)| candidate).collect()
 }
 
 impl<T: Scalar> FromNode for At<T> {

@@ -1,0 +1,437 @@
+//! Why a connection passes or does not. Pure.
+//!
+//! The verdict is the kernel's own function over the tables that the agent would write; the chain
+//! around it is description and decides nothing.
+
+pub mod report;
+mod tables;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+
+use gate25_common::abi::CustomerId;
+use gate25_common::address::Address;
+use gate25_common::decide::{CUSTOMER_SET, Decision, HostMode, Reason, Route, Subject, decide};
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+use crate::compile::{CompileError, Image, Prefix, compile};
+use crate::dataplane::{CapacityError, MapImage};
+use crate::diagnostic::quoted;
+use crate::policy::ownership::{Owner, Ownership};
+use crate::policy::{
+    ANY, Allowlist, Blocked, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Origin,
+    Policy, Profile, Selector, UNASSIGNED, Workload,
+};
+use crate::settings::{Enforcement, Settings};
+use crate::workloads::{Claim, Standing, standing};
+use crate::yaml::read::close;
+use report::{
+    AllowlistStep, Asked, Chain, ClaimStep, CustomerStep, Entry, EntryKind, ExemptionState,
+    ExemptionStep, Explanation, HostStep, Of, Outcome, Place, ProfileStep, WorkloadState,
+    WorkloadStep,
+};
+use tables::TablesAt;
+
+/// The tables' clock is the wall clock here, since 1970.
+const WALL_MINUS_BOOT: i64 = 0;
+/// Names that an unknown word is answered with at most.
+const MAX_CLOSE: usize = 5;
+
+/// A connection to be judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// A customer's id, or else an interface's name.
+    pub subject: String,
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// The destination's port; `None` means the first that is guarded.
+    pub port: Option<u16>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// Where the connection is made.
+#[derive(Debug, Clone, Copy)]
+pub struct Host<'h> {
+    /// What `hosts:` is matched against.
+    pub name: &'h str,
+    /// The host's settings.
+    pub settings: &'h Settings,
+    /// Names of the interfaces that exist: they may be asked about whatever they are called.
+    pub interfaces: &'h BTreeSet<String>,
+    /// Where the policy's files are.
+    pub directory: &'h Path,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ExplainError {
+    /// The word is neither a customer nor an interface.
+    #[error(
+        "{} is no customer, and no interface by its name{}",
+        quoted(word),
+        meant(close)
+    )]
+    Unknown {
+        /// The word.
+        word: String,
+        /// Names that may have been meant.
+        close: Vec<String>,
+    },
+    /// The kernel's clock, nanoseconds in 64 bits from 1970 on, does not reach the time.
+    #[error("{0} is not between 1970 and 2554")]
+    Time(Timestamp),
+    /// The policy has no tables.
+    #[error("the policy has no form as tables")]
+    Compile(#[from] CompileError),
+    /// The policy does not fit the kernel's tables.
+    #[error("the policy does not fit the kernel's tables")]
+    Capacity(#[from] CapacityError),
+}
+
+/// Judges the connection by the tables that `policy` makes at the question's time, and says what
+/// was looked at.
+///
+/// # Errors
+///
+/// [`ExplainError`].
+pub fn explain(
+    policy: &Policy,
+    host: &Host<'_>,
+    question: &Question,
+) -> Result<Explanation, ExplainError> {
+    let Question {
+        subject,
+        destination,
+        port,
+        at,
+    } = question;
+    let Ok(now) = u64::try_from(at.as_nanosecond()) else {
+        return Err(ExplainError::Time(*at));
+    };
+    let (workload, owner) = resolve(policy, host, subject)?;
+    let address = Address::from(*destination);
+    let guarded = &host.settings.guarded_ports;
+    let port = port.or(guarded.first().copied()).unwrap_or_default();
+    let asked = Asked {
+        subject: subject.clone(),
+        destination: *destination,
+        judged_as: address.into(),
+        port,
+        at: *at,
+    };
+    let (chain, decision) = match owner {
+        None => (None, Outcome::NotAWorkload),
+        Some(_) if !guarded.contains(&port) => {
+            let guarded_ports = guarded.clone();
+            (None, Outcome::PortNotGuarded { guarded_ports })
+        }
+        Some(owner) => {
+            let image = compile(policy, *at)?;
+            let case = Case {
+                policy,
+                host,
+                image: &image,
+                owner,
+                address,
+                at: *at,
+            };
+            (case.chain(), case.judge(now)?)
+        }
+    };
+    Ok(Explanation {
+        question: asked,
+        workload,
+        chain,
+        decision,
+    })
+}
+
+/// Whose connection it is; no owner for what is no workload.
+fn resolve(
+    policy: &Policy,
+    host: &Host<'_>,
+    word: &str,
+) -> Result<(Option<WorkloadStep>, Option<CustomerId>), ExplainError> {
+    if word == UNASSIGNED {
+        return Ok((None, Some(CustomerId::UNASSIGNED)));
+    }
+    if policy.customers.contains_key(word) {
+        return Ok((None, Some(CustomerId::from_name(word))));
+    }
+    let standing = standing(&host.settings.interfaces, word);
+    let owner = Ownership::new(policy, host.name).of_interface(word);
+    let is_interface = standing != Standing::Unmatched
+        || owner != Owner::Unassigned
+        || host.interfaces.contains(word)
+        || is_claimed_anywhere(policy, word);
+    if !is_interface {
+        let ids = policy.customers.keys().map(String::as_str);
+        let names = host.interfaces.iter().map(String::as_str);
+        let known: BTreeSet<&str> = ids.chain(names).chain([UNASSIGNED]).collect();
+        let close = close(word, known.into_iter()).into_iter();
+        return Err(ExplainError::Unknown {
+            word: word.to_owned(),
+            close: close.take(MAX_CLOSE).map(str::to_owned).collect(),
+        });
+    }
+    let (state, customer) = match standing {
+        Standing::Workload(_) => {
+            let customer = Claim::from(owner.clone()).customer();
+            (owner_state(host.directory, owner), Some(customer))
+        }
+        Standing::Ignored(pattern) => {
+            let pattern = pattern.to_string();
+            (WorkloadState::Ignored { pattern }, None)
+        }
+        Standing::Unmatched => {
+            let patterns = &host.settings.interfaces.matched;
+            let patterns = patterns.iter().map(ToString::to_string).collect();
+            (WorkloadState::Unmatched { patterns }, None)
+        }
+    };
+    let interface = word.to_owned();
+    Ok((Some(WorkloadStep { interface, state }), customer))
+}
+
+/// Whether a pattern of any host claims an interface of this name.
+fn is_claimed_anywhere(policy: &Policy, name: &str) -> bool {
+    let workloads = policy
+        .customers
+        .values()
+        .flat_map(|customer| &customer.workloads);
+    workloads
+        .map(|workload| &workload.selector)
+        .any(|Selector::Interface(pattern)| pattern.matches(name))
+}
+
+fn owner_state(directory: &Path, owner: Owner<'_>) -> WorkloadState {
+    match owner {
+        Owner::Customer(customer, workload) => {
+            let Workload {
+                selector: Selector::Interface(pattern),
+                hosts: _,
+                origin,
+            } = workload;
+            WorkloadState::Customer {
+                customer: customer.to_owned(),
+                pattern: pattern.to_string(),
+                place: Place::new(directory, origin),
+            }
+        }
+        Owner::Unassigned => WorkloadState::Unassigned,
+        Owner::Conflict(claims) => WorkloadState::Conflict {
+            claims: claims
+                .into_iter()
+                .map(|(customer, origin)| ClaimStep {
+                    customer: customer.to_owned(),
+                    place: Place::new(directory, origin),
+                })
+                .collect(),
+        },
+    }
+}
+
+/// A connection of a known owner to a guarded port.
+struct Case<'c> {
+    policy: &'c Policy,
+    host: &'c Host<'c>,
+    image: &'c Image,
+    owner: CustomerId,
+    address: Address,
+    at: Timestamp,
+}
+
+impl Case<'_> {
+    fn judge(&self, now: u64) -> Result<Outcome, ExplainError> {
+        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, BTreeMap::new())?;
+        let tables = TablesAt {
+            image: &tables,
+            owner: self.owner,
+            now,
+        };
+        let mode = match self.host.settings.enforcement {
+            Enforcement::Policy => HostMode::Policy,
+            Enforcement::Observe => HostMode::Observe,
+        };
+        let subject = Subject::Guarded {
+            destination: self.address,
+            route: Route::Direct,
+        };
+        let decision = decide(&tables, mode, &subject);
+        Ok(Outcome::Judged {
+            verdict: decision.verdict.as_str(),
+            reason: decision.reason.as_str(),
+            entry: self.entry(&decision),
+        })
+    }
+
+    /// The entry that decided, by the number that the kernel would report.
+    fn entry(&self, decision: &Decision) -> Option<Entry> {
+        let customer = self.image.customers.get(&decision.customer)?;
+        let (kind, name, matched, origin) = match decision.reason {
+            Reason::Allowlist => {
+                let set = if decision.entry & CUSTOMER_SET == 0 {
+                    customer.profile_set
+                } else {
+                    customer.customer_set
+                };
+                let sources = &self.image.sets.get(&set)?.sources;
+                let source = sources.get(usize::from(decision.entry & !CUSTOMER_SET))?;
+                let name = source.as_ref()?;
+                let Allowlist { to, origin, .. } = self.policy.allowlists.get(name)?;
+                (EntryKind::Allowlist, name, self.matched(to), origin)
+            }
+            Reason::Exemption => {
+                let name = &customer.exemptions.get(usize::from(decision.entry))?.id;
+                let exemption = self.policy.exemptions.get(name)?;
+                let matched = self.matched_destinations(&exemption.to);
+                (EntryKind::Exemption, name, matched, &exemption.origin)
+            }
+            Reason::Profile | Reason::Unassigned => {
+                let (name, profile) = self.profile()?;
+                (EntryKind::Profile, name, None, &profile.origin)
+            }
+            // Only a packet's form, its rate or an operator can bring these about.
+            Reason::Throttled | Reason::Quarantine | Reason::Malformed => return None,
+        };
+        Some(Entry {
+            kind,
+            name: name.clone(),
+            matched,
+            place: self.place(origin),
+        })
+    }
+
+    fn chain(&self) -> Option<Chain> {
+        let id = &self.image.customers.get(&self.owner)?.id;
+        let customer = self.customer();
+        let (profile_name, profile) = self.profile()?;
+        let own = customer.map_or(&[][..], |customer| &customer.allow);
+        let lists = self.allowlists(&profile.allow, Of::Profile);
+        Some(Chain {
+            customer: CustomerStep {
+                id: id.clone(),
+                name: customer.map(|customer| customer.name.clone()),
+                place: customer.map(|customer| self.place(&customer.origin)),
+            },
+            allowlists: lists.chain(self.allowlists(own, Of::Customer)).collect(),
+            exemptions: self
+                .policy
+                .exemptions
+                .iter()
+                .filter(|(_, exemption)| customer.is_some() && exemption.customer == *id)
+                .map(|(id, exemption)| self.exemption(id, exemption))
+                .collect(),
+            profile: ProfileStep {
+                name: profile_name.clone(),
+                default: profile_name == DEFAULT_PROFILE,
+                mode: match profile.mode {
+                    Mode::Enforce => "enforce",
+                    Mode::Observe => "observe",
+                },
+                blocked: match profile.blocked {
+                    Blocked::Reject => "reject",
+                    Blocked::Drop => "drop",
+                },
+                place: self.place(&profile.origin),
+            },
+            host: HostStep {
+                name: self.host.name.to_owned(),
+                enforcement: self.host.settings.enforcement,
+            },
+        })
+    }
+
+    /// The owner in the policy; `None` for the built-in customer.
+    fn customer(&self) -> Option<&Customer> {
+        let id = &self.image.customers.get(&self.owner)?.id;
+        self.policy.customers.get(id)
+    }
+
+    fn profile(&self) -> Option<(&String, &Profile)> {
+        let customer = self.customer();
+        let name = customer.map_or(DEFAULT_PROFILE, |customer| &customer.profile);
+        self.policy.profiles.get_key_value(name)
+    }
+
+    fn allowlists(&self, names: &[String], of: Of) -> impl Iterator<Item = AllowlistStep> {
+        names.iter().filter_map(move |name| {
+            let Allowlist { to, origin, .. } = self.policy.allowlists.get(name)?;
+            Some(AllowlistStep {
+                name: name.clone(),
+                of,
+                matched: self.matched(to),
+                place: self.place(origin),
+            })
+        })
+    }
+
+    fn exemption(&self, id: &str, exemption: &Exemption) -> ExemptionStep {
+        let Exemption {
+            customer: _,
+            reason: _,
+            ticket,
+            approved_by: _,
+            starts,
+            expires,
+            to,
+            origin,
+        } = exemption;
+        let state = if *expires <= self.at {
+            ExemptionState::Expired
+        } else if starts.is_some_and(|starts| starts > self.at) {
+            ExemptionState::NotStarted
+        } else {
+            ExemptionState::Active
+        };
+        ExemptionStep {
+            id: id.to_owned(),
+            state,
+            starts: *starts,
+            expires: *expires,
+            ticket: ticket.clone(),
+            matched: self.matched_destinations(to),
+            place: self.place(origin),
+        }
+    }
+
+    fn matched_destinations(&self, destinations: &Destinations) -> Option<String> {
+        match destinations {
+            Destinations::Any => Some(ANY.to_owned()),
+            Destinations::Listed {
+                prefixes,
+                allowlists,
+            } => {
+                let lists = allowlists
+                    .iter()
+                    .filter_map(|name| self.policy.allowlists.get(name))
+                    .flat_map(|list| &list.to);
+                self.matched(prefixes.iter().chain(lists))
+            }
+        }
+    }
+
+    /// The longest prefix that holds the destination.
+    fn matched<'n>(&self, nets: impl IntoIterator<Item = &'n IpNet>) -> Option<String> {
+        nets.into_iter()
+            .map(|net| (Prefix::new(*net, 0), net))
+            .filter(|(prefix, _)| prefix.contains(&self.address))
+            .max_by_key(|(prefix, _)| prefix.length)
+            .map(|(_, net)| net.to_string())
+    }
+
+    fn place(&self, origin: &Origin) -> Place {
+        Place::new(self.host.directory, origin)
+    }
+}
+
+fn meant(close: &[String]) -> String {
+    if close.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = close.iter().map(|name| quoted(name)).collect();
+    format!("; did you mean {}?", names.join(", "))
+}

@@ -1,0 +1,143 @@
+//! The command as people start it: what it prints and how it exits.
+
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+const POLICY: &str = "schema: 1
+allowlists:
+  - name: relays
+    to: [192.0.2.25]
+profiles:
+  - name: default
+    allow: [relays]
+customers:
+  - id: acme
+    name: ACME GmbH
+    workloads:
+      - interface: \"tap1i*\"
+exemptions:
+  - id: news
+    customer: acme
+    reason: newsletter
+    ticket: NOC-1
+    approved_by: noc
+    starts: 2026-11-01T00:00:00Z
+    expires: 2026-12-01T00:00:00Z
+    to: any
+";
+const DURING: &str = "2026-11-15T00:00:00Z";
+
+#[test]
+fn explain_prints_the_chain_with_file_and_line() {
+    let lab = Lab::new(POLICY);
+    let file = lab.dir.path().join("policy.d/policy.yaml");
+    let file = file.display();
+    let expected = format!(
+        "question: tap1i0 to 203.0.113.7 port 25 at 2026-11-15T00:00:00Z
+workload: tap1i0 on hv-1 is claimed by `tap1i*` of customer acme ({file}:12)
+customer: acme, ACME GmbH ({file}:9)
+allowlist: relays (of the profile): no match ({file}:3)
+exemption: news (NOC-1): active until 2026-12-01T00:00:00Z; any matches ({file}:14)
+profile: default (the default profile): mode enforce, blocked reject ({file}:6)
+host: hv-1, enforcement policy
+verdict: allow, reason exemption: exemption news, any ({file}:14)
+"
+    );
+    let output = lab.explain(&["tap1i0", "203.0.113.7:25", "--at", DURING]);
+    assert_eq!(stdout(&output), expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn explain_after_the_exemption_ended_refuses_and_exits_0() {
+    let lab = Lab::new(POLICY);
+    let output = lab.explain(&["acme", "203.0.113.7", "--at", "2026-12-01T00:00:00Z", "-j"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json.pointer("/decision/verdict").unwrap(), "reject");
+    assert_eq!(json.pointer("/decision/entry/place/line").unwrap(), 6);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn explain_of_an_invalid_policy_prints_what_is_wrong_and_exits_1() {
+    let lab = Lab::new("schema: 1\nprofiles: [{name: default, alow: []}]\n");
+    let output = lab.explain(&["acme", "203.0.113.7"]);
+    let text = stdout(&output);
+    assert!(text.contains("unknown-key"), "{text}");
+    assert!(text.contains("policy.d/policy.yaml:2"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn explain_of_nonsense_exits_2() {
+    let lab = Lab::new(POLICY);
+    for words in [
+        &["amce", "203.0.113.7", "--at", DURING][..],
+        &["acme", "mx.example"],
+        &["acme", "203.0.113.7", "--at", "2026-11-15"],
+        &["acme", "203.0.113.7", "--at", "1960-01-01T00:00:00Z"],
+    ] {
+        let output = lab.explain(words);
+        assert_eq!(output.status.code(), Some(2), "{words:?}");
+        assert_eq!(stdout(&output), "", "{words:?}");
+    }
+    let output = lab.explain(&["amce", "203.0.113.7", "--at", DURING]);
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert!(complaint.contains("did you mean `acme`?"), "{complaint}");
+}
+
+#[test]
+fn metrics_list_names_type_labels_and_help() {
+    let output = gate25(&["metrics", "--list"]);
+    let text = stdout(&output);
+    let lines = [
+        "gate25_bytes_total{verdict,family} counter: Bytes of packets to guarded ports, headers included.",
+        "gate25_policy_customers gauge: Customers in the running policy.",
+    ];
+    for line in lines {
+        assert!(text.lines().any(|one| one == line), "{text}");
+    }
+    let json: Vec<serde_json::Value> =
+        serde_json::from_slice(&gate25(&["metrics", "--list", "--json"]).stdout).unwrap();
+    assert_eq!(json.len(), text.lines().count());
+    assert_eq!(json[1].pointer("/labels/1").unwrap(), "hook");
+    assert_eq!(gate25(&["metrics"]).status.code(), Some(2));
+}
+
+/// A host with settings and one policy file.
+struct Lab {
+    dir: TempDir,
+}
+
+impl Lab {
+    fn new(policy: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("policy.d")).unwrap();
+        std::fs::write(dir.path().join("policy.d/policy.yaml"), policy).unwrap();
+        let policy_dir = dir.path().join("policy.d");
+        let settings = format!(
+            "schema: 1\nhost: hv-1\npolicy_dir: {}\n",
+            policy_dir.display()
+        );
+        std::fs::write(dir.path().join("gate25.yaml"), settings).unwrap();
+        Self { dir }
+    }
+
+    fn explain(&self, words: &[&str]) -> Output {
+        let config = self.dir.path().join("gate25.yaml");
+        let config = config.to_str().unwrap();
+        gate25(&[&["--config", config, "explain"], words].concat())
+    }
+}
+
+fn gate25(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_gate25"))
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}

@@ -1,0 +1,209 @@
+//! Tables that turn into other tables.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gate25::compile::{Prefix, compile};
+use gate25::dataplane::{CapacityError, MapImage, Step, plan};
+use gate25::policy::{Destinations, Policy};
+use gate25_common::abi::{
+    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_CUSTOMERS, Mode, Quarantine, SetId,
+};
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, proptest};
+
+use super::{allowlist, at, customer, exemption, policy};
+
+proptest! {
+    #[test]
+    fn plan_of_any_two_states_changes_customers_at_once(a in state(), b in state()) {
+        let mut now = a.clone();
+        for step in plan(&a, &b).unwrap() {
+            step.apply_to(&mut now);
+            for (id, policy) in &now.customers {
+                for set in policy.sets().filter(|set| ![SetId::NONE, SetId::ANY].contains(set)) {
+                    prop_assert!(now.sets.contains_key(&set), "{id:?} without {set:?} at {step:?}");
+                    prop_assert_eq!(&now.sets[&set], &contents(set));
+                }
+                let known = [a.customers.get(id), b.customers.get(id)];
+                prop_assert!(known.contains(&Some(policy)), "{id:?} is neither old nor new");
+            }
+            for id in a.customers.keys().filter(|id| b.customers.contains_key(id)) {
+                prop_assert!(now.customers.contains_key(id), "{id:?} without a policy");
+            }
+            for (index, customer) in &now.workloads {
+                prop_assert!(now.customers.contains_key(customer), "{index} at {step:?}");
+                let known = [a.workloads.get(index), b.workloads.get(index)];
+                prop_assert!(known.contains(&Some(customer)), "{index} is neither old nor new");
+            }
+        }
+        prop_assert_eq!(now, b);
+    }
+
+    #[test]
+    fn plan_of_equal_states_is_empty(a in state()) {
+        prop_assert_eq!(plan(&a, &a).unwrap(), []);
+    }
+}
+
+#[test]
+fn plan_with_a_half_filled_set_fills_it() {
+    let set = SetId::new(7).unwrap();
+    let wanted = MapImage {
+        sets: BTreeMap::from([(set, contents(set))]),
+        ..MapImage::default()
+    };
+    let mut current = MapImage {
+        sets: BTreeMap::from([(set, contents(set)[..1].into())]),
+        ..MapImage::default()
+    };
+    for step in plan(&current, &wanted).unwrap() {
+        step.apply_to(&mut current);
+    }
+    assert_eq!(current, wanted);
+}
+
+#[test]
+fn plan_beyond_the_tables_room_is_refused() {
+    let customer = policy_of(Mode::Enforce, SetId::NONE, SetId::NONE, &[]);
+    let states = |numbers: std::ops::Range<usize>| MapImage {
+        customers: numbers
+            .map(|number| (CustomerId::from_raw(number as u64), customer))
+            .collect(),
+        ..MapImage::default()
+    };
+    let full = states(0..MAX_CUSTOMERS);
+    assert!(plan(&MapImage::default(), &full).is_ok());
+    // Old and new ones are there at the same time.
+    let refusal = CapacityError::Customers(MAX_CUSTOMERS + 1);
+    assert_eq!(plan(&full, &states(1..MAX_CUSTOMERS + 1)), Err(refusal));
+}
+
+#[test]
+fn exemption_edited_among_ten_thousand_customers_is_one_write() {
+    let mut policy = large_policy();
+    let before = tables(&policy);
+    let edited = policy.exemptions.get_mut("e-4711").unwrap();
+    edited.expires = at(2_000);
+    let id = CustomerId::from_name("c-4711");
+    assert_one_write(&before, &tables(&policy), id);
+
+    policy.exemptions.remove("e-4711");
+    assert_one_write(&before, &tables(&policy), id);
+
+    let new = exemption("c-77", None, at(2_000), Destinations::Any);
+    let mut policy = large_policy();
+    policy.exemptions.insert("e-77b".into(), new);
+    assert_one_write(&before, &tables(&policy), CustomerId::from_name("c-77"));
+}
+
+#[track_caller]
+fn assert_one_write(before: &MapImage, after: &MapImage, id: CustomerId) {
+    let steps = plan(before, after).unwrap();
+    assert_eq!(steps, [Step::PutCustomer(id, after.customers[&id])]);
+    assert_eq!(steps.iter().map(Step::writes).sum::<usize>(), 1);
+}
+
+/// 10,000 customers, each with ten prefixes of its own and an exemption.
+fn large_policy() -> Policy {
+    let mut policy = policy();
+    for number in 0..10_000u32 {
+        let [_, a, b, c] = (number * 10).to_be_bytes();
+        let nets: Vec<String> = (0..10)
+            .map(|last| format!("{}.{b}.{}.0/24", 100 + a, c.wrapping_add(last)))
+            .collect();
+        let nets: Vec<&str> = nets.iter().map(String::as_str).collect();
+        let list = format!("l-{number}");
+        policy.allowlists.insert(list.clone(), allowlist(&nets));
+        let id = format!("c-{number}");
+        policy
+            .customers
+            .insert(id.clone(), customer("default", &[&list], &[]));
+        let any = exemption(&id, None, at(1_000), Destinations::Any);
+        policy.exemptions.insert(format!("e-{number}"), any);
+    }
+    policy
+}
+
+fn tables(policy: &Policy) -> MapImage {
+    let image = compile(policy, at(100)).unwrap();
+    MapImage::new(&image, 0, BTreeMap::new()).unwrap()
+}
+
+/// Tables in which nothing refers to what is not there.
+fn state() -> impl Strategy<Value = MapImage> {
+    proptest::collection::btree_map(0u64..6, any_policy(), 0..6)
+        .prop_flat_map(|customers| {
+            let ids: Vec<u64> = customers.keys().copied().collect();
+            let owners = match ids.is_empty() {
+                true => Just(BTreeMap::new()).boxed(),
+                false => {
+                    let owner = proptest::sample::select(ids);
+                    proptest::collection::btree_map(0u32..8, owner, 0..6).boxed()
+                }
+            };
+            (Just(customers), owners)
+        })
+        .prop_map(|(customers, owners)| {
+            let used: BTreeSet<SetId> = customers.values().flat_map(CustomerPolicy::sets).collect();
+            MapImage {
+                sets: used
+                    .into_iter()
+                    .filter(|set| ![SetId::NONE, SetId::ANY].contains(set))
+                    .map(|set| (set, contents(set)))
+                    .collect(),
+                customers: customers
+                    .into_iter()
+                    .map(|(id, policy)| (CustomerId::from_raw(id), policy))
+                    .collect(),
+                workloads: owners
+                    .into_iter()
+                    .map(|(index, owner)| (index, CustomerId::from_raw(owner)))
+                    .collect(),
+            }
+        })
+}
+
+fn any_policy() -> impl Strategy<Value = CustomerPolicy> {
+    let exemption = (any_set(), 0u64..3, 3u64..6);
+    (
+        any::<bool>(),
+        any_set(),
+        any_set(),
+        proptest::collection::vec(exemption, 0..3),
+    )
+        .prop_map(|(observe, profile, own, exemptions)| {
+            let mode = if observe {
+                Mode::Observe
+            } else {
+                Mode::Enforce
+            };
+            let exemptions: Vec<_> = exemptions
+                .into_iter()
+                .map(|(set, starts, expires)| Exemption::new(set, starts, expires))
+                .collect();
+            policy_of(mode, profile, own, &exemptions)
+        })
+}
+
+fn policy_of(mode: Mode, profile: SetId, own: SetId, exemptions: &[Exemption]) -> CustomerPolicy {
+    CustomerPolicy::new(mode, Blocked::Reject, Quarantine::No, profile, own)
+        .with_exemptions(exemptions)
+        .unwrap()
+}
+
+fn any_set() -> impl Strategy<Value = SetId> {
+    (0u64..8).prop_map(|number| match number {
+        0 => SetId::NONE,
+        1 => SetId::ANY,
+        number => SetId::new(number).unwrap(),
+    })
+}
+
+/// Sets are named by their contents.
+fn contents(set: SetId) -> Arc<[Prefix]> {
+    let [.., last] = set.get().to_be_bytes();
+    [format!("10.{last}.0.0/16"), format!("10.{last}.0.0/24")]
+        .iter()
+        .map(|net| Prefix::new(net.parse().unwrap(), 0))
+        .collect()
+}
