@@ -1,7 +1,8 @@
 //! The decision about one packet, written once for the kernel, for `explain` and for the tests.
 
 use crate::abi::{
-    Blocked, CustomerId, CustomerPolicy, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine, SetId,
+    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine,
+    SetId,
 };
 use crate::address::Address;
 use crate::packet::Malformed;
