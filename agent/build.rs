@@ -2,11 +2,7 @@
 
 #![expect(
     clippy::expect_used,
-<<<<<<< HEAD
     reason = "a build script has nobody to hand an error to"
-=======
-    reason = "a build script has nobody to report to but cargo"
->>>>>>> explain
 )]
 
 use std::env;

@@ -1,6 +1,6 @@
 //! What an enforcement backend must do, and the pure difference between two states of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::Arc;
 
@@ -72,10 +72,6 @@ impl MapImage {
 
 /// One write into the tables.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "most steps of a large plan are the large ones"
-)]
 pub enum Step {
     /// Fills a set that nobody refers to yet.
     AddSet(SetId, Arc<[Prefix]>),
@@ -252,7 +248,7 @@ pub trait Dataplane {
     /// Takes the program off an interface that is no workload (any more).
     fn detach(&mut self, index: u32) -> Result<(), Self::Error>;
 
-    /// Looks whether the kernel still has what was attached, and returns the indexes of
-    /// interfaces from which somebody else took or displaced it.
-    fn displaced(&mut self) -> Result<Vec<u32>, Self::Error>;
+    /// Looks whether the kernel still has what was attached to covered interfaces, and returns the
+    /// indexes `among` them that have lost it, or on which something else now comes first.
+    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, Self::Error>;
 }

@@ -1,12 +1,13 @@
 //! Keeps the kernel as the policy wants it: level-triggered, from whatever it finds.
 
+mod report;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::CustomerId;
-use gate25_common::names;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
@@ -19,8 +20,8 @@ use crate::policy::loader::SetHash;
 use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
 use crate::settings::Interfaces;
 use crate::source::{Accepted, SourceError, report_refusal};
-use crate::status::{ExemptionStatus, PolicyStatus, Shared, Source, State, WorkloadStatus};
-use crate::workloads::{Claim, Framing, Workload, resolve};
+use crate::status::Shared;
+use crate::workloads::{Framing, Workload, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -63,13 +64,30 @@ pub struct Reconciler<D: Dataplane> {
     policy: Option<Accepted>,
     builtin: Image,
     last_attempt: Option<SetHash>,
+    /// Interfaces that went since the tables were last written; one may have come back.
+    gone: BTreeSet<u32>,
+    /// Interfaces that are covered only by name: their program is to be put there again.
+    displaced: BTreeSet<u32>,
     waiting: BTreeSet<u32>,
     failed: BTreeMap<u32, Failure>,
+    /// Why an attachment was last said to have failed, so that it is not said every second.
+    complaints: BTreeMap<u32, String>,
+    /// Why the tables are not as they should be.
+    stale: Option<String>,
 }
 
 struct Failure {
     why: String,
     retry: Instant,
+}
+
+/// Whether an event says anything new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Noted {
+    /// Something to converge to.
+    News,
+    /// As it was.
+    Known,
 }
 
 impl<D: Dataplane> Reconciler<D> {
@@ -97,21 +115,31 @@ impl<D: Dataplane> Reconciler<D> {
             policy: None,
             builtin: builtin()?,
             last_attempt: None,
+            gone: BTreeSet::new(),
+            displaced: BTreeSet::new(),
             waiting: BTreeSet::new(),
             failed: BTreeMap::new(),
+            complaints: BTreeMap::new(),
+            stale: None,
         })
     }
 
-    /// Takes note of an interface that is new or has changed.
-    pub fn interface(&mut self, interface: Interface, now: Instant) {
+    /// Takes note of an interface, and tells whether it is new or has changed: a guest that flaps
+    /// its link makes events by the thousand that say nothing new.
+    pub fn interface(&mut self, interface: Interface, now: Instant) -> Noted {
         self.first_seen.entry(interface.index).or_insert(now);
+        if self.inventory.get(&interface.index) == Some(&interface) {
+            return Noted::Known;
+        }
         self.inventory.insert(interface.index, interface);
+        Noted::News
     }
 
     /// Takes note of an interface that is gone.
     pub fn interface_gone(&mut self, index: u32) {
         self.inventory.remove(&index);
         self.first_seen.remove(&index);
+        self.gone.insert(index);
     }
 
     /// Takes note of everything that there is.
@@ -188,6 +216,8 @@ impl<D: Dataplane> Reconciler<D> {
                     "policy refused, the running one stays"
                 );
                 self.policy = before;
+                // The kernel's refusal may pass: the next rescan tries the same files again.
+                self.last_attempt = None;
                 Outcome::Refused
             }
         }
@@ -195,11 +225,15 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Leads everything but new attachments to where it should be.
     pub fn converge(&mut self) {
-        if let Err(error) = self.write_tables() {
-            error!(
-                error = &error as &dyn Error,
-                "tables not brought up to date"
-            );
+        match self.write_tables() {
+            Ok(_) => self.stale = None,
+            Err(error) => {
+                error!(
+                    error = &error as &dyn Error,
+                    "tables not brought up to date"
+                );
+                self.stale = Some(error.to_string());
+            }
         }
         let covered: BTreeSet<u32> = self.dataplane.covered().into_iter().collect();
         for index in covered
@@ -210,13 +244,18 @@ impl<D: Dataplane> Reconciler<D> {
                 error!(index, error = &error as &dyn Error, "program not taken off");
             }
         }
+        self.check_returned(&covered);
+        self.displaced
+            .retain(|index| self.workloads.contains_key(index));
         self.failed
+            .retain(|index, _| self.workloads.contains_key(index));
+        self.complaints
             .retain(|index, _| self.workloads.contains_key(index));
         self.waiting = self
             .workloads
             .iter()
             .filter(|(index, workload)| {
-                !covered.contains(index)
+                (!covered.contains(index) || self.displaced.contains(index))
                     && !self.failed.contains_key(index)
                     && workload.framing == Framing::Ethernet
             })
@@ -224,6 +263,25 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         if self.waiting.is_empty() {
             self.report_workloads();
+        }
+    }
+
+    /// An interface that went and one that came meanwhile may share an index: it is the same one,
+    /// back from another namespace with its program or without, or another one without.
+    fn check_returned(&mut self, covered: &BTreeSet<u32>) {
+        let returned: BTreeSet<u32> = std::mem::take(&mut self.gone)
+            .into_iter()
+            .filter(|index| covered.contains(index) && self.workloads.contains_key(index))
+            .collect();
+        if returned.is_empty() {
+            return;
+        }
+        match self.dataplane.displaced(&returned) {
+            Ok(displaced) => self.displaced.extend(displaced),
+            Err(error) => {
+                error!(error = &error as &dyn Error, "attachments not verified");
+                self.displaced.extend(returned);
+            }
         }
     }
 
@@ -239,6 +297,8 @@ impl<D: Dataplane> Reconciler<D> {
         };
         match self.dataplane.attach(index) {
             Ok(Attached::Yes) => {
+                self.displaced.remove(&index);
+                self.complaints.remove(&index);
                 if let Some(seen) = self.first_seen.get(&index) {
                     self.timings.enforced_after(seen.elapsed());
                 }
@@ -246,23 +306,15 @@ impl<D: Dataplane> Reconciler<D> {
             // Its event is on the way.
             Ok(Attached::Vanished) => {}
             Err(error) => {
-                let name = self
-                    .workloads
-                    .get(&index)
-                    .map(|workload| workload.name.as_str());
-                error!(
-                    index,
-                    name,
-                    error = &error as &dyn Error,
-                    "interface without its program"
-                );
-                self.failed.insert(
-                    index,
-                    Failure {
-                        why: error.to_string(),
-                        retry: now + RETRY,
-                    },
-                );
+                let why = error.to_string();
+                let known = self.complaints.insert(index, why.clone());
+                if known.as_ref() != Some(&why) {
+                    let name = self.workloads.get(&index).map(|it| it.name.as_str());
+                    let error = &error as &dyn Error;
+                    error!(index, name, error, "interface without its program");
+                }
+                let retry = now + RETRY;
+                self.failed.insert(index, Failure { why, retry });
             }
         }
         if self.waiting.is_empty() {
@@ -280,23 +332,26 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         for index in due {
             self.failed.remove(&index);
+            self.displaced.insert(index);
             self.waiting.insert(index);
         }
     }
 
-    /// Whether anything has failed.
+    /// Whether anything has failed that is worth another try.
     pub fn has_failed(&self) -> bool {
-        !self.failed.is_empty()
+        !self.failed.is_empty() || self.stale.is_some()
     }
 
     /// Compares the kernel with what was put there, and has repaired what differs.
     pub fn verify(&mut self, offset: Offset) {
         self.clock(offset);
-        match self.dataplane.displaced() {
+        let covered = self.dataplane.covered().into_iter().collect();
+        match self.dataplane.displaced(&covered) {
             Ok(displaced) => {
                 for index in displaced {
                     warn!(index, "program was removed or displaced by somebody else");
                     self.status.update(|status| status.repairs += 1);
+                    self.displaced.insert(index);
                     self.waiting.insert(index);
                 }
             }
@@ -368,175 +423,11 @@ impl<D: Dataplane> Reconciler<D> {
             None => MapImage::new(&self.builtin, self.offset.nanoseconds(), owners),
         }
     }
-
-    fn report_policy(&self, writes: usize) {
-        let Some(Accepted {
-            policy,
-            image,
-            hash,
-        }) = &self.policy
-        else {
-            return;
-        };
-        let report = PolicyStatus {
-            customers: image
-                .customers
-                .iter()
-                .map(|(number, customer)| (*number, customer.id.clone()))
-                .collect(),
-            exemptions: policy
-                .exemptions
-                .iter()
-                .map(|(id, exemption)| ExemptionStatus {
-                    customer: exemption.customer.clone(),
-                    id: id.clone(),
-                    starts: exemption.starts,
-                    expires: exemption.expires,
-                })
-                .collect(),
-        };
-        let mut generation = 0;
-        self.status.update(|status| {
-            status.generation += 1;
-            status.hash = Some(*hash);
-            status.source = Source::Files;
-            status.policy = Arc::new(report);
-            generation = status.generation;
-        });
-        info!(
-            generation,
-            customers = policy.customers.len(),
-            exemptions = policy.exemptions.len(),
-            writes,
-            %hash,
-            "policy applied"
-        );
-    }
-
-    fn report_workloads(&self) {
-        let covered: BTreeSet<u32> = self.dataplane.covered().into_iter().collect();
-        let workloads: BTreeMap<u32, WorkloadStatus> = self
-            .workloads
-            .iter()
-            .map(
-                |(
-                    index,
-                    Workload {
-                        name,
-                        claim,
-                        framing: _,
-                    },
-                )| {
-                    let state = if !covered.contains(index) || self.failed.contains_key(index) {
-                        State::Failed
-                    } else {
-                        match claim {
-                            Claim::Customer(_) => State::Enforced,
-                            Claim::Unassigned => State::Unassigned,
-                            Claim::Conflict(_) => State::Conflict,
-                        }
-                    };
-                    let (name, claim) = (name.clone(), claim.clone());
-                    (*index, WorkloadStatus { name, claim, state })
-                },
-            )
-            .collect();
-        let installed = self.dataplane.installed();
-        let entries = BTreeMap::from([
-            (names::MAP_WORKLOADS, installed.workloads.len()),
-            (names::MAP_CUSTOMERS, installed.customers.len()),
-            (
-                names::MAP_PREFIXES,
-                installed.sets.values().map(|set| set.len()).sum(),
-            ),
-        ]);
-        let source = match &self.policy {
-            Some(_) => Source::Files,
-            None if installed.customers.len() > 1 => Source::Kernel,
-            None => Source::Builtin,
-        };
-        let problems = self.problems(&workloads, source);
-        let before = self.status.get().workloads;
-        report_changes(&before, &workloads);
-        self.status.update(|status| {
-            status.source = source;
-            status.workloads = workloads;
-            status.entries = entries;
-            status.problems = problems;
-        });
-    }
-
-    fn problems(&self, workloads: &BTreeMap<u32, WorkloadStatus>, source: Source) -> Vec<String> {
-        let without = workloads
-            .iter()
-            .filter(|(_, workload)| workload.state == State::Failed);
-        let mut problems: Vec<String> = without
-            .map(|(index, workload)| {
-                let why = match (self.failed.get(index), self.workloads.get(index)) {
-                    (Some(failure), _) => failure.why.as_str(),
-                    (
-                        None,
-                        Some(Workload {
-                            framing: Framing::Ip,
-                            ..
-                        }),
-                    ) => "its packets have no Ethernet header, which the program needs",
-                    (None, _) => "not attached yet",
-                };
-                format!("interface {} is without its program: {why}", workload.name)
-            })
-            .collect();
-        match source {
-            Source::Files => {}
-            Source::Kernel => problems
-                .push("no valid policy files: the policy of an earlier start goes on".to_owned()),
-            Source::Builtin => {
-                problems.push("no valid policy files: everything guarded is refused".to_owned());
-            }
-        }
-        problems
-    }
 }
 
 enum Outcome {
     Applied,
     Refused,
-}
-
-/// Logs what became of workloads that are new or have changed.
-fn report_changes(before: &BTreeMap<u32, WorkloadStatus>, after: &BTreeMap<u32, WorkloadStatus>) {
-    for (index, workload) in after
-        .iter()
-        .filter(|(index, now)| before.get(index) != Some(*now))
-    {
-        let WorkloadStatus { name, claim, state } = workload;
-        let state = state.as_str();
-        match claim {
-            Claim::Customer(customer) => info!(index, name, state, customer, "workload"),
-            Claim::Unassigned => info!(index, name, state, "workload"),
-            Claim::Conflict(claims) => {
-                let claims: Vec<String> = claims
-                    .iter()
-                    .map(|(customer, Origin { file, line, column })| {
-                        format!("{customer} at {}:{line}:{column}", file.display())
-                    })
-                    .collect();
-                error!(
-                    index,
-                    name,
-                    state,
-                    ?claims,
-                    "workload claimed by several customers"
-                );
-            }
-        }
-    }
-    for (index, workload) in before
-        .iter()
-        .filter(|(index, _)| !after.contains_key(index))
-    {
-        info!(index, name = workload.name, "workload gone");
-    }
 }
 
 /// The policy that refuses everything.

@@ -17,7 +17,7 @@ use crate::kernel::bpf::pins::Pins;
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::{LinkEvent, Links, Subscription};
 use crate::metrics::{Constants, Metrics, Timings};
-use crate::reconcile::{Host, RETRY, Reconciler};
+use crate::reconcile::{Host, Noted, RETRY, Reconciler};
 use crate::settings::{Enforcement, LogLevel, Settings};
 use crate::source::{Accepted, PolicyFiles, SourceError};
 use crate::status::Shared;
@@ -182,14 +182,6 @@ impl Agent {
             let busy = self.dirty || self.reconciler.has_waiting();
             tokio::select! {
                 biased;
-                event = self.links.next() => match event {
-                    Ok(event) => self.link(event).await?,
-                    Err(error) => {
-                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
-                        self.links = Links::open(self.subscription)?;
-                        self.rescan().await?;
-                    }
-                },
                 result = self.clock.set() => {
                     result?;
                     self.reconciler.clock(Offset::sample()?);
@@ -203,8 +195,17 @@ impl Agent {
                     }
                     self.load();
                 }
+                event = self.links.next() => match event {
+                    Ok(event) => self.link(event).await?,
+                    Err(error) => {
+                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
+                        self.links = Links::open(self.subscription)?;
+                        self.rescan().await?;
+                    }
+                },
                 _ = retry.tick(), if self.reconciler.has_failed() => {
                     self.reconciler.retry(Instant::now());
+                    self.dirty = true;
                 }
                 () = std::future::ready(()), if busy => {
                     if std::mem::take(&mut self.dirty) {
@@ -222,7 +223,10 @@ impl Agent {
     async fn link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
         let now = Instant::now();
         match event {
-            LinkEvent::Upsert(interface) => self.reconciler.interface(interface, now),
+            LinkEvent::Upsert(interface) => match self.reconciler.interface(interface, now) {
+                Noted::News => {}
+                Noted::Known => return Ok(()),
+            },
             LinkEvent::Gone { index } => self.reconciler.interface_gone(index),
             LinkEvent::QdiscGone { index } => self.reconciler.displaced(index, now),
             LinkEvent::Lost => self.rescan().await?,

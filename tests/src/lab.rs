@@ -57,8 +57,12 @@ impl Lab {
         let dir = Path::new(LABS).join(&name);
         let cgroup = cgroups.join(format!("gate25-lab-{name}"));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        fs::write(dir.join("owner"), Pid::own()?.to_string())
-            .with_context(|| format!("write {}/owner", dir.display()))?;
+        // Whole at once: whoever sweeps takes a lab without a living owner for a crashed one.
+        let owner = dir.join("owner");
+        let new = dir.join("owner.new");
+        fs::write(&new, Pid::own()?.to_string())
+            .and_then(|()| fs::rename(&new, &owner))
+            .with_context(|| format!("write {}", owner.display()))?;
         let guardian = Guardian::start(&cgroup, &dir)?;
         fs::create_dir_all(cgroup.join("procs"))
             .with_context(|| format!("create the cgroup {}", cgroup.display()))?;

@@ -5,6 +5,7 @@
 //! process (also SIGKILL) removes all of it: a guardian process waits for that.
 
 mod agent;
+mod far_side;
 mod http;
 mod initramfs;
 mod lab;
@@ -12,26 +13,33 @@ mod metrics;
 mod netns;
 mod object;
 mod pid;
+mod policy_text;
 mod postfix;
 mod probe;
 mod process;
+mod sender;
 mod skip;
 mod smtp;
 mod tap;
 mod topology;
 mod vm;
+mod world;
 
 pub use agent::{Agent, Settings, binary};
+pub use far_side::{Witness, greet};
 pub use http::get;
 pub use lab::{Lab, Remover};
 pub use metrics::Metrics;
 pub use netns::NetNs;
 pub use object::Object;
+pub use policy_text::{PolicyText, after};
 pub use postfix::{Postfix, Role};
 pub use probe::{Attempt, Held, Outcome, connect};
 pub use process::{Process, poll};
+pub use sender::{Sender, Tally};
 pub use skip::skip;
 pub use smtp::{Delivery, send};
 pub use tap::{Offload, Pump, Tap, pump_stdio};
 pub use topology::{Addresses, Guest, Hosting, Link};
 pub use vm::Vm;
+pub use world::World;

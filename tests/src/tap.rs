@@ -10,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use crate::{NetNs, Process};
 
@@ -77,6 +80,19 @@ impl Tap {
         limit: Duration,
         wanted: impl Fn(&[u8]) -> bool,
     ) -> anyhow::Result<Vec<u8>> {
+        let (_header, frame) = self.receive_raw(limit, wanted)?;
+        Ok(frame)
+    }
+
+    /// The same with the virtio header, which is empty where there is none.
+    ///
+    /// # Errors
+    /// When none comes before the deadline.
+    pub fn receive_raw(
+        &mut self,
+        limit: Duration,
+        wanted: impl Fn(&[u8]) -> bool,
+    ) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
         let end = Instant::now() + limit;
         let mut buffer = vec![0; LARGEST_FRAME];
         loop {
@@ -89,9 +105,11 @@ impl Tap {
             .context("wait for a frame")?;
             match self.file.read(&mut buffer) {
                 Ok(count) => {
-                    let frame = buffer.get(self.header()..count).unwrap_or_default();
-                    if wanted(frame) {
-                        return Ok(frame.to_vec());
+                    let read = buffer.get(..count).unwrap_or_default();
+                    if let Some((header, frame)) = read.split_at_checked(self.header())
+                        && wanted(frame)
+                    {
+                        return Ok((header.to_vec(), frame.to_vec()));
                     }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
@@ -125,7 +143,8 @@ impl Pump {
     /// # Errors
     /// When the thread cannot be made.
     pub fn start(a: Tap, b: Tap) -> anyhow::Result<Self> {
-        let (wait, stop) = nix::unistd::pipe().context("make a pipe")?;
+        // A child that inherited the end that stops would keep the thread alive.
+        let (wait, stop) = nix::unistd::pipe2(OFlag::O_CLOEXEC).context("make a pipe")?;
         let thread = thread::Builder::new()
             .name("pump".to_owned())
             .spawn(move || {

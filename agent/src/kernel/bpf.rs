@@ -1,8 +1,8 @@
 //! The eBPF backend: loads the object, writes its tables, attaches its program.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
@@ -14,12 +14,14 @@ use gate25_common::decide::HostMode;
 use gate25_common::names;
 
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Step, plan};
+use crate::kernel::bpf::hook::Hook;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
-use crate::kernel::filter::{FilterError, Filters, Placement};
+use crate::kernel::filter::FilterError;
 
 mod debug_lines;
 pub mod events;
+mod hook;
 mod link;
 pub mod pins;
 pub mod skb;
@@ -300,18 +302,6 @@ impl Counters {
     }
 }
 
-/// How the program is attached to interfaces.
-enum Hook {
-    Tcx {
-        pins: Pins,
-        links: BTreeMap<u32, OwnedFd>,
-    },
-    Filter {
-        filters: Filters,
-        interfaces: BTreeMap<u32, ()>,
-    },
-}
-
 /// The eBPF backend.
 pub struct Bpf {
     ebpf: Ebpf,
@@ -471,10 +461,10 @@ impl Dataplane for Bpf {
         self.hook.detach(index)
     }
 
-    fn displaced(&mut self) -> Result<Vec<u32>, BpfError> {
+    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, BpfError> {
         let program = program(&mut self.ebpf)?;
         let id = program.info().map_err(program_error)?.id();
-        self.hook.displaced(id)
+        self.hook.displaced(id, among)
     }
 }
 
@@ -483,155 +473,4 @@ fn program_fd(ebpf: &mut Ebpf) -> Result<OwnedFd, BpfError> {
     fd.as_fd()
         .try_clone_to_owned()
         .map_err(|error| program_error(ProgramError::IOError(error)))
-}
-
-impl Hook {
-    fn open(
-        program: &mut SchedClassifier,
-        pins: Pins,
-        attachment: Attachment,
-    ) -> Result<Self, BpfError> {
-        let fd = program.fd().map_err(program_error)?;
-        match attachment {
-            Attachment::Auto if link::tcx_supported(fd.as_fd()) => {
-                let links = adopt(fd.as_fd(), &pins)?;
-                Ok(Self::Tcx { pins, links })
-            }
-            Attachment::Auto | Attachment::Filter => Ok(Self::Filter {
-                filters: Filters::open()?,
-                interfaces: BTreeMap::new(),
-            }),
-        }
-    }
-
-    fn attach(&mut self, program: BorrowedFd<'_>, index: u32) -> Result<Attached, BpfError> {
-        match self {
-            Self::Tcx { pins, links } => attach_link(program, pins, links, index),
-            Self::Filter {
-                filters,
-                interfaces,
-            } => match filters.attach(index, program) {
-                Ok(()) => {
-                    interfaces.insert(index, ());
-                    Ok(Attached::Yes)
-                }
-                Err(error) if error.is_gone() => Ok(Attached::Vanished),
-                Err(error) => Err(error.into()),
-            },
-        }
-    }
-
-    fn detach(&mut self, index: u32) -> Result<(), BpfError> {
-        match self {
-            Self::Tcx { pins, links } => {
-                pins.remove_link(index)?;
-                links.remove(&index);
-                Ok(())
-            }
-            Self::Filter {
-                filters,
-                interfaces,
-            } => {
-                match filters.detach(index) {
-                    Err(error) if !error.is_gone() => return Err(error.into()),
-                    _ => {}
-                }
-                interfaces.remove(&index);
-                Ok(())
-            }
-        }
-    }
-
-    /// Interfaces on which the program with this number is not first any more.
-    fn displaced(&mut self, program: u32) -> Result<Vec<u32>, BpfError> {
-        let mut displaced = Vec::new();
-        match self {
-            Self::Tcx { links, .. } => {
-                for index in links.keys() {
-                    match link::programs(*index) {
-                        Ok(programs) if programs.first() == Some(&program) => {}
-                        // Gone with its interface: the event of that is on its way.
-                        Err(error) if vanished(&error) => {}
-                        Ok(_) => displaced.push(*index),
-                        Err(source) => {
-                            return Err(BpfError::Link {
-                                action: "look for",
-                                interface: *index,
-                                source,
-                            });
-                        }
-                    }
-                }
-            }
-            Self::Filter {
-                filters,
-                interfaces,
-            } => {
-                for index in interfaces.keys() {
-                    match filters.placement(*index) {
-                        Ok(Placement::First { program: found }) if found == program => {}
-                        Err(error) if error.is_gone() => {}
-                        Ok(_) => displaced.push(*index),
-                        Err(error) => return Err(error.into()),
-                    }
-                }
-            }
-        }
-        Ok(displaced)
-    }
-}
-
-/// Takes over pinned links, giving each the new program at once.
-fn adopt(program: BorrowedFd<'_>, pins: &Pins) -> Result<BTreeMap<u32, OwnedFd>, BpfError> {
-    let mut links = BTreeMap::new();
-    for interface in pins.links()? {
-        let failed = |action| {
-            move |source| BpfError::Link {
-                action,
-                interface,
-                source,
-            }
-        };
-        let link = link::open(&pins.link(interface)).map_err(failed("open"))?;
-        let info = link::info(link.as_fd()).map_err(failed("look at"))?;
-        if info.interface == interface {
-            link::update(link.as_fd(), program).map_err(failed("replace"))?;
-            links.insert(interface, link);
-        } else {
-            // The interface is gone, or its index is another's now: nothing is covered by it.
-            pins.remove_link(interface)?;
-        }
-    }
-    Ok(links)
-}
-
-fn attach_link(
-    program: BorrowedFd<'_>,
-    pins: &Pins,
-    links: &mut BTreeMap<u32, OwnedFd>,
-    index: u32,
-) -> Result<Attached, BpfError> {
-    let link = match link::create(program, index) {
-        Ok(link) => link,
-        Err(error) if vanished(&error) => return Ok(Attached::Vanished),
-        Err(source) => {
-            return Err(BpfError::Link {
-                action: "attach",
-                interface: index,
-                source,
-            });
-        }
-    };
-    pins.remove_link(index)?;
-    link::pin(link.as_fd(), &pins.link(index)).map_err(|source| BpfError::Link {
-        action: "pin",
-        interface: index,
-        source,
-    })?;
-    links.insert(index, link);
-    Ok(Attached::Yes)
-}
-
-fn vanished(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENODEV)
 }

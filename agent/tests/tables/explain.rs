@@ -100,6 +100,17 @@ fn exemption_with_the_longest_prefix_decides() {
 }
 
 #[test]
+fn exemption_with_the_first_id_decides_among_equals() {
+    let mut policy = fixture();
+    let same = policy.exemptions["any"].clone();
+    policy.exemptions.insert("zero".into(), same.clone());
+    policy.exemptions.insert("all".into(), same);
+    let settings = Settings::default();
+    let answer = of(&policy, &settings, "acme", "8.8.8.8", None, NOW).unwrap();
+    assert_judged(&answer, "allow", "exemption", "all", Some("any"));
+}
+
+#[test]
 fn exemption_opens_at_its_start_and_closes_at_its_end() {
     let verdict = |second| match question("acme", "8.8.8.8", None, second).unwrap().decision {
         Outcome::Judged { verdict, entry, .. } => (verdict, entry.unwrap().name),
@@ -330,6 +341,17 @@ fn on(
     if second < NOW {
         policy.allowlists.insert("gone".into(), allowlist(&[]));
     }
+    of(&policy, settings, subject, destination, port, second)
+}
+
+fn of(
+    policy: &Policy,
+    settings: &Settings,
+    subject: &str,
+    destination: &str,
+    port: Option<u16>,
+    second: i64,
+) -> Result<Explanation, ExplainError> {
     let host = Host {
         name: "hv-1",
         settings,
@@ -342,7 +364,7 @@ fn on(
         port,
         at: at(second),
     };
-    explain(&policy, &host, &question)
+    explain(policy, &host, &question)
 }
 
 #[track_caller]

@@ -10,7 +10,9 @@ use gate25::explain::{Host, Question, explain};
 use gate25::policy::{Blocked, Customer, Destinations, Exemption, Mode, Policy, Selector};
 use gate25::settings::{Enforcement, Settings};
 use jiff::Timestamp;
-use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{
+    Just, ProptestConfig, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
+};
 use proptest::sample::{select, subsequence};
 
 use super::{allowlist, at, customer, exemption, listed, policy, profile};
@@ -39,6 +41,9 @@ const INTERFACES: [&str; 3] = ["tap0", "tap1", "tap*"];
 const SUBJECTS: [&str; 7] = ["c0", "c1", "c2", "unassigned", "tap0", "tap1", "tap2"];
 
 proptest! {
+    // Ties between exemptions are rare.
+    #![proptest_config(ProptestConfig::with_cases(4096))]
+
     #[test]
     fn explanation_of_any_policy_is_what_the_design_says(
         policy in any_policy(),
@@ -199,7 +204,7 @@ fn any_policy() -> impl Strategy<Value = Policy> {
     let lists = proptest::collection::vec(nets(), 3);
     let profiles = proptest::collection::vec((any::<bool>(), any::<bool>(), lists_of()), 2);
     let customers = proptest::collection::vec(any_customer(), 3);
-    let exemptions = proptest::collection::vec(any_exemption(), 0..6);
+    let exemptions = proptest::collection::vec(any_exemption(), 0..12);
     (lists, profiles, customers, exemptions).prop_map(|(lists, profiles, customers, exemptions)| {
         let mut policy = policy();
         for (name, nets) in LISTS.iter().zip(lists) {

@@ -6,11 +6,7 @@
 
 use std::ffi::CString;
 use std::io;
-<<<<<<< HEAD
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
-=======
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
->>>>>>> explain
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 

@@ -1,0 +1,76 @@
+//! The far side of what guests send: small servers, and counters of what arrives there.
+
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    thread,
+};
+
+use anyhow::Context as _;
+
+use crate::NetNs;
+
+/// Greets whoever connects to a port of a namespace, and answers every line, as long as the
+/// process lives.
+///
+/// # Errors
+/// When the port cannot be had.
+pub fn greet(ns: &NetNs, port: u16) -> anyhow::Result<()> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let listener = ns
+        .run(|| TcpListener::bind(address))?
+        .with_context(|| format!("listen on port {port} in {}", ns.name()))?;
+    let serve = move || {
+        for stream in listener.incoming().flatten() {
+            // A client that goes away is no error of the server's.
+            thread::spawn(move || drop(converse(stream)));
+        }
+    };
+    thread::Builder::new()
+        .name("greeter".to_owned())
+        .spawn(serve)
+        .context("start a thread")?;
+    Ok(())
+}
+
+fn converse(mut stream: TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"220 greeter\r\n")?;
+    let mut lines = BufReader::new(stream.try_clone()?).split(b'\n');
+    while lines.next().transpose()?.is_some() {
+        stream.write_all(b"250 ok\r\n")?;
+    }
+    Ok(())
+}
+
+/// Counts the packets to port 25 that arrive in a namespace, before anything there judges them.
+#[derive(Debug)]
+pub struct Witness {
+    ns: NetNs,
+}
+
+impl Witness {
+    /// Begins to count.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn start(ns: &NetNs) -> anyhow::Result<Self> {
+        ns.exec(
+            "nft",
+            &["table inet witness { counter seen {}; chain arrive { type filter hook prerouting priority -400; tcp dport 25 counter name seen; }; }"],
+        )?;
+        Ok(Self { ns: ns.clone() })
+    }
+
+    /// Packets so far.
+    ///
+    /// # Errors
+    /// When nft fails.
+    pub fn packets(&self) -> anyhow::Result<u64> {
+        let text = self.ns.exec("nft", &["list counter inet witness seen"])?;
+        text.split_whitespace()
+            .skip_while(|word| *word != "packets")
+            .nth(1)
+            .and_then(|word| word.parse().ok())
+            .with_context(|| format!("no count in {text}"))
+    }
+}

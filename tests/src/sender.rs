@@ -1,0 +1,139 @@
+//! A guest that never stops trying, with every attempt counted.
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+use crate::{NetNs, Outcome, poll};
+
+/// Long enough for an answer, and shorter than the kernel's first retransmission.
+const LIMIT: Duration = Duration::from_millis(800);
+
+/// What became of a sender's attempts.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Those that were connected.
+    pub connected: u64,
+    /// Those that were refused at once.
+    pub refused: u64,
+    /// All others.
+    pub others: u64,
+    /// The last of the others.
+    pub last_other: Option<Outcome>,
+    /// When the first one was connected.
+    pub first_connected: Option<Instant>,
+    /// When the last one was connected.
+    pub last_connected: Option<Instant>,
+}
+
+impl Tally {
+    /// All attempts.
+    #[must_use]
+    pub fn attempts(&self) -> u64 {
+        self.connected + self.refused + self.others
+    }
+}
+
+/// A thread that connects again and again.
+#[derive(Debug)]
+pub struct Sender {
+    stop: Arc<AtomicBool>,
+    tally: Arc<Mutex<Tally>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Sender {
+    /// Starts connecting from inside `from`, with a pause after every attempt.
+    ///
+    /// # Errors
+    /// When the thread cannot be made or cannot enter the namespace.
+    pub fn start(from: &NetNs, to: SocketAddr, pause: Duration) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let tally = Arc::new(Mutex::new(Tally::default()));
+        let (entered, wait) = mpsc::channel();
+        let (ns, stopped, counted) = (from.clone(), Arc::clone(&stop), Arc::clone(&tally));
+        let thread = thread::Builder::new()
+            .name("sender".to_owned())
+            .spawn(move || {
+                let inside = ns.enter();
+                let go_on = inside.is_ok();
+                if entered.send(inside).is_err() || !go_on {
+                    return;
+                }
+                while !stopped.load(Ordering::Relaxed) {
+                    let outcome = TcpStream::connect_timeout(&to, LIMIT)
+                        .map_or_else(Outcome::from, |_| Outcome::Connected);
+                    count(&counted, outcome);
+                    thread::sleep(pause);
+                }
+            })
+            .context("start a thread")?;
+        wait.recv().context("the sender's thread")??;
+        Ok(Self {
+            stop,
+            tally,
+            thread: Some(thread),
+        })
+    }
+
+    /// The attempts so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Waits for so many more attempts and returns what became of all.
+    ///
+    /// # Errors
+    /// When they take longer than ten seconds.
+    pub fn more(&self, attempts: u64) -> anyhow::Result<Tally> {
+        let until = self.tally().attempts() + attempts;
+        poll("a sender's attempts", Duration::from_secs(10), || {
+            let tally = self.tally();
+            Ok((tally.attempts() >= until).then_some(tally))
+        })
+    }
+
+    /// Forgets what was counted so far.
+    pub fn reset(&self) {
+        *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+fn count(tally: &Mutex<Tally>, outcome: Outcome) {
+    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+    match outcome {
+        Outcome::Connected => {
+            let now = Some(Instant::now());
+            tally.connected += 1;
+            tally.first_connected = tally.first_connected.or(now);
+            tally.last_connected = now;
+        }
+        Outcome::Refused => tally.refused += 1,
+        other @ (Outcome::Reset | Outcome::TimedOut | Outcome::Unreachable | Outcome::Other(_)) => {
+            tally.others += 1;
+            tally.last_other = Some(other);
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! A lab with all that most tests need: the hosting, greeters for servers, a witness, the agent.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    Agent, Attempt, Guest, Hosting, Lab, Link, Outcome, PolicyText, Settings, Witness, connect,
+    greet, poll,
+};
+
+/// How long an interface may take to get its program, on a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+/// Longer than two retransmissions of a SYN.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// A lab without an agent yet.
+#[derive(Debug)]
+pub struct World {
+    /// The hypervisor and what is around it.
+    pub hosting: Hosting,
+    /// Counts what reaches the exchanger's port 25.
+    pub witness: Witness,
+    /// Everything else hangs on it, so it goes last.
+    pub lab: Lab,
+}
+
+impl World {
+    /// Makes the lab of the running test: greeters on the exchanger's ports 25 and 587 and on the
+    /// relay's port 25.
+    ///
+    /// # Errors
+    /// When a part of it cannot be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let lab = Lab::for_test()?;
+        let hosting = Hosting::new(&lab)?;
+        greet(&hosting.exchanger, 25)?;
+        greet(&hosting.exchanger, 587)?;
+        greet(&hosting.relay, 25)?;
+        let witness = Witness::start(&hosting.exchanger)?;
+        Ok(Self {
+            hosting,
+            witness,
+            lab,
+        })
+    }
+
+    /// Adds a guest behind a veth in the bridge.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn guest(&self, number: u8, interface: &str) -> anyhow::Result<Guest> {
+        self.hosting
+            .guest(&self.lab, number, interface, Link::BridgedVeth)
+    }
+
+    /// Starts the agent on a policy and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn agent(&self, policy: &PolicyText) -> anyhow::Result<Agent> {
+        self.agent_with(Settings::default(), policy)
+    }
+
+    /// The same with settings.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn agent_with(&self, settings: Settings, policy: &PolicyText) -> anyhow::Result<Agent> {
+        Agent::start(
+            &self.hosting.hypervisor,
+            settings,
+            &[("policy.yaml", policy.text())],
+        )
+    }
+
+    /// Indexes of the interfaces whose links are pinned.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
+        self.hosting.hypervisor.run(|| {
+            let entries = fs::read_dir("/sys/fs/bpf/gate25/v1/links").context("read the pins")?;
+            let mut indexes: Vec<u32> = entries
+                .flatten()
+                .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+                .collect();
+            indexes.sort_unstable();
+            Ok(indexes)
+        })?
+    }
+
+    /// The index of an interface of the hypervisor.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn index(&self, interface: &str) -> anyhow::Result<u32> {
+        let path = format!("/sys/class/net/{interface}/ifindex");
+        let text = self
+            .hosting
+            .hypervisor
+            .run(|| fs::read_to_string(&path))?
+            .with_context(|| format!("read {path}"))?;
+        text.trim().parse().context("an interface's index")
+    }
+
+    /// Waits until this many workloads are in this state.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait_workloads(&self, agent: &Agent, state: &str, count: usize) -> anyhow::Result<()> {
+        agent
+            .wait_metric("gate25_workloads", &[("state", state)], PROMPT, |value| {
+                value == count as f64
+            })
+            .map(drop)
+            .with_context(|| format!("the agent wrote:\n{}", agent.log()))
+    }
+
+    /// Checks that the exchanger's port 25 is refused at once over both families, that nothing of
+    /// it arrives there, and that the relay and port 587 can be reached.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check_closed(&self, guest: &Guest) -> anyhow::Result<()> {
+        let before = self.witness.packets()?;
+        for to in both(Hosting::EXCHANGER, 25) {
+            let attempt = connect(&guest.ns, to, LIMIT)?;
+            expect(guest, to, &attempt, &Outcome::Refused)?;
+            if attempt.took > Duration::from_millis(900) {
+                bail!("{} to {to}: {attempt}, not at once", guest.interface);
+            }
+        }
+        for to in both(Hosting::RELAY, 25)
+            .into_iter()
+            .chain(both(Hosting::EXCHANGER, 587))
+        {
+            let attempt = connect(&guest.ns, to, LIMIT)?;
+            expect(guest, to, &attempt, &Outcome::Connected)?;
+        }
+        let after = self.witness.packets()?;
+        if after != before {
+            bail!(
+                "{} packets of {} to port 25 arrived",
+                after - before,
+                guest.interface
+            );
+        }
+        Ok(())
+    }
+
+    /// Checks that the exchanger's port 25 can be reached over both families.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn check_open(&self, guest: &Guest) -> anyhow::Result<()> {
+        for to in both(Hosting::EXCHANGER, 25) {
+            let attempt = connect(&guest.ns, to, LIMIT)?;
+            expect(guest, to, &attempt, &Outcome::Connected)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until [`World::check_closed`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_closed(&self, guest: &Guest) -> anyhow::Result<()> {
+        wait(|| self.check_closed(guest))
+    }
+
+    /// Waits until [`World::check_open`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_open(&self, guest: &Guest) -> anyhow::Result<()> {
+        wait(|| self.check_open(guest))
+    }
+}
+
+fn both(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 2] {
+    [server.v4_port(port), server.v6_port(port)]
+}
+
+fn expect(
+    guest: &Guest,
+    to: std::net::SocketAddr,
+    attempt: &Attempt,
+    expected: &Outcome,
+) -> anyhow::Result<()> {
+    if attempt.outcome != *expected {
+        bail!(
+            "{} to {to}: expected {expected}, got {attempt}",
+            guest.interface
+        );
+    }
+    Ok(())
+}
+
+fn wait(check: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let mut last = None;
+    poll("it", PROMPT, || {
+        let result = check();
+        let done = result.is_ok();
+        last = result.err();
+        Ok(done.then_some(()))
+    })
+    .map_err(|error| last.map_or(error, |last| last.context("at the deadline")))
+}

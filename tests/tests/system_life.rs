@@ -1,0 +1,180 @@
+//! The agent stops, crashes and starts again: enforcement and counters go on.
+#![cfg(feature = "root")]
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use gate25_tests::{Agent, Hosting, Metrics, PolicyText, Sender, World, poll};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(3);
+
+#[test]
+fn agent_terminated_or_killed_leaves_enforcement_and_counters() {
+    let world = World::new().unwrap();
+    let open = world.guest(101, "tap101i0").unwrap();
+    let closed = world.guest(102, "tap102i0").unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let before = agent.metrics().unwrap();
+        agent.signal(signal).unwrap();
+        let status = agent.process().wait(LIMIT).unwrap();
+        assert_eq!(status.success(), signal == Signal::SIGTERM, "{status}");
+        world.check_open(&open).unwrap();
+        world.check_closed(&closed).unwrap();
+        agent.restart().unwrap();
+        let after = agent.metrics().unwrap();
+        not_lower(&before, &after);
+        // What was tried while nobody looked is counted: two connects each, the relay twice.
+        for (verdict, more) in [("reject", 2.0), ("allow", 4.0)] {
+            let labels = [("verdict", verdict)];
+            let total = |page: &Metrics| page.sum("gate25_connections_total", &labels).unwrap();
+            assert_eq!(total(&after) - total(&before), more, "{signal} {verdict}");
+        }
+        world.check_open(&open).unwrap();
+        world.check_closed(&closed).unwrap();
+    }
+}
+
+#[test]
+fn agent_restarted_twenty_times_under_continuous_senders_lets_nothing_through() {
+    let world = World::new().unwrap();
+    let open = world.guest(101, "tap101i0").unwrap();
+    let closed = world.guest(102, "tap102i0").unwrap();
+    let nobodys = world.guest(103, "tap103i0").unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    world.check_open(&open).unwrap();
+    world.check_closed(&nobodys).unwrap();
+    world.check_closed(&closed).unwrap();
+    let to = Hosting::EXCHANGER;
+    let may = Sender::start(&open.ns, to.v4_port(587), PAUSE).unwrap();
+    let exempt = Sender::start(&open.ns, to.v6_port(25), PAUSE).unwrap();
+    let forbidden = [
+        Sender::start(&closed.ns, to.v4_port(25), PAUSE).unwrap(),
+        Sender::start(&nobodys.ns, to.v6_port(25), PAUSE).unwrap(),
+    ];
+    let mut before = agent.metrics().unwrap();
+    for round in 0..20 {
+        let signal = if round % 2 == 0 {
+            Signal::SIGTERM
+        } else {
+            Signal::SIGKILL
+        };
+        agent.signal(signal).unwrap();
+        agent.process().wait(LIMIT).unwrap();
+        agent.restart().unwrap();
+        let after = agent.metrics().unwrap();
+        not_lower(&before, &after);
+        before = after;
+    }
+    for sender in &forbidden {
+        let tally = sender.tally();
+        assert!(tally.attempts() > 100, "{tally:?}");
+        assert_eq!(tally.refused, tally.attempts(), "{tally:?}");
+    }
+    for sender in [&may, &exempt] {
+        let tally = sender.tally();
+        assert_eq!(tally.connected, tally.attempts(), "{tally:?}");
+    }
+}
+
+#[test]
+fn interface_made_while_the_agent_is_dead_is_covered_by_the_next_start() {
+    let world = World::new().unwrap();
+    let gone = world.guest(103, "tap103i0").unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    world.check_closed(&gone).unwrap();
+    agent.stop().unwrap();
+    let host = &world.hosting.hypervisor;
+    host.ip("link del tap103i0").unwrap();
+    let closed = world.guest(102, "tap102i0").unwrap();
+    agent.restart().unwrap();
+    world.check_closed(&closed).unwrap();
+    assert_eq!(
+        world.pinned_links().unwrap(),
+        [world.index("tap102i0").unwrap()]
+    );
+}
+
+#[test]
+fn policy_that_fails_at_the_next_start_leaves_the_one_in_the_kernel() {
+    let world = World::new().unwrap();
+    let open = world.guest(101, "tap101i0").unwrap();
+    let closed = world.guest(102, "tap102i0").unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    agent.stop().unwrap();
+    agent
+        .write_policy("policy.yaml", "schema: 1\nnonsense: [\n")
+        .unwrap();
+    // It is not ready, and says why.
+    let error = agent.restart().unwrap_err();
+    assert!(format!("{error:#}").contains("policy refused"), "{error:#}");
+    let (status, text) = agent.get("/readyz").unwrap();
+    assert_eq!(status, 503);
+    assert!(text.contains("policy of an earlier start"), "{text}");
+    let kernel = [("source", "kernel")];
+    let metrics = agent.metrics().unwrap();
+    assert_eq!(metrics.sum("gate25_policy_source", &kernel), Some(1.0));
+    world.check_open(&open).unwrap();
+    world.check_closed(&closed).unwrap();
+    agent.write_policy("policy.yaml", &policy().text()).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
+    world.check_open(&open).unwrap();
+    world.check_closed(&closed).unwrap();
+}
+
+#[test]
+fn http_port_taken_by_another_holds_nothing_up() {
+    let world = World::new().unwrap();
+    let closed = world.guest(102, "tap102i0").unwrap();
+    let host = &world.hosting.hypervisor;
+    let address = SocketAddr::from(([127, 0, 0, 1], 9425));
+    let taken = host.run(|| TcpListener::bind(address)).unwrap().unwrap();
+    let settings = gate25_tests::Settings::default();
+    let files = [("policy.yaml", policy().text())];
+    let mut agent = Agent::start_unready(host, settings, &files).unwrap();
+    world.wait_closed(&closed).unwrap();
+    poll("a warning", LIMIT, || {
+        let log = agent.log();
+        let warned = |line: &str| line.contains("WARN") && line.contains("127.0.0.1:9425");
+        Ok(log.lines().any(warned).then_some(()))
+    })
+    .unwrap();
+    drop(taken);
+    agent.wait_ready(LIMIT).unwrap();
+}
+
+fn policy() -> PolicyText {
+    PolicyText::default()
+        .customer("c-1", "tap101i0")
+        .exempt("c-1")
+        .customer("c-2", "tap102i0")
+}
+
+/// Compares what the kernel counts; what the agent counts of itself begins anew.
+#[track_caller]
+fn not_lower(before: &Metrics, after: &Metrics) {
+    const COUNTED: [&str; 5] = [
+        "gate25_connections_total",
+        "gate25_packets_total",
+        "gate25_bytes_total",
+        "gate25_malformed_total",
+        "gate25_customer_connections_total",
+    ];
+    for name in COUNTED {
+        for (labels, value) in before.series(name) {
+            let labels: Vec<_> = labels
+                .iter()
+                .map(|(k, v)| (k.as_str(), v.as_str()))
+                .collect();
+            let now = after.sum(name, &labels);
+            assert!(
+                now.is_some_and(|now| now >= value),
+                "{name}{labels:?} was {value}, is {now:?}"
+            );
+        }
+    }
+}
