@@ -1,6 +1,7 @@
 //! The policy language, its loader and the settings, tried through what other code uses.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 #[path = "policy/cases.rs"]
 mod cases;
 #[path = "policy/directory.rs"]

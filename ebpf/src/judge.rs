@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Event, Report, Sketch};
 use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, decide};
@@ -163,18 +163,11 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
-    fn rank(
-        &self,
-        customer: CustomerId,
-        _: &CustomerPolicy,
-        slot: usize,
-        destination: &Address,
-        now: u64,
-    ) -> u32 {
+    fn rank(&self, exemption: &Exemption, slot: usize, destination: &Address, now: u64) -> u32 {
         let [a, b, c, d] = destination.words();
         let high = u64::from(a) | u64::from(b) << 32;
         let low = u64::from(c) | u64::from(d) << 32;
-        exemption_rank(customer.get(), slot as u64, high, low, now)
+        exemption_rank(exemption, slot as u64, high, low, now)
     }
 
     #[inline(always)]
@@ -185,13 +178,20 @@ impl Tables for KernelTables {
 }
 
 /// [`decide::rank`] as a function of its own for the verifier. `high` and `low` are the
-/// destination's words.
+/// destination's words. It takes the exemption, not its customer: a policy that is replaced
+/// meanwhile must not be mixed with the one before, and another lookup a slot would cost time.
+/// (Pointers as arguments: kernel 5.13.)
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn exemption_rank(customer: u64, slot: u64, high: u64, low: u64, now: u64) -> u32 {
-    // No exemption looks at the owner.
-    let tables = KernelTables(0);
-    let Some(policy) = tables.policy(CustomerId::from_raw(customer)) else {
+extern "C" fn exemption_rank(
+    exemption: *const Exemption,
+    slot: u64,
+    high: u64,
+    low: u64,
+    now: u64,
+) -> u32 {
+    // SAFETY: null, or within a value that RCU keeps while the program runs.
+    let Some(exemption) = (unsafe { exemption.as_ref() }) else {
         return 0;
     };
     let destination = Address::from_words([
@@ -200,5 +200,12 @@ extern "C" fn exemption_rank(customer: u64, slot: u64, high: u64, low: u64, now:
         low as u32,
         (low >> 32) as u32,
     ]);
-    decide::rank(&tables, policy, slot as usize, &destination, now)
+    // No exemption looks at the owner.
+    decide::rank(
+        &KernelTables(0),
+        exemption,
+        slot as usize,
+        &destination,
+        now,
+    )
 }

@@ -1,7 +1,8 @@
 //! The decision about one packet, written once for the kernel, for `explain` and for the tests.
 
 use crate::abi::{
-    Blocked, CustomerId, CustomerPolicy, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine, SetId,
+    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine,
+    SetId,
 };
 use crate::address::Address;
 use crate::packet::Malformed;
@@ -163,19 +164,11 @@ pub trait Tables {
     /// [`rank`] in these tables; the kernel's run it as a function of its own, since the verifier
     /// would otherwise follow all combinations of sixteen outcomes.
     #[inline(always)]
-    fn rank(
-        &self,
-        customer: CustomerId,
-        policy: &CustomerPolicy,
-        slot: usize,
-        destination: &Address,
-        now: u64,
-    ) -> u32
+    fn rank(&self, exemption: &Exemption, slot: usize, destination: &Address, now: u64) -> u32
     where
         Self: Sized,
     {
-        let _customer = customer;
-        rank(self, policy, slot, destination, now)
+        rank(self, exemption, slot, destination, now)
     }
 }
 
@@ -240,7 +233,7 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
     }
     if policy.has_exemptions()
-        && let Some(slot) = exemption(tables, customer, policy, destination)
+        && let Some(slot) = exemption(tables, policy, destination)
     {
         return allow(Reason::Exemption, slot);
     }
@@ -282,21 +275,14 @@ fn lookup<T: Tables>(tables: &T, set: SetId, destination: &Address) -> Option<Pr
 /// Slot of the active exemption with the longest prefix; the first of equals, which is the one
 /// with the smallest id.
 #[inline(always)]
-fn exemption<T: Tables>(
-    tables: &T,
-    customer: CustomerId,
-    policy: &CustomerPolicy,
-    destination: &Address,
-) -> Option<u16> {
+fn exemption<T: Tables>(tables: &T, policy: &CustomerPolicy, destination: &Address) -> Option<u16> {
     let now = tables.now();
     let mut best = 0;
     for slot in 0..MAX_EXEMPTIONS {
-        if policy.exemption(slot).is_none() {
+        let Some(exemption) = policy.exemption(slot) else {
             break;
-        }
-        best = tables
-            .rank(customer, policy, slot, destination, now)
-            .max(best);
+        };
+        best = tables.rank(exemption, slot, destination, now).max(best);
     }
     match best {
         0 => None,
@@ -308,19 +294,16 @@ fn exemption<T: Tables>(
 const RANK_SLOT: u32 = 0xff;
 const RANK_LENGTH_SHIFT: u32 = 8;
 
-/// How well the exemption in `slot` covers `destination` at `now`: 0 for not at all, else the
+/// How well `exemption`, which is in `slot`, covers `destination` at `now`: 0 for not at all, else the
 /// greater the longer its prefix, and among equals the earlier the slot.
 #[inline(always)]
 pub fn rank<T: Tables>(
     tables: &T,
-    policy: &CustomerPolicy,
+    exemption: &Exemption,
     slot: usize,
     destination: &Address,
     now: u64,
 ) -> u32 {
-    let Some(exemption) = policy.exemption(slot) else {
-        return 0;
-    };
     if !exemption.active(now) {
         return 0;
     }
