@@ -27,7 +27,7 @@ pub struct World {
 
 impl World {
     /// Makes the lab of the running test: greeters on the exchanger's ports 25 and 587 and on the
-    /// relay's port 25.
+    /// relay's.
     ///
     /// # Errors
     /// When a part of it cannot be made.
@@ -37,6 +37,7 @@ impl World {
         greet(&hosting.exchanger, 25)?;
         greet(&hosting.exchanger, 587)?;
         greet(&hosting.relay, 25)?;
+        greet(&hosting.relay, 587)?;
         let witness = Witness::start(&hosting.exchanger)?;
         Ok(Self {
             hosting,
@@ -48,10 +49,28 @@ impl World {
     /// Adds a guest behind a veth in the bridge.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// As [`World::guest_by`].
     pub fn guest(&self, number: u8, interface: &str) -> anyhow::Result<Guest> {
-        self.hosting
-            .guest(&self.lab, number, interface, Link::BridgedVeth)
+        self.guest_by(number, interface, Link::BridgedVeth)
+    }
+
+    /// Adds a guest and waits until what it sends arrives: the kernel may take a second to notice
+    /// that a new link is up, and loses what is sent before.
+    ///
+    /// # Errors
+    /// When it cannot be made, or reaches nobody.
+    pub fn guest_by(&self, number: u8, interface: &str, link: Link) -> anyhow::Result<Guest> {
+        let guest = self.hosting.guest(&self.lab, number, interface, link)?;
+        for to in both(Hosting::EXCHANGER, 587)
+            .into_iter()
+            .chain(both(Hosting::RELAY, 587))
+        {
+            poll("a new guest to reach others", PROMPT, || {
+                let attempt = connect(&guest.ns, to, Duration::from_millis(300))?;
+                Ok((attempt.outcome == Outcome::Connected).then_some(()))
+            })?;
+        }
+        Ok(guest)
     }
 
     /// Starts the agent on a policy and waits until it is ready.

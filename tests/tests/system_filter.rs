@@ -1,5 +1,6 @@
 //! Hosts without tcx: the program is a tc filter on an `ingress` qdisc, which others delete.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::time::{Duration, Instant};
 

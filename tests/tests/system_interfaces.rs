@@ -1,5 +1,6 @@
 //! Interfaces come, go, change their names and places: whoever sends through them stays judged.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::time::Duration;
 
@@ -21,14 +22,8 @@ fn interface_created_while_the_agent_runs_is_closed_and_its_customers() {
     let veth = world.guest(101, "tap101i0").unwrap();
     world.wait_workloads(&agent, "enforced", 1).unwrap();
     world.check_closed(&veth).unwrap();
-    let tap = world
-        .hosting
-        .guest(&world.lab, 102, "tap102i0", Link::BridgedTap)
-        .unwrap();
-    let routed = world
-        .hosting
-        .guest(&world.lab, 103, "veth103i0", Link::RoutedVeth)
-        .unwrap();
+    let tap = world.guest_by(102, "tap102i0", Link::BridgedTap).unwrap();
+    let routed = world.guest_by(103, "veth103i0", Link::RoutedVeth).unwrap();
     world.wait_workloads(&agent, "enforced", 2).unwrap();
     world.wait_workloads(&agent, "unassigned", 1).unwrap();
     world.check_closed(&tap).unwrap();

@@ -1,6 +1,7 @@
 //! The policy's files change in every way that people change files: whatever is wrong with them,
 //! what is open stays open and what is closed stays closed.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{fs, os::unix::fs::symlink, time::Duration};
 

@@ -1,6 +1,7 @@
 //! The resets that guests behind taps get, read byte by byte: every field as RFC 9293 (3.10.7.1)
 //! wants it, every checksum as RFC 1071 computes it.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr},

@@ -1,5 +1,6 @@
 //! What the agent makes of the machine it finds, and what it tells of itself.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{
     fs,

@@ -1,5 +1,6 @@
 //! Exemptions begin and end on time, whether the agent looks or not.
 #![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::time::{Duration, Instant};
 
