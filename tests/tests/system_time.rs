@@ -108,7 +108,6 @@ fn ends_on_time(signal: Option<Signal>) {
 fn near(at: Instant, expected: Instant) {
     let early = expected.saturating_duration_since(at);
     let late = at.saturating_duration_since(expected);
-    println!("{early:?} early, {late:?} late");
     assert!(early < PUNCTUAL, "{early:?} early");
     assert!(late < PUNCTUAL, "{late:?} late");
 }
