@@ -149,13 +149,15 @@ impl Hosting {
             relay.holder(),
             exchanger.holder(),
         ))?;
+        // Without an address of its own a bridge takes its lowest port's, and when a guest with a
+        // lower one joins, the guests that know the old one send into the void for a while.
         hypervisor.ip(&format!(
             "addr add 192.0.2.129/30 dev wan0
              addr add 2001:db8:fffe::1/64 dev wan0 nodad
              link set wan0 up
              route add default via 192.0.2.130
              route add default via 2001:db8:fffe::2
-             link add vmbr0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+             link add vmbr0 address 02:00:5e:00:53:01 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
              addr add {}/24 dev vmbr0
              addr add {}/64 dev vmbr0 nodad
              link set vmbr0 up",

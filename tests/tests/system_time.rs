@@ -84,7 +84,8 @@ fn ends_on_time(signal: Option<Signal>) {
     })
     .unwrap();
     assert!(tally.connected > 0, "{tally:?}");
-    assert_eq!(tally.others, 0, "{tally:?}");
+    // One may have been in the middle of its handshake.
+    assert!(tally.others <= 1, "{tally:?}");
     near(tally.last_connected.unwrap(), ends);
     // What was connected while it was allowed ends at the next packet.
     for connection in &mut held {
