@@ -195,10 +195,6 @@ fn readiness_without_a_program_in_place_names_the_interface() {
     .unwrap();
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "times for whoever reads the test's output"
-)]
 #[test]
 fn ten_thousand_customers_load_and_one_exemption_touches_one_of_them() {
     const CUSTOMERS: usize = 10_000;
