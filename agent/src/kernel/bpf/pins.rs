@@ -18,7 +18,7 @@ const LINKS: &str = "links";
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
     /// The filesystem is not there and could not be mounted.
-    #[error("mount the BPF filesystem at {path}")]
+    #[error("mount the BPF filesystem at {path}, which only root may; else have it mounted before")]
     Mount {
         /// Where.
         path: PathBuf,
