@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 
 use gate25_common::abi::{CustomerId, CustomerPolicy, MAX_CUSTOMERS, MAX_PREFIXES, SetId};
@@ -208,12 +209,21 @@ fn both<K: Ord, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> usize {
             .count()
 }
 
+/// Something that programs are attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    /// The control group of this number, for all below it.
+    Root(u64),
+    /// The interface of this index.
+    Interface(u32),
+}
+
 /// How an attachment went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
-    /// The program judges the interface's packets.
+    /// The programs judge the site's packets.
     Yes,
-    /// The interface went away meanwhile.
+    /// The site went away meanwhile.
     Vanished,
 }
 
@@ -239,16 +249,27 @@ pub trait Dataplane {
     /// If the tables cannot hold it or the kernel refuses a write.
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, Self::Error>;
 
-    /// Indexes of the interfaces that are covered.
-    fn covered(&self) -> Vec<u32>;
+    /// Gives what an earlier agent attached the programs of this one, now that the tables are
+    /// filled, and returns how many attachments had others. Once is enough.
+    fn adopt(&mut self) -> Result<usize, Self::Error>;
+
+    /// The sites that are covered.
+    fn covered(&self) -> BTreeSet<Site>;
 
     /// Puts the program in front of everything that leaves the guest behind the interface.
-    fn attach(&mut self, index: u32) -> Result<Attached, Self::Error>;
+    fn attach_interface(&mut self, index: u32) -> Result<Attached, Self::Error>;
 
-    /// Takes the program off an interface that is no workload (any more).
-    fn detach(&mut self, index: u32) -> Result<(), Self::Error>;
+    /// Puts the programs on the control group `id`, whose directory is at `directory`.
+    fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, Self::Error>;
 
-    /// Looks whether the kernel still has what was attached to covered interfaces, and returns the
-    /// indexes `among` them that have lost it, or on which something else now comes first.
-    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, Self::Error>;
+    /// Takes the programs off a site that holds no workload (any more).
+    fn detach(&mut self, site: Site) -> Result<(), Self::Error>;
+
+    /// Looks whether the kernel still has what was attached to covered sites, and returns those
+    /// `among` them that have lost it, or on which something else now comes first.
+    fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, Self::Error>;
+
+    /// Makes what must outlive the agent outlive it again, where somebody has undone that, and
+    /// returns how much that was.
+    fn repin(&mut self) -> Result<usize, Self::Error>;
 }
