@@ -7,7 +7,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25_common::abi::CustomerId;
+use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
@@ -394,7 +394,10 @@ impl<D: Dataplane> Reconciler<D> {
         let owners = self
             .workloads
             .iter()
-            .map(|(index, workload)| (*index, workload.claim.customer()))
+            .map(|(index, workload)| {
+                let owner = InterfaceOwner::new(workload.claim.customer(), Counting::All);
+                (*index, owner)
+            })
             .collect();
         let wanted = self.wanted(owners)?;
         let applied = self
@@ -404,23 +407,24 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(applied.writes)
     }
 
-    fn wanted(&self, mut owners: BTreeMap<u32, CustomerId>) -> Result<MapImage, CapacityError> {
+    fn wanted(&self, mut owners: BTreeMap<u32, InterfaceOwner>) -> Result<MapImage, CapacityError> {
         let installed = self.dataplane.installed();
+        let offset = self.offset.nanoseconds();
         match &self.policy {
-            Some(accepted) => MapImage::new(&accepted.image, self.offset.nanoseconds(), owners),
+            Some(accepted) => MapImage::new(&accepted.image, offset, owners, BTreeMap::new()),
             None if installed.customers.contains_key(&CustomerId::UNASSIGNED) => {
                 // An earlier agent's policy goes on; interfaces it did not know are nobody's.
                 for (index, owner) in &mut owners {
-                    if let Some(known) = installed.workloads.get(index) {
+                    if let Some(known) = installed.interfaces.get(index) {
                         *owner = *known;
                     }
                 }
                 Ok(MapImage {
-                    workloads: owners,
+                    interfaces: owners,
                     ..installed.clone()
                 })
             }
-            None => MapImage::new(&self.builtin, self.offset.nanoseconds(), owners),
+            None => MapImage::new(&self.builtin, offset, owners, BTreeMap::new()),
         }
     }
 }

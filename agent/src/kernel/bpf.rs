@@ -388,8 +388,8 @@ impl Bpf {
 
     fn run(&mut self, steps: &[Step]) -> Result<(), BpfError> {
         for step in steps {
-            if let Step::PutWorkload(_, customer) = step {
-                self.counters.tables().track(*customer)?;
+            if let Some(customer) = step.owner() {
+                self.counters.tables().track(customer)?;
             }
             self.tables.write(step)?;
             step.apply_to(&mut self.installed);
@@ -406,8 +406,10 @@ impl Bpf {
         let leftover = failed.and_then(|step| match step {
             Step::AddSet(set, prefixes) => Some(Step::RemoveSet(*set, Arc::clone(prefixes))),
             Step::PutCustomer(..)
-            | Step::PutWorkload(..)
-            | Step::RemoveWorkload(_)
+            | Step::PutInterface(..)
+            | Step::RemoveInterface(_)
+            | Step::PutCgroup(..)
+            | Step::RemoveCgroup(_)
             | Step::RemoveCustomer(_)
             | Step::RemoveSet(..) => None,
         });

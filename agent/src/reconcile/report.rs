@@ -88,7 +88,8 @@ impl<D: Dataplane> Reconciler<D> {
             .collect();
         let installed = self.dataplane.installed();
         let entries = BTreeMap::from([
-            (names::MAP_WORKLOADS, installed.workloads.len()),
+            (names::MAP_INTERFACES, installed.interfaces.len()),
+            (names::MAP_CGROUPS, installed.cgroups.len()),
             (names::MAP_CUSTOMERS, installed.customers.len()),
             (
                 names::MAP_PREFIXES,
