@@ -246,7 +246,8 @@ struct Case<'c> {
 
 impl Case<'_> {
     fn judge(&self, now: u64) -> Result<Outcome, ExplainError> {
-        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, BTreeMap::new())?;
+        let (interfaces, cgroups) = (BTreeMap::new(), BTreeMap::new());
+        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, interfaces, cgroups)?;
         let tables = TablesAt {
             image: &tables,
             owner: self.owner,

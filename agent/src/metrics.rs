@@ -224,7 +224,8 @@ impl Metrics {
             *customer_series_limit as f64,
         )?;
         let capacities = [
-            (names::MAP_WORKLOADS, MAX_CUSTOMERS),
+            (names::MAP_INTERFACES, MAX_CUSTOMERS),
+            (names::MAP_CGROUPS, MAX_CUSTOMERS),
             (names::MAP_CUSTOMERS, MAX_CUSTOMERS),
             (names::MAP_PREFIXES, MAX_PREFIXES),
         ];
