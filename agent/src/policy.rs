@@ -154,6 +154,9 @@ pub struct Workload {
 pub enum Selector {
     /// Names of network interfaces on the host.
     Interface(Pattern),
+    /// Paths of cgroups below the cgroup2 mount, without a leading or trailing slash. What matches
+    /// takes whatever lies below it, but for what a deeper match takes.
+    Cgroup(Pattern),
 }
 
 /// A permission to send, for one customer and a time.

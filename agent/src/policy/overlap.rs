@@ -1,9 +1,9 @@
-//! Customers whose patterns can claim the same interface on the same host.
+//! Customers whose patterns can claim the same interface or cgroup on the same host.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::{Customer, Origin, Pattern, Selector, Workload};
+use super::{Customer, MAX_CGROUP_COMPONENT, Origin, Pattern, Selector, Workload};
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 
 /// Longest name of a network interface in bytes.
@@ -13,21 +13,27 @@ const MAX_INTERFACE: usize = 15;
 /// many to list.
 const MAX_REPORTED: usize = 8;
 
-/// Reports the patterns of different customers that can claim the same interface.
-///
+/// Reports the patterns of different customers that can claim the same interface, or exactly the
+/// same cgroup: of two that claim a cgroup and one below it, the deeper wins.
+pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
+    for kind in [Kind::Interface, Kind::Cgroup] {
+        let claims = customers
+            .iter()
+            .flat_map(|(id, customer)| {
+                customer
+                    .workloads
+                    .iter()
+                    .map(move |workload| (id, workload))
+            })
+            .map(|(id, workload)| claim(id, workload))
+            .filter(|claim| claim.kind == kind);
+        compare(claims.collect(), problems);
+    }
+}
+
 /// Two patterns can only meet where what one begins with begins what the other begins with, and
 /// likewise at their ends: only such pairs are compared.
-pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
-    let mut claims: Vec<Claim<'_>> = customers
-        .iter()
-        .flat_map(|(id, customer)| {
-            customer
-                .workloads
-                .iter()
-                .map(move |workload| (id, workload))
-        })
-        .map(|(id, workload)| claim(id, workload))
-        .collect();
+fn compare(mut claims: Vec<Claim<'_>>, problems: &mut Problems) {
     // Shorter beginnings come before those they begin.
     claims.sort_by_key(|claim| (claim.prefix, &claim.workload.origin));
 
@@ -61,7 +67,14 @@ pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Proble
 /// Claims that begin alike, by what they end with.
 type Group<'c> = BTreeMap<&'c [u8], Vec<&'c Claim<'c>>>;
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Interface,
+    Cgroup,
+}
+
 struct Claim<'p> {
+    kind: Kind,
     customer: &'p str,
     pattern: &'p Pattern,
     prefix: &'p str,
@@ -71,8 +84,12 @@ struct Claim<'p> {
 }
 
 fn claim<'p>(customer: &'p str, workload: &'p Workload) -> Claim<'p> {
-    let Selector::Interface(pattern) = &workload.selector;
+    let (kind, pattern) = match &workload.selector {
+        Selector::Interface(pattern) => (Kind::Interface, pattern),
+        Selector::Cgroup(pattern) => (Kind::Cgroup, pattern),
+    };
     Claim {
+        kind,
         customer,
         pattern,
         prefix: pattern.literal_prefix(),
@@ -97,10 +114,32 @@ fn candidates<'g, 'c>(
 }
 
 fn meets(a: &Claim<'_>, b: &Claim<'_>) -> bool {
-    a.pattern
-        .shortest_common(b.pattern)
-        .is_some_and(|shortest| shortest <= MAX_INTERFACE)
-        && hosts_meet(&a.workload.hosts, &b.workload.hosts)
+    names_meet(a, b) && hosts_meet(&a.workload.hosts, &b.workload.hosts)
+}
+
+fn names_meet(a: &Claim<'_>, b: &Claim<'_>) -> bool {
+    match a.kind {
+        Kind::Interface => a
+            .pattern
+            .shortest_common(b.pattern)
+            .is_some_and(|shortest| shortest <= MAX_INTERFACE),
+        Kind::Cgroup => {
+            a.pattern.components() == b.pattern.components()
+                && a.pattern
+                    .as_str()
+                    .split('/')
+                    .zip(b.pattern.as_str().split('/'))
+                    .all(|(a, b)| component_meets(a, b))
+        }
+    }
+}
+
+fn component_meets(a: &str, b: &str) -> bool {
+    // Most components are words, the same ones.
+    a == b
+        || Pattern::new(a)
+            .shortest_common(&Pattern::new(b))
+            .is_some_and(|shortest| shortest <= MAX_CGROUP_COMPONENT)
 }
 
 fn hosts_meet(a: &[Pattern], b: &[Pattern]) -> bool {
@@ -117,11 +156,15 @@ fn conflict(a: &Claim<'_>, b: &Claim<'_>) -> Diagnostic {
         (b, a)
     };
     let message = format!(
-        "{} of customer {} and {} of customer {} can match the same interface",
+        "{} of customer {} and {} of customer {} can match the same {}",
         quoted(second.pattern.as_str()),
         quoted(second.customer),
         quoted(first.pattern.as_str()),
         quoted(first.customer),
+        match a.kind {
+            Kind::Interface => "interface",
+            Kind::Cgroup => "cgroup",
+        },
     );
     Diagnostic::error("workload-conflict", location(second), message)
         .help("make the patterns or their `hosts` exclude each other")

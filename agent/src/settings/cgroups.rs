@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use schemars::{Schema, json_schema};
 
+use super::Cgroups;
 use super::language::Judge;
 use crate::diagnostic::{Diagnostic, Location, Position, quoted};
 use crate::policy::Pattern;
+use crate::policy::ownership::lineage;
 use crate::policy::scalar::cgroups::CgroupPattern;
 use crate::yaml::read::{At, Fault, Scalar};
 use crate::yaml::tree::Style;
@@ -51,6 +53,18 @@ fn protected(text: &str, why: &str) -> Fault {
     let message = format!("{} cannot be a root: {why}", quoted(text));
     Fault::new("protected-cgroup", message)
         .help("the host's own services are never judged: name the cgroups that hold the guests")
+}
+
+impl Cgroups {
+    /// The cgroup, this one or one above it, below which it is a workload, and the pattern that
+    /// says so; `None` where it is none.
+    #[must_use]
+    pub fn root_of<'n>(&self, path: &'n str) -> Option<(&'n str, &Pattern)> {
+        lineage(path).find_map(|ancestor| {
+            let root = self.roots.iter().find(|root| root.matches(ancestor))?;
+            Some((ancestor, root))
+        })
+    }
 }
 
 impl Judge<'_> {

@@ -13,7 +13,7 @@ use gate25::policy::loader::{Loader, Purpose};
 use gate25::settings::{self, Enforcement, Missing, Settings};
 use serde_json::Value;
 
-use super::{NOW, circumstances, customer_key, file};
+use super::{DEFAULT, NOW, circumstances, customer_key, file};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -98,7 +98,13 @@ fn schema_refuses_what_the_reader_refuses() {
         "{schema: 1, customers: [{id: a b}]}",
         "{schema: 1, customers: [{id: a, workloads: [{interface: tap10*}]}]}",
         "{schema: 1, customers: [{id: a, workloads: [{interface: tap/1}]}]}",
-        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{hosts: [x]}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x, interface: y}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: /x}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/../y}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: lxc/10*}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x10*}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/**}]}]}",
         "{schema: 1, allowlists: [{name: a}]}",
         "{schema: 1, allowlists: [{name: a, to: [mail.example.net]}]}",
         "{schema: 1, profiles: [{name: a, blocked: redirect}]}",
@@ -108,6 +114,29 @@ fn schema_refuses_what_the_reader_refuses() {
     for text in refused {
         let value: Value = serde_yaml::from_str(text).unwrap();
         assert!(!validator.is_valid(&value), "{text}");
+    }
+}
+
+#[test]
+fn schema_accepts_cgroups_that_the_reader_accepts() {
+    let validator = jsonschema::draft7::new(&language::json_schema()).unwrap();
+    let accepted = [
+        "machine.slice/libpod-*.scope",
+        "lxc/101",
+        "a/?1/*",
+        "libpod-0123456789ab*",
+        "'machine.slice/machine-qemu\\x2d1\\x2dweb*.scope'",
+        "'web\\x20*'",
+        "'a b/c d'",
+    ];
+    for pattern in accepted {
+        let text =
+            format!("{{schema: 1, customers: [{{id: a, workloads: [{{cgroup: {pattern}}}]}}]}}");
+        let value: Value = serde_yaml::from_str(&text).unwrap();
+        assert!(validator.is_valid(&value), "{text}");
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let loaded = Loader::default().load(&set, &circumstances(Purpose::Check));
+        assert!(loaded.is_ok(), "{pattern}: {loaded:?}");
     }
 }
 

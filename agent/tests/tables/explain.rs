@@ -28,6 +28,7 @@ fn relay_of_the_profile_allows() {
     let WorkloadState::Customer {
         customer,
         pattern,
+        claimed: None,
         place,
     } = &answer.workload.unwrap().state
     else {

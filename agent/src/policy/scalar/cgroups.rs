@@ -8,6 +8,9 @@ use crate::policy::{MAX_CGROUP_COMPONENT, MAX_CGROUP_COMPONENTS};
 use crate::yaml::read::{Fault, Scalar};
 use crate::yaml::tree::Style;
 
+/// Hexadecimal digits that name a container for certain: what `podman ps` and `docker ps` print.
+const SHORT_ID: usize = 12;
+
 /// A pattern for cgroups.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CgroupPattern(pub(crate) Pattern);
@@ -19,7 +22,7 @@ impl Scalar for CgroupPattern {
         if style == Style::Escaped {
             let message = format!("{} is what YAML makes of this", quoted(text));
             return Err(Fault::new("escaped-pattern", message).help(
-                "between double quotes, `\\x2d` is read as `-`: use single quotes, where a \
+                "between double quotes YAML reads escapes, `\\x2d` as `-`: use single quotes, where a \
                  backslash is one",
             ));
         }
@@ -69,4 +72,54 @@ fn judge_component(text: &str, component: &str) -> Result<(), Fault> {
             .help("`*` stays within one component; what matches takes all that lies below it"));
     }
     Ok(())
+}
+
+/// A pattern for the cgroups of one customer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OwnedCgroup(pub(crate) Pattern);
+
+impl Scalar for OwnedCgroup {
+    const EXPECTED: &'static str = CgroupPattern::EXPECTED;
+
+    fn parse(text: &str, style: Style) -> Result<Self, Fault> {
+        let CgroupPattern(pattern) = CgroupPattern::parse(text, style)?;
+        if text
+            .match_indices('*')
+            .any(|(at, _)| ends_in_a_number(text.get(..at).unwrap_or_default()))
+        {
+            let message = format!("in {} the `*` continues a number", quoted(text));
+            return Err(Fault::new("star-after-digit", message).help(format!(
+                "`lxc/10*` takes lxc/101 too: end the number first; an id of {SHORT_ID} \
+                 hexadecimal digits or more may be cut short"
+            )));
+        }
+        Ok(Self(pattern))
+    }
+
+    fn schema() -> Schema {
+        let mut schema = CgroupPattern::schema();
+        // The reader's rule but for numbers after an escape, which look like parts of it.
+        let pattern = "(^|/)[.]{1,2}(/|$)|[*][*]|\
+                       (^|[^0-9A-Fa-fx]|(^|[^\\\\])x)[0-9A-Fa-f]{0,10}[0-9][*]";
+        schema.insert("not".to_owned(), serde_json::json!({ "pattern": pattern }));
+        schema
+    }
+}
+
+/// Whether what stands before a `*` ends in a digit that neither belongs to one of systemd's
+/// escapes (`\x20`) nor to an id long enough to be told from any other.
+fn ends_in_a_number(text: &str) -> bool {
+    if !text.ends_with(|c: char| c.is_ascii_digit()) {
+        return false;
+    }
+    let escape = text
+        .len()
+        .checked_sub(4)
+        .and_then(|at| text.get(at..))
+        .and_then(|tail| tail.strip_prefix("\\x"));
+    if escape.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+        return false;
+    }
+    let digits = text.bytes().rev();
+    digits.take_while(u8::is_ascii_hexdigit).count() < SHORT_ID
 }
