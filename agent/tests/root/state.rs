@@ -117,8 +117,9 @@ impl Drop for Holder {
 
 /// Runs `test` with a new file system mounted on a directory of its own, where nobody else sees it.
 fn on_file_system(kind: &'static str, options: &'static str, test: fn(&Path)) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().to_owned();
     let thread = std::thread::spawn(move || {
-        let dir = TempDir::new().unwrap();
         let outside = here();
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         assert_ne!(
@@ -129,9 +130,8 @@ fn on_file_system(kind: &'static str, options: &'static str, test: fn(&Path)) {
         let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
         let none = MsFlags::empty();
-        mount(Some(kind), dir.path(), Some(kind), none, Some(options)).unwrap();
-        test(dir.path());
-        nix::mount::umount2(dir.path(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+        mount(Some(kind), &path, Some(kind), none, Some(options)).unwrap();
+        test(&path);
     });
     if let Err(panic) = thread.join() {
         std::panic::resume_unwind(panic);
@@ -179,11 +179,9 @@ fn set(hash: u8, length: usize) -> StoredSet {
 
 #[track_caller]
 fn kind(error: &StateError) -> io::ErrorKind {
-    match error {
-        StateError::Write { path, source } => {
-            assert!(path.ends_with("last-known-good.json"));
-            source.kind()
-        }
-        other => panic!("{other:?}"),
-    }
+    let StateError::Write { path, source } = error else {
+        panic!("{error:?}")
+    };
+    assert!(path.ends_with("last-known-good.json"));
+    source.kind()
 }

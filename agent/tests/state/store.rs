@@ -352,13 +352,12 @@ fn sealed(set: &str) -> String {
 
 #[track_caller]
 fn damage(store: &LastKnownGood) -> String {
-    match store.load().unwrap_err() {
-        StateError::Unusable { path, source } => {
-            assert_eq!(path, store.path());
-            source.to_string()
-        }
-        other => panic!("{other:?}"),
-    }
+    let error = store.load().unwrap_err();
+    let StateError::Unusable { path, source } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(path, store.path());
+    source.to_string()
 }
 
 fn names(dir: &Path) -> Vec<String> {
