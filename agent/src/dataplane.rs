@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
@@ -77,6 +78,21 @@ impl MapImage {
             interfaces,
             cgroups,
         })
+    }
+}
+
+impl MapImage {
+    /// Leaves customers as they are in `installed` where only times differ, and by no more than
+    /// `tolerance`: two samples of the clocks' distance are never the same.
+    pub fn keep_times(&mut self, installed: &Self, tolerance: Duration) {
+        let tolerance = u64::try_from(tolerance.as_nanos()).unwrap_or(u64::MAX);
+        for (id, policy) in &mut self.customers {
+            if let Some(known) = installed.customers.get(id)
+                && policy.agrees(known, tolerance)
+            {
+                *policy = *known;
+            }
+        }
     }
 }
 

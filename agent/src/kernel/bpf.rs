@@ -472,7 +472,7 @@ impl Bpf {
 
     fn run(&mut self, steps: &[Step]) -> Result<(), BpfError> {
         for step in steps {
-            if let Some(customer) = step.new_owner() {
+            if let Some(customer) = step.owner() {
                 self.counters.tables().track(customer)?;
             }
             self.tables.write(step)?;

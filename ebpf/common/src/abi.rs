@@ -437,6 +437,22 @@ impl CustomerPolicy {
         self.exemption_count > 0
     }
 
+    /// Whether `self` differs from `other` by nothing but times, none by more than `tolerance`
+    /// nanoseconds.
+    pub fn agrees(&self, other: &Self, tolerance: u64) -> bool {
+        let near = |one: u64, other: u64| one.abs_diff(other) <= tolerance;
+        let pairs = || self.exemptions.iter().zip(&other.exemptions);
+        let timeless = |mut policy: Self| {
+            for exemption in &mut policy.exemptions {
+                (exemption.starts, exemption.expires) = (0, 0);
+            }
+            policy
+        };
+        pairs().all(|(one, other)| {
+            near(one.starts, other.starts) && near(one.expires, other.expires)
+        }) && timeless(*self) == timeless(*other)
+    }
+
     /// Every set that the policy refers to, reserved ones included.
     pub fn sets(&self) -> impl Iterator<Item = SetId> {
         [self.profile_set, self.customer_set].into_iter().chain(
