@@ -1,6 +1,5 @@
 //! Who owns an interface or a cgroup on a host.
 
-use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::iter::successors;
 use std::ops::Bound;
@@ -27,17 +26,16 @@ pub struct Ownership<'p> {
     cgroup_depth: usize,
 }
 
-/// Patterns by what a matching name starts with and by what it ends with, backwards, so that few
-/// of them are tried on each name.
+/// Patterns component by component: the node that a path leads to holds those that match it.
 #[derive(Debug, Default)]
-struct Claims<'p>(BTreeMap<&'p [u8], BTreeMap<Vec<u8>, Vec<Claim<'p>>>>);
-
-#[derive(Debug)]
-struct Claim<'p> {
-    customer: &'p str,
-    pattern: &'p Pattern,
-    workload: &'p Workload,
+struct Claims<'p> {
+    here: Vec<(&'p str, &'p Workload)>,
+    below: Components<'p>,
 }
+
+/// What follows a node: patterns of one component by what a matching name starts with and by what
+/// it ends with, backwards, so that few of them are tried on each name.
+type Components<'p> = BTreeMap<Vec<u8>, BTreeMap<Vec<u8>, Vec<(Pattern, Claims<'p>)>>>;
 
 impl<'p> Ownership<'p> {
     /// Prepares the patterns whose `hosts` match this host.
@@ -63,11 +61,7 @@ impl<'p> Ownership<'p> {
                         (&mut cgroups, pattern)
                     }
                 };
-                claims.add(Claim {
-                    customer,
-                    pattern,
-                    workload,
-                });
+                claims.add(pattern, customer, workload);
             }
         }
         Self {
@@ -94,7 +88,6 @@ impl<'p> Ownership<'p> {
     /// Who claims exactly the cgroup of this path, whatever is claimed above it.
     #[must_use]
     pub fn claim_of_cgroup(&self, path: &str) -> Option<Owner<'p>> {
-        // `*` would match the mount itself.
         if path.is_empty() {
             return None;
         }
@@ -104,9 +97,15 @@ impl<'p> Ownership<'p> {
     /// The deepest of a cgroup and its ancestors that anybody claims, and who does.
     #[must_use]
     pub fn nearest_claim<'n>(&self, path: &'n str) -> Option<(&'n str, Owner<'p>)> {
-        lineage(path)
-            .skip(components(path).saturating_sub(self.cgroup_depth))
-            .find_map(|ancestor| Some((ancestor, self.claim_of_cgroup(ancestor)?)))
+        // `*` would match the mount itself.
+        if path.is_empty() {
+            return None;
+        }
+        let depth = components(path);
+        let nodes = self.cgroups.along(path).collect::<Vec<_>>();
+        let nearest = nodes.iter().rposition(|nodes| is_claimed(nodes))?;
+        let ancestor = lineage(path).nth(depth.checked_sub(nearest + 1)?)?;
+        Some((ancestor, owner(nodes.get(nearest)?)?))
     }
 
     /// Components of the longest cgroup pattern: nothing is claimed exactly below this depth. 0
@@ -135,44 +134,77 @@ fn components(path: &str) -> usize {
 }
 
 impl<'p> Claims<'p> {
-    fn add(&mut self, claim: Claim<'p>) {
-        let ends = self.0.entry(claim.pattern.literal_prefix().as_bytes());
-        let end = claim.pattern.literal_suffix().bytes().rev().collect();
-        ends.or_default().entry(end).or_default().push(claim);
+    fn add(&mut self, pattern: &Pattern, customer: &'p str, workload: &'p Workload) {
+        let mut node = self;
+        for component in pattern.as_str().split('/').map(Pattern::new) {
+            let start = component.literal_prefix().as_bytes().to_vec();
+            let end = component.literal_suffix().bytes().rev().collect();
+            let alike = node.below.entry(start).or_default().entry(end).or_default();
+            let at = match alike.iter().position(|(known, _)| *known == component) {
+                Some(at) => at,
+                None => {
+                    alike.push((component, Claims::default()));
+                    alike.len() - 1
+                }
+            };
+            let Some((_, next)) = alike.get_mut(at) else {
+                return;
+            };
+            node = next;
+        }
+        node.here.push((customer, workload));
     }
 
-    /// Who claims the name; `None` where nobody does.
-    fn of(&self, name: &str) -> Option<Owner<'p>> {
-        let backwards: Vec<u8> = name.bytes().rev().collect();
-        let mut owners: BTreeMap<&'p str, &'p Workload> = BTreeMap::new();
-        let candidates = beginnings(&self.0, name.as_bytes())
-            .flat_map(|ends| beginnings(ends, &backwards))
-            .flatten();
-        for claim in candidates.filter(|claim| claim.pattern.matches(name)) {
-            let first = owners.entry(claim.customer).or_insert(claim.workload);
-            if claim.workload.origin < first.origin {
-                *first = claim.workload;
-            }
+    /// The nodes that each component of the path leads to, for as long as there are any.
+    fn along<'a>(&'a self, path: &'a str) -> impl Iterator<Item = Vec<&'a Self>> {
+        path.split('/').scan(vec![self], |nodes, name| {
+            let backwards: Vec<u8> = name.bytes().rev().collect();
+            *nodes = nodes
+                .iter()
+                .flat_map(|node| beginnings(&node.below, name.as_bytes()))
+                .flat_map(|ends| beginnings(ends, &backwards))
+                .flatten()
+                .filter(|(component, _)| component.matches(name))
+                .map(|(_, next)| next)
+                .collect();
+            (!nodes.is_empty()).then(|| nodes.clone())
+        })
+    }
+
+    /// Who claims exactly this path; `None` where nobody does.
+    fn of(&self, path: &str) -> Option<Owner<'p>> {
+        owner(&self.along(path).nth(components(path).checked_sub(1)?)?)
+    }
+}
+
+fn is_claimed(nodes: &[&Claims<'_>]) -> bool {
+    nodes.iter().any(|node| !node.here.is_empty())
+}
+
+/// Whose the patterns at these nodes are; `None` where there is none.
+fn owner<'p>(nodes: &[&Claims<'p>]) -> Option<Owner<'p>> {
+    let mut owners: BTreeMap<&'p str, &'p Workload> = BTreeMap::new();
+    for (customer, workload) in nodes.iter().flat_map(|node| &node.here) {
+        let first = owners.entry(customer).or_insert(workload);
+        if workload.origin < first.origin {
+            *first = workload;
         }
-        let mut all = owners.iter();
-        match (all.next(), all.next()) {
-            (None, _) => None,
-            (Some((customer, workload)), None) => Some(Owner::Customer(customer, workload)),
-            (Some(_), Some(_)) => Some(Owner::Conflict(
-                owners
-                    .into_iter()
-                    .map(|(customer, workload)| (customer, &workload.origin))
-                    .collect(),
-            )),
-        }
+    }
+    let mut all = owners.iter();
+    match (all.next(), all.next()) {
+        (None, _) => None,
+        (Some((customer, workload)), None) => Some(Owner::Customer(customer, workload)),
+        (Some(_), Some(_)) => Some(Owner::Conflict(
+            owners
+                .into_iter()
+                .map(|(customer, workload)| (customer, &workload.origin))
+                .collect(),
+        )),
     }
 }
 
 /// The values of the keys that `name` begins with.
-fn beginnings<'m, K: Borrow<[u8]> + Ord, V>(
-    map: &'m BTreeMap<K, V>,
-    name: &'m [u8],
-) -> impl Iterator<Item = &'m V> {
+fn beginnings<'m, V>(map: &'m BTreeMap<Vec<u8>, V>, name: &[u8]) -> impl Iterator<Item = &'m V> {
     let mut rest = Some(name);
     std::iter::from_fn(move || {
         loop {
@@ -180,7 +212,6 @@ fn beginnings<'m, K: Borrow<[u8]> + Ord, V>(
             let (key, value) = map
                 .range::<[u8], _>((Bound::Unbounded, Bound::Included(bound)))
                 .next_back()?;
-            let key: &[u8] = key.borrow();
             let common = key.iter().zip(bound).take_while(|(a, b)| a == b).count();
             if common < key.len() {
                 // Whatever `name` begins with and is longer would lie between the two.
