@@ -4,4 +4,5 @@ pub mod bpf;
 pub mod filter;
 pub mod links;
 mod netlink;
+pub(crate) mod peer;
 pub(crate) mod readiness;
