@@ -11,6 +11,7 @@ mod overlap;
 pub mod ownership;
 mod pattern;
 pub(crate) mod scalar;
+pub mod shrink;
 
 use std::collections::BTreeMap;
 use std::path::Path;

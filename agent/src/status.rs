@@ -14,6 +14,8 @@ use crate::workloads::Claim;
 pub enum Source {
     /// The files of the policy directory.
     Files,
+    /// The last files that were accepted, kept for when those in the directory are not.
+    LastKnownGood,
     /// What an earlier agent left in the kernel's tables.
     Kernel,
     /// Nothing: everything guarded is refused.
@@ -22,12 +24,18 @@ pub enum Source {
 
 impl Source {
     /// Every source.
-    pub const ALL: [Self; 3] = [Self::Files, Self::Kernel, Self::Builtin];
+    pub const ALL: [Self; 4] = [
+        Self::Files,
+        Self::LastKnownGood,
+        Self::Kernel,
+        Self::Builtin,
+    ];
 
     /// The word for it in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Files => "files",
+            Self::LastKnownGood => "last_known_good",
             Self::Kernel => "kernel",
             Self::Builtin => "builtin",
         }

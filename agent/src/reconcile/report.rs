@@ -19,6 +19,8 @@ impl<D: Dataplane> Reconciler<D> {
             policy,
             image,
             hash,
+            files: _,
+            source,
         }) = &self.policy
         else {
             return;
@@ -44,7 +46,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.status.update(|status| {
             status.generation += 1;
             status.hash = Some(*hash);
-            status.source = Source::Files;
+            status.source = *source;
             status.policy = Arc::new(report);
             generation = status.generation;
         });
@@ -96,7 +98,7 @@ impl<D: Dataplane> Reconciler<D> {
             ),
         ]);
         let source = match &self.policy {
-            Some(_) => Source::Files,
+            Some(accepted) => accepted.source,
             None if installed.customers.len() > 1 => Source::Kernel,
             None => Source::Builtin,
         };
@@ -136,6 +138,8 @@ impl<D: Dataplane> Reconciler<D> {
         }
         match source {
             Source::Files => {}
+            Source::LastKnownGood => problems
+                .push("no valid policy files: the last set that was accepted goes on".to_owned()),
             Source::Kernel => problems
                 .push("no valid policy files: the policy of an earlier start goes on".to_owned()),
             Source::Builtin => {
