@@ -227,5 +227,5 @@ pub struct RunningPolicy {
     /// Identifies the files; `None` where no files run.
     pub hash: Option<SetHash>,
     /// The files, verbatim; empty where no files run.
-    pub files: Vec<SourceFile>,
+    pub files: Arc<[SourceFile]>,
 }

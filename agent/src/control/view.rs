@@ -223,7 +223,7 @@ pub(super) fn policy(policy: super::RunningPolicy) -> Policy {
         generation,
         hash: hash.map(|hash| hash.to_string()),
         files: files
-            .into_iter()
+            .iter()
             .map(|file| File {
                 path: file.path.to_string_lossy().into_owned(),
                 // A set that runs is UTF-8.

@@ -22,6 +22,7 @@ use crate::kernel::filter::FilterError;
 mod debug_lines;
 pub mod events;
 mod hook;
+pub mod leftover;
 mod link;
 pub mod pins;
 pub mod skb;

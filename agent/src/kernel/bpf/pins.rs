@@ -11,7 +11,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 /// Where the BPF filesystem is expected.
 pub const DEFAULT_FILESYSTEM: &str = "/sys/fs/bpf";
-const OWN_FOLDER: &str = "gate25";
+pub(super) const OWN_FOLDER: &str = "gate25";
 const LINKS: &str = "links";
 
 /// Why the folder could not be made.
