@@ -6,5 +6,6 @@ pub mod filter;
 pub mod links;
 pub mod namespaces;
 mod netlink;
+pub(crate) mod peer;
 pub(crate) mod readiness;
 pub mod sockets;

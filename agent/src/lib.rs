@@ -3,6 +3,7 @@
 pub mod cli;
 pub mod clock;
 pub mod compile;
+pub mod control;
 pub mod dataplane;
 pub mod diagnostic;
 pub mod explain;

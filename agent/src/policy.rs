@@ -3,6 +3,7 @@
 //! Everything here but `directory` is pure: no files, no clocks. `loader` reads text into this type
 //! and reports what is wrong with it; `compile` turns it into the kernel's tables.
 
+pub mod changes;
 pub mod directory;
 mod join;
 pub mod language;

@@ -28,6 +28,7 @@ use crate::kernel::filter::FilterError;
 mod attachments;
 pub mod debug_lines;
 pub mod events;
+pub mod leftover;
 mod link;
 pub mod pins;
 mod place;

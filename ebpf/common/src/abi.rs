@@ -297,6 +297,16 @@ impl Exemption {
         self.set
     }
 
+    /// First moment at which it holds.
+    pub const fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// First moment at which it holds no longer.
+    pub const fn expires(&self) -> u64 {
+        self.expires
+    }
+
     /// Whether it holds at `now`.
     #[inline(always)]
     pub const fn active(&self, now: u64) -> bool {

@@ -235,7 +235,7 @@ struct PathAttr {
     flags: u32,
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 
@@ -246,7 +246,8 @@ fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+/// A bpf(2) call with as much of `union bpf_attr` as it needs.
+pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live `repr(C)` prefix of `union bpf_attr` of the length given, and what
     // it points to lives as long as the caller's borrow.
     match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {

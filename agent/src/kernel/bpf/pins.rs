@@ -14,7 +14,7 @@ use super::place::Place;
 
 /// Where the BPF filesystem is expected.
 pub const DEFAULT_FILESYSTEM: &str = "/sys/fs/bpf";
-const OWN_FOLDER: &str = "gate25";
+pub(super) const OWN_FOLDER: &str = "gate25";
 const LINKS: &str = "links";
 const PROGRAMS: &str = "programs";
 
