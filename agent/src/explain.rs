@@ -4,7 +4,7 @@
 //! around it is description and decides nothing.
 
 pub mod report;
-mod tables;
+pub(crate) mod tables;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};

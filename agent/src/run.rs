@@ -4,6 +4,7 @@ mod containers;
 mod mounts;
 mod serve;
 mod sockets;
+mod store;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,11 +28,11 @@ use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::containers::Containers;
 use crate::run::mounts::Mounts;
-use crate::run::serve::{Agent, Files};
+use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
+use crate::run::store::Store;
 use crate::settings::{Enforcement, LogLevel, Settings};
 use crate::source::PolicyFiles;
-use crate::state::LastKnownGood;
 use crate::state::lock::ExclusiveLock;
 use crate::status::Shared;
 use crate::watch::PolicyWatch;
@@ -96,7 +97,7 @@ pub async fn run(
         hook,
     };
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
-    let containers = Containers::open(&settings.cgroups.roots);
+    let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
@@ -117,14 +118,17 @@ pub async fn run(
             settings.reload.rescan,
         )?,
         clock: ClockWatch::new()?,
-        mounts: Mounts::watch(bpf_filesystem, lock)?,
+        mounts: Mounts::watch(pins.own_folder(), lock)?,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
-        store: settings.state_dir.clone(),
+        policy_dir: settings.policy_dir.clone(),
+        store: Store::open(settings.state_dir.clone()),
         containers,
         requests,
+        reloads: Reloads::default(),
         notifier,
-        waiting: Vec::new(),
+        announced: false,
+        status: status.clone(),
         reconciler: {
             // Filters leave no pins: they are found by looking.
             let interfaces = Links::open(subscription(hook))?.snapshot().await?;
@@ -132,7 +136,6 @@ pub async fn run(
             Reconciler::new(bpf, circumstances, Offset::sample()?)?
         },
         dirty: true,
-        again: None,
     };
     let windows = tokio::spawn(sketch_windows(status, counters));
     let ended = shutdown
@@ -142,7 +145,7 @@ pub async fn run(
         })
         .await;
     agent.stopping();
-    for task in [Some(windows), debug_lines, Some(tokio::spawn(async {}))].into_iter().flatten() {
+    for task in [Some(windows), debug_lines].into_iter().flatten() {
         task.abort();
     }
     events.abort();

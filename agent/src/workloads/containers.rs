@@ -105,8 +105,17 @@ fn group<'p>(
 ) -> Group<'p> {
     let name = cgroup.path.to_str();
     // A name that is not text matches no pattern.
-    let owner = ownership.zip(name).and_then(|(it, name)| it.claim_of_cgroup(name));
-    let own = owner.map(|owner: Owner<'p>| claimants(owner));
+    let own = ownership
+        .zip(name)
+        .and_then(|(ownership, name)| match cgroup.role {
+            // What is above a root has no entry of its own: the root stands in for it.
+            Role::Root => match ownership.of_cgroup(name) {
+                Owner::Unassigned => None,
+                owner @ (Owner::Customer(..) | Owner::Conflict(_)) => Some(owner),
+            },
+            Role::Below => ownership.claim_of_cgroup(name),
+        })
+        .map(claimants);
     let inherited = parent.as_ref().and_then(|parent| parent.claimants.clone());
     let root = parent.as_ref().map_or(cgroup.id, |parent| parent.root);
     if let Some(parent) = parent {
