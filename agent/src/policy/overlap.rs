@@ -1,6 +1,6 @@
 //! Customers whose patterns can claim the same interface or cgroup on the same host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 use super::{Customer, MAX_CGROUP_COMPONENT, Origin, Pattern, Selector, Workload};
@@ -16,24 +16,39 @@ const MAX_REPORTED: usize = 8;
 /// Reports the patterns of different customers that can claim the same interface, or exactly the
 /// same cgroup: of two that claim a cgroup and one below it, the deeper wins.
 pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
-    for kind in [Kind::Interface, Kind::Cgroup] {
-        let claims = customers
-            .iter()
-            .flat_map(|(id, customer)| {
-                customer
-                    .workloads
-                    .iter()
-                    .map(move |workload| (id, workload))
-            })
-            .map(|(id, workload)| claim(id, workload))
-            .filter(|claim| claim.kind == kind);
-        compare(claims.collect(), problems);
+    let mut alike: BTreeMap<(Kind, usize), Vec<Claim<'_>>> = BTreeMap::new();
+    for (id, customer) in customers {
+        for workload in &customer.workloads {
+            let claim = claim(id, workload);
+            let depth = claim.pattern.components();
+            alike.entry((claim.kind, depth)).or_default().push(claim);
+        }
+    }
+    for ((_, depth), claims) in alike {
+        compare(claims, depth, problems);
     }
 }
 
-/// Two patterns can only meet where what one begins with begins what the other begins with, and
-/// likewise at their ends: only such pairs are compared.
-fn compare(mut claims: Vec<Claim<'_>>, problems: &mut Problems) {
+/// Compares patterns of one kind and number of components.
+///
+/// Two patterns can only meet where what one's component begins with begins what the other's begins
+/// with, and likewise at their ends: only such pairs are compared, by the component that tells most
+/// of them apart.
+fn compare(mut claims: Vec<Claim<'_>>, depth: usize, problems: &mut Problems) {
+    let distinct = |at: usize| {
+        let components = claims
+            .iter()
+            .map(|claim| ends(component(claim.pattern, at)));
+        components.collect::<BTreeSet<_>>().len()
+    };
+    let telling = (0..depth)
+        .max_by_key(|at| distinct(*at))
+        .unwrap_or_default();
+    for claim in &mut claims {
+        let (prefix, suffix) = ends(component(claim.pattern, telling));
+        claim.prefix = prefix;
+        claim.suffix = suffix.bytes().rev().collect();
+    }
     // Shorter beginnings come before those they begin.
     claims.sort_by_key(|claim| (claim.prefix, &claim.workload.origin));
 
@@ -67,7 +82,7 @@ fn compare(mut claims: Vec<Claim<'_>>, problems: &mut Problems) {
 /// Claims that begin alike, by what they end with.
 type Group<'c> = BTreeMap<&'c [u8], Vec<&'c Claim<'c>>>;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Interface,
     Cgroup,
@@ -77,8 +92,9 @@ struct Claim<'p> {
     kind: Kind,
     customer: &'p str,
     pattern: &'p Pattern,
+    /// What every matching name's telling component starts with.
     prefix: &'p str,
-    /// What every matching name ends with, backwards.
+    /// What it ends with, backwards.
     suffix: Vec<u8>,
     workload: &'p Workload,
 }
@@ -92,10 +108,21 @@ fn claim<'p>(customer: &'p str, workload: &'p Workload) -> Claim<'p> {
         kind,
         customer,
         pattern,
-        prefix: pattern.literal_prefix(),
-        suffix: pattern.literal_suffix().bytes().rev().collect(),
+        prefix: "",
+        suffix: Vec::new(),
         workload,
     }
+}
+
+fn component(pattern: &Pattern, at: usize) -> &str {
+    pattern.as_str().split('/').nth(at).unwrap_or_default()
+}
+
+/// What every name that the component matches starts and ends with.
+fn ends(component: &str) -> (&str, &str) {
+    let start = component.split(['*', '?']).next().unwrap_or_default();
+    let end = component.rsplit(['*', '?']).next().unwrap_or_default();
+    (start, end)
 }
 
 /// The claims of a group whose end is an end of this one's, or the other way round.

@@ -87,6 +87,23 @@ fn pattern_of_the_design_matches_its_guests_only() {
     assert!(!pattern.matches("xtap101i0"));
 }
 
+#[test]
+fn ten_thousand_patterns_are_compared_quickly() {
+    for shape in ["lxc/N", "lxc/N-*", "*/N", "lxc/*-N", "lxc/*/N/?", "*/N-*/*"] {
+        let mut text = "schema: 1\ncustomers:\n".to_owned();
+        for number in 0..10_000 {
+            let glob = shape.replace('N', &format!("c{number:05}x"));
+            text += &format!("  - {{id: c{number}, workloads: [{{cgroup: \"{glob}\"}}]}}\n");
+        }
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let begin = std::time::Instant::now();
+        let loaded = Loader::default().load(&set, &circumstances(Purpose::Check));
+        let elapsed = begin.elapsed();
+        assert!(loaded.is_ok(), "{shape}");
+        assert!(elapsed.as_secs() < 10, "{shape}: {elapsed:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
