@@ -29,6 +29,7 @@ use crate::status::{Shared, Source};
 
 pub use server::serve;
 pub use socket::{Socket, SocketError};
+pub(crate) use view::{customer_connections, host_connections, number_of};
 
 /// Where the socket is and who may use it.
 #[derive(Debug, Clone)]

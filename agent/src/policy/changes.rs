@@ -216,6 +216,7 @@ fn workload(workload: &Workload) -> String {
     } = workload;
     let selector = match selector {
         Selector::Interface(pattern) => format!("interface {pattern}"),
+        Selector::Cgroup(pattern) => format!("cgroup {pattern}"),
     };
     if hosts.is_empty() {
         return selector;

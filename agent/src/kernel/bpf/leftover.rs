@@ -19,6 +19,7 @@ use gate25_common::names;
 use super::BpfError;
 use super::pins::OWN_FOLDER;
 use super::tables::CounterTables;
+use crate::clock::ClockError;
 use crate::kernel::filter::{Filter, FilterError, Filters, Removed};
 use crate::kernel::links::{self, Interface, LinkError};
 pub use folder::{Point, Survey, Version};
@@ -53,6 +54,9 @@ pub enum LeftoverError {
     /// The interfaces could not be listed.
     #[error(transparent)]
     Links(#[from] LinkError),
+    /// The clocks could not be read.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
 }
 
 /// Everything that is pinned under one BPF filesystem.
@@ -151,6 +155,14 @@ impl Leftover {
             cgroups: self.owners("CGROUPS", u64::from_ne_bytes)?,
             customers: map.iter().collect::<Result<_, _>>().map_err(failed)?,
         }))
+    }
+
+    /// Where pinned links attach programs.
+    ///
+    /// # Errors
+    /// [`LeftoverError::Io`].
+    pub fn links(&self) -> Result<Vec<Point>, LeftoverError> {
+        folder::links(&self.folder)
     }
 
     /// Totals of the host.

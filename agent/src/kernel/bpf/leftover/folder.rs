@@ -89,12 +89,7 @@ pub(super) fn survey(folder: &Path) -> Result<Survey, LeftoverError> {
         };
         match own {
             Own::Link(point) => {
-                let place = objects::place(&path).map_err(failed("look at link", &path))?;
-                let attached = match (&point, place) {
-                    (Point::Interface(named), Place::Interface(found)) => *named == found,
-                    (Point::Cgroup(named, _), Place::Cgroup(found)) => *named == found,
-                    (Point::Interface(_) | Point::Cgroup(..), _) => false,
-                };
+                let attached = is_attached(&point, &path)?;
                 version.links.push((point, attached));
             }
             Own::Program(name) => version.programs.push(name),
@@ -105,6 +100,28 @@ pub(super) fn survey(folder: &Path) -> Result<Survey, LeftoverError> {
         }
     }
     Ok(survey)
+}
+
+/// Where the links in the folder attach programs.
+pub(super) fn links(folder: &Path) -> Result<Vec<Point>, LeftoverError> {
+    let mut points = Vec::new();
+    for (_, path, own) in find(folder)?.files {
+        match own {
+            Own::Link(point) if is_attached(&point, &path)? => points.push(point),
+            Own::Link(_) | Own::Program(_) | Own::Table(_) => {}
+        }
+    }
+    Ok(points)
+}
+
+/// Whether the link attaches its program where its name says.
+fn is_attached(point: &Point, path: &Path) -> Result<bool, LeftoverError> {
+    let place = objects::place(path).map_err(failed("look at link", path))?;
+    Ok(match (point, place) {
+        (Point::Interface(named), Place::Interface(found)) => *named == found,
+        (Point::Cgroup(named, _), Place::Cgroup(found)) => *named == found,
+        (Point::Interface(_) | Point::Cgroup(..), _) => false,
+    })
 }
 
 /// Removes what is gate25's in the folder, and the folder if nothing else is in it.
