@@ -1,7 +1,7 @@
 //! Keeps the kernel as the policy wants it: level-triggered, from whatever it finds.
 
 mod attachments;
-mod files;
+pub mod files;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
 use gate25_common::abi::SkbLayout;
 use gate25_common::decide::HostMode;
 use jiff::Timestamp;
@@ -121,7 +120,6 @@ pub async fn run(
         mounts: Mounts::watch(pins.own_folder(), lock)?,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
-        policy_dir: settings.policy_dir.clone(),
         store: Store::open(settings.state_dir.clone()),
         containers,
         requests,

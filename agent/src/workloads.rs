@@ -22,6 +22,16 @@ pub enum WorkloadId {
     Cgroup(u64),
 }
 
+impl WorkloadId {
+    /// The word for its kind in metrics.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Interface(_) => "interface",
+            Self::Cgroup(_) => "cgroup",
+        }
+    }
+}
+
 /// What there is on the host.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
@@ -210,6 +220,11 @@ pub fn standing<'s>(interfaces: &'s Interfaces, name: &str) -> Standing<'s> {
         (Some(_), Some(pattern)) => Standing::Ignored(pattern),
         (Some(pattern), None) => Standing::Workload(pattern),
     }
+}
+
+/// Whose a workload is that `owner` owns.
+pub fn claim_of(owner: Owner<'_>) -> Claim {
+    claimants(owner).into()
 }
 
 fn claimants(owner: Owner<'_>) -> Claimants<'_> {

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{
+    CgroupSkb, CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier,
+};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
@@ -220,15 +222,36 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         }
     }
     let mut ebpf = loader.load(object(*debug_lines)).map_err(load_error)?;
-    let program = program(&mut ebpf)?;
-    program.load().map_err(program_error)?;
-    let info = program.info().map_err(program_error)?;
-    tracing::debug!(
-        id = info.id(),
-        verified_instructions = info.verified_instruction_count(),
-        "program accepted by the verifier"
-    );
+    for name in names::PROGRAMS {
+        let missing = BpfError::Missing {
+            kind: "program",
+            name,
+        };
+        let program = ebpf.program_mut(name).ok_or(missing)?;
+        let failed = |error| program_error(name, error);
+        load_program(program).map_err(failed)?;
+        let info = program.info().map_err(failed)?;
+        tracing::debug!(
+            name,
+            id = info.id(),
+            verified_instructions = info.verified_instruction_count(),
+            "program accepted by the verifier"
+        );
+    }
     Ok(ebpf)
+}
+
+fn load_program(program: &mut Program) -> Result<(), ProgramError> {
+    if let Ok(program) = <&mut SchedClassifier>::try_from(&mut *program) {
+        return program.load();
+    }
+    if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
+        return program.load();
+    }
+    if let Ok(program) = <&mut CgroupSockAddr>::try_from(&mut *program) {
+        return program.load();
+    }
+    <&mut CgroupSock>::try_from(program)?.load()
 }
 
 fn object(debug_lines: DebugLines) -> &'static [u8] {
@@ -285,15 +308,6 @@ fn load_error(error: EbpfError) -> BpfError {
         source = inner.source();
     }
     BpfError::Load(Box::new(error))
-}
-
-fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, BpfError> {
-    let missing = BpfError::Missing {
-        kind: "program",
-        name: names::PROGRAM_TC_INGRESS,
-    };
-    let program = ebpf.program_mut(names::PROGRAM_TC_INGRESS).ok_or(missing)?;
-    program.try_into().map_err(program_error)
 }
 
 /// The counters, for whoever reports them while the backend works.

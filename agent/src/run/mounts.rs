@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::kernel::readiness::urgent;
 use crate::state::lock::ExclusiveLock;
 
 /// Raises `POLLPRI` whenever a mount of this namespace changes (proc(5)).
@@ -27,8 +28,7 @@ impl Mounts {
         let table = File::open(MOUNTS).context("open the table of mounts")?;
         let locked = identity(&folder)?;
         Ok(Self {
-            table: AsyncFd::with_interest(table, Interest::PRIORITY | Interest::READABLE)
-                .context("watch the table of mounts")?,
+            table: urgent(table).context("watch the table of mounts")?,
             folder,
             locked,
             lock,

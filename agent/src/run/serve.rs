@@ -1,6 +1,5 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -14,10 +13,11 @@ use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
 use crate::notify::Notifier;
-use crate::reconcile::{Noted, Occasion, RETRY, Reconciler};
+use crate::reconcile::files::Occasion;
+use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::containers::{Containers, Happened};
 use crate::run::mounts::Mounts;
-use crate::run::sockets::Sweeper;
+use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::status::{Shared, Source};
@@ -129,10 +129,10 @@ impl Agent {
                     self.mounts.lock_again()?;
                 }
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
-                swept = self.sweeper.done() => {
-                    self.reconciler.complain("sockets", swept);
-                }
-                () = self.sweeper.due() => self.sweep(),
+                next = self.sweeper.next() => match next {
+                    Next::Due => self.sweep(),
+                    Next::Done(complaint) => self.reconciler.complain("sockets", complaint),
+                },
                 _ = retry.tick(), if self.reconciler.has_failed() => {
                     self.reconciler.retry(Instant::now());
                     self.dirty = true;

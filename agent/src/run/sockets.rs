@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use gate25_common::abi::CustomerId;
 use gate25_common::decide::{HostMode, Route, Subject, Verdict, decide};
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use super::serve::until;
@@ -33,6 +33,14 @@ pub(super) struct Sweeper {
     /// When the next exemption ends.
     expiry: Option<Instant>,
     task: Option<JoinHandle<Result<usize, SweepError>>>,
+}
+
+/// What the loop should do.
+pub(super) enum Next {
+    /// Connections should be looked for.
+    Due,
+    /// A look is over: this is wrong.
+    Done(Option<String>),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,14 +79,19 @@ impl Sweeper {
         });
     }
 
-    /// Returns when connections should be looked for. Dropping the future loses nothing.
-    pub(super) async fn due(&self) {
-        let moments = [self.now, self.expiry].into_iter().flatten();
-        let next = match self.task {
-            Some(_) => None,
-            None => moments.min(),
-        };
-        until(next).await;
+    /// What is next. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Next {
+        match &mut self.task {
+            None => {
+                until([self.now, self.expiry].into_iter().flatten().min()).await;
+                Next::Due
+            }
+            Some(task) => {
+                let result = task.await;
+                self.task = None;
+                Next::Done(complaint(result))
+            }
+        }
     }
 
     /// Begins to look for connections that the tables do not allow.
@@ -106,23 +119,18 @@ impl Sweeper {
         };
         self.task = Some(tokio::task::spawn_blocking(move || sweep.run()));
     }
+}
 
-    /// What is wrong after a look; never, while there is none. Dropping the future loses nothing.
-    pub(super) async fn done(&mut self) -> Option<String> {
-        let Some(task) = &mut self.task else {
-            return std::future::pending().await;
-        };
-        let result = task.await;
-        self.task = None;
-        match result {
-            Ok(Ok(0)) => None,
-            Ok(Ok(destroyed)) => {
-                info!(destroyed, "connections ended that are no longer allowed");
-                None
-            }
-            Ok(Err(error)) => Some(complain(&error)),
-            Err(error) => Some(complain(&error)),
+/// What is wrong after a look.
+fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<String> {
+    match result {
+        Ok(Ok(0)) => None,
+        Ok(Ok(destroyed)) => {
+            info!(destroyed, "connections ended that are no longer allowed");
+            None
         }
+        Ok(Err(error)) => Some(complain(&error)),
+        Err(error) => Some(complain(&error)),
     }
 }
 

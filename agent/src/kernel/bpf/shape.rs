@@ -14,7 +14,7 @@ use gate25_common::names;
 const TRIE_LENGTH: usize = 4;
 
 /// The form of a table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Shape {
     kind: MapType,
     key: usize,
