@@ -63,3 +63,6 @@ pub(crate) static SKB_LAYOUT: Global<SkbLayout> = Global::new(SkbLayout::UNKNOWN
 
 #[unsafe(no_mangle)]
 pub(crate) static HOST_OBSERVES: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::programs::SchedClassifier;
+use aya::programs::{CgroupSkbAttachType, CgroupSockAddrAttachType, CgroupSockAttachType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
@@ -57,13 +57,40 @@ fn tables(object: &Object) -> BTreeSet<&str> {
 fn programs_are_those_that_are_named() {
     for kind in ["plain", "log"] {
         let object = object(kind);
-        let programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        assert_eq!(programs, names::PROGRAMS, "{kind}");
-        let program = &object.programs[names::PROGRAM_TC_INGRESS];
-        assert!(
-            matches!(program.section, ProgramSection::SchedClassifier),
-            "{kind}"
-        );
+        let programs: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
+        assert_eq!(programs, BTreeSet::from(names::PROGRAMS), "{kind}");
+        for (name, program) in &object.programs {
+            let section = &program.section;
+            let right = match name.as_str() {
+                names::PROGRAM_TC_INGRESS => matches!(section, ProgramSection::SchedClassifier),
+                names::PROGRAM_CGROUP_EGRESS => matches!(
+                    section,
+                    ProgramSection::CgroupSkb {
+                        attach_type: Some(CgroupSkbAttachType::Egress)
+                    }
+                ),
+                names::PROGRAM_CGROUP_CONNECT4 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::Connect4
+                    }
+                ),
+                names::PROGRAM_CGROUP_CONNECT6 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::Connect6
+                    }
+                ),
+                names::PROGRAM_CGROUP_SOCKET => matches!(
+                    section,
+                    ProgramSection::CgroupSock {
+                        attach_type: CgroupSockAttachType::SockCreate
+                    }
+                ),
+                _ => false,
+            };
+            assert!(right, "{kind}: {name} in {section:?}");
+        }
     }
 }
 
@@ -211,18 +238,19 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                         pins: None,
                     };
                     let ebpf = load(&options).expect("the program loads");
-                    let program = ebpf
-                        .program(names::PROGRAM_TC_INGRESS)
-                        .expect("the program");
-                    let program: &SchedClassifier = program.try_into().expect("a classifier");
-                    let info = program.info().expect("its description");
-                    let Some(processed) = info.verified_instruction_count() else {
-                        continue; // Before 5.16 the kernel does not tell.
-                    };
-                    report(&format!(
-                        "{debug_lines:?}, {host:?}, {count} ports: {processed} processed"
-                    ));
-                    assert!(processed < MAX_PROCESSED, "{processed} for {options:?}");
+                    let mut line = format!("{debug_lines:?}, {host:?}, {count} ports:");
+                    for (name, program) in ebpf.programs() {
+                        let info = program.info().expect("its description");
+                        let Some(processed) = info.verified_instruction_count() else {
+                            continue; // Before 5.16 the kernel does not tell.
+                        };
+                        line += &format!(" {name} {processed}");
+                        assert!(
+                            processed < MAX_PROCESSED,
+                            "{name}: {processed} for {options:?}"
+                        );
+                    }
+                    report(&line);
                 }
             }
         }
@@ -245,10 +273,12 @@ fn bpftool_loads_the_ordinary_object() {
         .expect("bpftool runs");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
-    let pin = format!("{folder}/{}", names::PROGRAM_TC_INGRESS);
-    namespace
-        .exec("bpftool", &["prog", "show", "pinned", &pin])
-        .expect("it is loaded");
+    for name in names::PROGRAMS {
+        let pin = format!("{folder}/{name}");
+        namespace
+            .exec("bpftool", &["prog", "show", "pinned", &pin])
+            .expect("it is loaded");
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "shown with --nocapture")]

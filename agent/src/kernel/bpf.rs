@@ -9,9 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
-use aya::programs::{
-    CgroupSkb, CgroupSock, CgroupSockAddr, Program, ProgramError, SchedClassifier,
-};
+use aya::programs::{Program, ProgramError, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
@@ -210,12 +209,14 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         HostMode::Policy => 0u8,
         HostMode::Observe => 1u8,
     };
+    let has_set_retval = u8::from(refusals_carry_an_error()?);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
-        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true);
+        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
+        .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
         for name in names::MAPS {
             loader.map_pin_path(name, pins.map(name));
@@ -223,35 +224,40 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     }
     let mut ebpf = loader.load(object(*debug_lines)).map_err(load_error)?;
     for name in names::PROGRAMS {
-        let missing = BpfError::Missing {
-            kind: "program",
-            name,
-        };
-        let program = ebpf.program_mut(name).ok_or(missing)?;
-        let failed = |error| program_error(name, error);
-        load_program(program).map_err(failed)?;
-        let info = program.info().map_err(failed)?;
-        tracing::debug!(
-            name,
-            id = info.id(),
-            verified_instructions = info.verified_instruction_count(),
-            "program accepted by the verifier"
-        );
+        load_program(&mut ebpf, name)?;
     }
     Ok(ebpf)
 }
 
-fn load_program(program: &mut Program) -> Result<(), ProgramError> {
-    if let Ok(program) = <&mut SchedClassifier>::try_from(&mut *program) {
-        return program.load();
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+    let failed = |error| program_error(name, error);
+    let missing = BpfError::Missing {
+        kind: "program",
+        name,
+    };
+    let program = ebpf.program_mut(name).ok_or(missing)?;
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
-    if let Ok(program) = <&mut CgroupSkb>::try_from(&mut *program) {
-        return program.load();
-    }
-    if let Ok(program) = <&mut CgroupSockAddr>::try_from(&mut *program) {
-        return program.load();
-    }
-    <&mut CgroupSock>::try_from(program)?.load()
+    .map_err(failed)?;
+    let info = program.info().map_err(failed)?;
+    tracing::debug!(
+        name,
+        id = info.id(),
+        verified_instructions = info.verified_instruction_count(),
+        "program accepted by the verifier"
+    );
+    Ok(())
+}
+
+/// Whether the connect hooks can choose the error that a refused connect ends in (kernel 5.18).
+fn refusals_carry_an_error() -> Result<bool, BpfError> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .map_err(|error| program_error(names::PROGRAM_CGROUP_CONNECT4, error))
 }
 
 fn object(debug_lines: DebugLines) -> &'static [u8] {
@@ -281,6 +287,12 @@ fn program_error(name: &'static str, error: ProgramError) -> BpfError {
             source: Box::new(error),
         }
     }
+}
+
+/// Whether the connect hooks can choose the error that a refused connect ends in (kernel 5.18).
+fn refusals_carry_an_error() -> Result<bool, BpfError> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .map_err(|error| program_error_of(names::PROGRAM_CGROUP_CONNECT4, error))
 }
 
 fn guarded_ports(ports: &[u16]) -> Result<([u16; MAX_GUARDED_PORTS], u8), BpfError> {

@@ -16,7 +16,13 @@ pub const PROGRAM_CGROUP_CONNECT6: &str = "cgroup_connect6";
 pub const PROGRAM_CGROUP_SOCKET: &str = "cgroup_socket";
 
 /// All programs.
-pub const PROGRAMS: [&str; 1] = [PROGRAM_TC_INGRESS];
+pub const PROGRAMS: [&str; 5] = [
+    PROGRAM_CGROUP_CONNECT4,
+    PROGRAM_CGROUP_CONNECT6,
+    PROGRAM_CGROUP_EGRESS,
+    PROGRAM_CGROUP_SOCKET,
+    PROGRAM_TC_INGRESS,
+];
 
 /// Interface index ([`u32`]) to [`crate::abi::InterfaceOwner`].
 pub const MAP_INTERFACES: &str = "INTERFACES";
@@ -57,5 +63,8 @@ pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
 /// Constant of the object: [`crate::abi::SkbLayout`].
 pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";
+/// Constant of the object: 1 where a connect can be refused with an error of our choice (kernel
+/// 5.18), `u8`.
+pub const GLOBAL_HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
