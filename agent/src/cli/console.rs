@@ -17,8 +17,6 @@ use crate::settings::{Missing, Settings};
 
 /// Invalid, refused, or not enforcing.
 pub(super) const FAILED: u8 = 1;
-/// The command makes no sense.
-pub(super) const USAGE: u8 = 2;
 /// The agent cannot be asked.
 pub(super) const UNREACHABLE: u8 = 4;
 

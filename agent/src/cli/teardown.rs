@@ -56,13 +56,10 @@ pub fn run(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    match Client::new(&settings.control.socket).status() {
-        Err(error) if error.is_nobody() => {}
-        Ok(_) | Err(_) => {
-            let socket = settings.control.socket.display();
-            console.say(&format!("an agent serves {socket}: stop it first"))?;
-            return Ok(ExitCode::from(FAILED));
-        }
+    if Client::new(&settings.control.socket).is_served() {
+        let socket = settings.control.socket.display();
+        console.say(&format!("an agent serves {socket}: stop it first"))?;
+        return Ok(ExitCode::from(FAILED));
     }
     let leftover = Leftover::at(&args.bpffs);
     // Held to the end, so that no agent starts meanwhile.

@@ -79,10 +79,7 @@ impl ClientError {
     #[must_use]
     pub fn is_nobody(&self) -> bool {
         match self {
-            Self::Unreachable { path: _, source } => matches!(
-                source.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-            ),
+            Self::Unreachable { path: _, source } => is_nobody(source),
             Self::Slow
             | Self::Busy(_)
             | Self::Refused(_)
@@ -93,6 +90,14 @@ impl ClientError {
             | Self::Runtime(_) => false,
         }
     }
+}
+
+/// Whether a connection failed because no process listens.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
 }
 
 /// The agent behind a socket. Every call blocks.
@@ -107,6 +112,15 @@ impl Client {
     pub fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
+        }
+    }
+
+    /// Whether anybody serves the socket, whether he answers or not.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        match std::os::unix::net::UnixStream::connect(&self.socket) {
+            Ok(_) => true,
+            Err(error) => !is_nobody(&error),
         }
     }
 

@@ -96,7 +96,9 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
     let request = if body.is_empty() {
         Ok(ReloadRequest::default())
     } else {
+        // Not at once: serde takes an array for an object, by position.
         serde_json::from_slice(&body)
+            .and_then(|object| serde_json::from_value(serde_json::Value::Object(object)))
     };
     let ReloadRequest {
         accept_shrink,

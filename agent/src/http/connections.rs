@@ -49,6 +49,8 @@ pub(crate) enum ConnectionError {
 /// The connections that are open, and a bound on them.
 pub(crate) struct Connections {
     permits: Arc<Semaphore>,
+    /// One at a time makes room, so that each cuts off another one.
+    turn: Semaphore,
     waiting: Mutex<VecDeque<Arc<Waiting>>>,
 }
 
@@ -69,6 +71,7 @@ impl Connections {
     pub(crate) fn new(limit: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(limit)),
+            turn: Semaphore::new(1),
             waiting: Mutex::default(),
         }
     }
@@ -77,6 +80,8 @@ impl Connections {
     /// has not asked for anything yet has to go: whoever holds connections open for their own sake
     /// only pushes out his own.
     pub(crate) async fn slot(self: &Arc<Self>) -> Slot {
+        // Neither semaphore is ever closed.
+        let _turn = self.turn.acquire().await;
         if self.permits.available_permits() == 0 {
             let oldest = self
                 .lock()

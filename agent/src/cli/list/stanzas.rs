@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::control::messages::{Kind, Workload};
 use crate::diagnostic::escape;
-
-/// Longest name of a network interface in bytes (IFNAMSIZ less the closing zero).
-const MAX_INTERFACE: usize = 15;
+use crate::policy::scalar::OwnedInterface;
+use crate::policy::scalar::cgroups::OwnedCgroup;
+use crate::yaml::read::Scalar as _;
+use crate::yaml::tree::Style;
 
 /// The stanzas, as a policy file. A stanza without an id is refused, so that none is loaded
 /// before somebody has said whose it is.
@@ -63,20 +64,15 @@ pub(super) fn write(host: &str, workloads: &[Workload]) -> String {
 
 /// Whether the name, taken as a pattern, is accepted and means this workload alone.
 fn fits(kind: Kind, name: &str) -> bool {
-    let plain = !name.is_empty()
-        && !name.contains(['*', '?', '[', ']', '{', '}'])
-        && !name.chars().any(char::is_control)
-        && escape(name) == name;
-    plain
-        && match kind {
-            // Bytes that are not UTF-8 are shown by a backslash, which no pattern undoes.
-            Kind::Interface => {
-                name.len() <= MAX_INTERFACE
-                    && !name.contains(['/', ':', '\\'])
-                    && !name.chars().any(char::is_whitespace)
-            }
-            Kind::Cgroup => !name.starts_with('/') && !name.ends_with('/'),
-        }
+    let pattern = match kind {
+        // Bytes that are not UTF-8 are shown by a backslash, which no pattern undoes.
+        Kind::Interface if name.contains('\\') => None,
+        Kind::Interface => OwnedInterface::parse(name, Style::Quoted)
+            .ok()
+            .map(|it| it.0),
+        Kind::Cgroup => OwnedCgroup::parse(name, Style::Quoted).ok().map(|it| it.0),
+    };
+    escape(name) == name && pattern.is_some_and(|pattern| pattern.is_literal())
 }
 
 /// The guest that a name belongs to: Proxmox's `tap101i0` and `tap101i1` are both guest 101's.
