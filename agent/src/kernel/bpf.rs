@@ -289,12 +289,6 @@ fn program_error(name: &'static str, error: ProgramError) -> BpfError {
     }
 }
 
-/// Whether the connect hooks can choose the error that a refused connect ends in (kernel 5.18).
-fn refusals_carry_an_error() -> Result<bool, BpfError> {
-    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
-        .map_err(|error| program_error_of(names::PROGRAM_CGROUP_CONNECT4, error))
-}
-
 fn guarded_ports(ports: &[u16]) -> Result<([u16; MAX_GUARDED_PORTS], u8), BpfError> {
     let mut slots = [0; MAX_GUARDED_PORTS];
     match slots.get_mut(..ports.len()) {
