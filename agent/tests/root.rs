@@ -1,10 +1,16 @@
-//! Interfaces and tc filters against the real kernel: `cargo test -p gate25 --features root-tests`
+//! Interfaces, tc filters, control groups and sockets against the real kernel: `cargo test -p gate25 --features root-tests`
 //! as root. Every test has a network namespace of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "root/cgroups.rs"]
+mod cgroups;
 #[path = "root/filter.rs"]
 mod filter;
 #[path = "root/links.rs"]
 mod links;
+#[path = "root/namespaces.rs"]
+mod namespaces;
 #[path = "root/netns.rs"]
 mod netns;
+#[path = "root/sockets.rs"]
+mod sockets;
