@@ -2,10 +2,14 @@
 //! as root. Every test has a network namespace of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+#[path = "root/cgroup.rs"]
+mod cgroup;
 #[path = "root/cgroups.rs"]
 mod cgroups;
 #[path = "root/filter.rs"]
 mod filter;
+#[path = "root/hierarchy.rs"]
+mod hierarchy;
 #[path = "root/links.rs"]
 mod links;
 #[path = "root/namespaces.rs"]

@@ -3,68 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
-use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use gate25::kernel::cgroups::{
-    Attribution, Cgroup, CgroupEvent, Cgroups, Hierarchy, Layout, Role, list, self_test,
-};
-use gate25::policy::Pattern;
+use gate25::kernel::cgroups::{Cgroup, CgroupEvent, Cgroups, Hierarchy, Role, list};
 
+use crate::cgroup::{Own, Sleeper};
 use crate::netns::DEADLINE;
 
 /// Set in the process that runs a test again under other limits.
 const LIMITED: &str = "GATE25_TEST_WATCHES";
-
-#[test]
-fn find_agrees_with_findmnt() {
-    let found = Hierarchy::find().unwrap();
-    let target = |kind: &str| {
-        let said = Command::new("findmnt")
-            .args(["-nro", "TARGET", "-t", kind])
-            .output()
-            .unwrap();
-        String::from_utf8(said.stdout).unwrap()
-    };
-    assert!(
-        target("cgroup2")
-            .lines()
-            .any(|line| Path::new(line) == found.mount())
-    );
-    let hybrid = !target("cgroup").is_empty();
-    assert_eq!(found.layout() == Layout::Hybrid, hybrid);
-}
-
-#[test]
-fn list_ids_are_what_the_kernel_calls_them() {
-    let own = Own::new("ids");
-    own.make("a");
-    let listed = list(&own.hierarchy, own.roots(&[""]), 2).unwrap();
-    assert_eq!(listed.len(), 2);
-    for cgroup in listed {
-        assert_eq!(cgroup.id, handle(&own.hierarchy.mount().join(&cgroup.path)));
-        assert_eq!(own.hierarchy.path_of(cgroup.id).unwrap(), Some(cgroup.path));
-    }
-}
-
-#[test]
-fn path_of_a_removed_cgroup_is_none() {
-    let own = Own::new("path-of");
-    let id = own.make("deep (deleted)");
-    let path = own.path("deep (deleted)");
-    assert_eq!(own.hierarchy.path_of(id).unwrap(), Some(path));
-    own.remove("deep (deleted)");
-    assert_eq!(own.hierarchy.path_of(id).unwrap(), None);
-    let held = own.make("held");
-    let _open = fs::File::open(own.directory("held")).unwrap();
-    own.remove("held");
-    own.make("held");
-    assert_eq!(own.hierarchy.path_of(held).unwrap(), None);
-}
 
 #[test]
 fn snapshot_lists_roots_and_what_is_below_them_down_to_the_depth() {
@@ -110,10 +61,7 @@ fn next_paths_of_any_bytes_are_kept() {
         ] {
             let path = own.path("r").join(OsStr::from_bytes(name));
             fs::create_dir(own.hierarchy.mount().join(&path)).unwrap();
-            let event = next(&mut cgroups).await;
-            let CgroupEvent::Created(created) = event else {
-                panic!("{event:?}")
-            };
+            let created = created(next(&mut cgroups).await);
             assert_eq!(
                 (created.path.as_path(), created.role),
                 (path.as_path(), Role::Below)
@@ -133,10 +81,7 @@ fn next_made_all_at_once_reports_every_level() {
             own.make(&format!("way/r{round}/b/c/d"));
             let mut seen = Vec::new();
             while seen.len() < 3 {
-                match next(&mut cgroups).await {
-                    CgroupEvent::Created(cgroup) => seen.push(cgroup.path),
-                    other => panic!("{other:?}"),
-                }
+                seen.push(created(next(&mut cgroups).await).path);
             }
             let expected = ["", "/b", "/b/c"].map(|end| own.path(&format!("way/r{round}{end}")));
             assert_eq!(seen, expected);
@@ -159,8 +104,7 @@ fn next_removed_tree_is_gone_the_deepest_first() {
             assert_eq!(next(&mut cgroups).await, CgroupEvent::Gone { id, path });
         }
         let id = own.make("way/r");
-        let created = next(&mut cgroups).await;
-        assert!(matches!(created, CgroupEvent::Created(cgroup) if cgroup.id == id));
+        assert_eq!(created(next(&mut cgroups).await).id, id);
         quiet(&mut cgroups).await;
     });
 }
@@ -336,12 +280,9 @@ fn next_of_ten_thousand_cgroups_loses_none() {
                 fs::create_dir(base.join(format!("c{n}"))).unwrap();
             }
         });
-        let mut created = BTreeSet::new();
-        while created.len() < 10_000 {
-            match next(&mut cgroups).await {
-                CgroupEvent::Created(cgroup) => assert!(created.insert(cgroup.path)),
-                other => panic!("{other:?}"),
-            }
+        let mut seen = BTreeSet::new();
+        while seen.len() < 10_000 {
+            assert!(seen.insert(created(next(&mut cgroups).await).id));
         }
         maker.join().unwrap();
         let started = Instant::now();
@@ -371,8 +312,7 @@ fn next_after_an_overflow_says_lost_and_events_resume() {
         let listed = own.relative(&cgroups.snapshot().unwrap());
         assert_eq!(listed.keys().collect::<Vec<_>>(), ["r", "r/stays"]);
         let id = own.make("r/last");
-        let created = next(&mut cgroups).await;
-        assert!(matches!(created, CgroupEvent::Created(cgroup) if cgroup.id == id));
+        assert_eq!(created(next(&mut cgroups).await).id, id);
     });
 }
 
@@ -408,10 +348,11 @@ fn limited() {
         }
         let mut limits = 0;
         while paths.len() < 10 {
-            match next(&mut cgroups).await {
-                CgroupEvent::Created(cgroup) => assert!(paths.insert(cgroup.path)),
-                CgroupEvent::WatchLimit => limits += 1,
-                other => panic!("{other:?}"),
+            let event = next(&mut cgroups).await;
+            if event == CgroupEvent::WatchLimit {
+                limits += 1;
+            } else {
+                assert!(paths.insert(created(event).path));
             }
         }
         quiet(&mut cgroups).await;
@@ -426,72 +367,7 @@ fn limited() {
     });
 }
 
-#[test]
-fn self_test_in_a_cgroup_is_right() {
-    let own = Own::new("self-test");
-    let path = own.directory("");
-    let outcome = std::thread::spawn(move || {
-        enter_threaded(&path);
-        self_test(&Hierarchy::find().unwrap()).unwrap()
-    });
-    assert_eq!(outcome.join().unwrap(), Attribution::Right);
-}
-
-#[test]
-fn self_test_in_the_root_cgroup_is_inconclusive() {
-    let own = fs::read_to_string("/proc/thread-self/cgroup").unwrap();
-    if !own.lines().any(|line| line == "0::/") {
-        println!("skipped: not in the root cgroup, where this test would have to go");
-        return;
-    }
-    let outcome = self_test(&Hierarchy::find().unwrap()).unwrap();
-    assert_eq!(outcome, Attribution::Inconclusive);
-}
-
-/// A cgroup of one test, removed with everything in it.
-pub(crate) struct Own {
-    pub(crate) hierarchy: Hierarchy,
-    name: String,
-}
-
 impl Own {
-    pub(crate) fn new(test: &str) -> Self {
-        let hierarchy = Hierarchy::find().unwrap();
-        let name = format!("gate25-test-{test}-{}", std::process::id());
-        fs::create_dir(hierarchy.mount().join(&name)).unwrap();
-        Self { hierarchy, name }
-    }
-
-    /// A path below the mount.
-    pub(crate) fn path(&self, path: &str) -> PathBuf {
-        if path.is_empty() {
-            PathBuf::from(&self.name)
-        } else {
-            Path::new(&self.name).join(path)
-        }
-    }
-
-    pub(crate) fn directory(&self, path: &str) -> PathBuf {
-        self.hierarchy.mount().join(self.path(path))
-    }
-
-    /// Makes a cgroup with all on the way to it; returns its inode number.
-    pub(crate) fn make(&self, path: &str) -> u64 {
-        fs::create_dir_all(self.directory(path)).unwrap();
-        fs::metadata(self.directory(path)).unwrap().ino()
-    }
-
-    pub(crate) fn remove(&self, path: &str) {
-        fs::remove_dir(self.directory(path)).unwrap();
-    }
-
-    pub(crate) fn roots(&self, roots: &[&str]) -> Vec<Pattern> {
-        let paths = roots.iter().map(|root| self.path(root));
-        paths
-            .map(|path| Pattern::new(path.to_str().unwrap()))
-            .collect()
-    }
-
     /// `depth` counts from the mount.
     fn follow(&self, roots: &[&str], depth: usize) -> Cgroups {
         Cgroups::open(&self.hierarchy, self.roots(roots), depth).unwrap()
@@ -510,64 +386,6 @@ impl Own {
         let directory = self.directory(path);
         [directory.clone(), directory.join("cgroup.events")]
             .map(|path| fs::metadata(path).unwrap().ino())
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        clear(&self.directory(""));
-    }
-}
-
-/// Removes a cgroup and all below it as soon as their processes are gone.
-fn clear(path: &Path) {
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            clear(&entry.path());
-        }
-    }
-    let deadline = Instant::now() + DEADLINE;
-    while let Err(error) = fs::remove_dir(path) {
-        let busy = error.kind() == io::ErrorKind::ResourceBusy;
-        if !busy || Instant::now() > deadline {
-            eprintln!("{} stays: {error}", path.display());
-            return;
-        }
-        std::thread::yield_now();
-    }
-}
-
-/// A process that sleeps in a cgroup.
-pub(crate) struct Sleeper(Child);
-
-impl Sleeper {
-    pub(crate) fn within(cgroup: &Path) -> Self {
-        Self::running(cgroup, "sleep infinity")
-    }
-
-    /// Runs a shell command there, up to the line that it writes first.
-    pub(crate) fn running(cgroup: &Path, command: &str) -> Self {
-        let script = format!("echo $$ > \"$0\"/cgroup.procs && echo && exec {command}");
-        let mut child = Command::new("sh")
-            .args(["-c", &script])
-            .arg(cgroup)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = [0];
-        io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut line).unwrap();
-        Self(child)
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.0.id()
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _killed = self.0.kill();
-        let _reaped = self.0.wait();
     }
 }
 
@@ -593,13 +411,6 @@ fn watches(inodes: &[u64]) -> usize {
         .sum()
 }
 
-/// Moves the calling thread alone into a cgroup, which becomes a threaded one.
-pub(crate) fn enter_threaded(cgroup: &Path) {
-    fs::write(cgroup.join("cgroup.type"), "threaded").unwrap();
-    let thread = nix::unistd::gettid().to_string();
-    fs::write(cgroup.join("cgroup.threads"), thread).unwrap();
-}
-
 fn empty(cgroup: &Path) -> bool {
     let text = fs::read_to_string(cgroup.join("cgroup.events")).unwrap();
     text.contains("populated 0")
@@ -621,6 +432,14 @@ fn id_by_path(listed: Vec<Cgroup>) -> BTreeMap<PathBuf, u64> {
 }
 
 #[track_caller]
+fn created(event: CgroupEvent) -> Cgroup {
+    let CgroupEvent::Created(cgroup) = event else {
+        panic!("{event:?}")
+    };
+    cgroup
+}
+
+#[track_caller]
 fn apply(known: &mut BTreeMap<PathBuf, u64>, event: CgroupEvent) {
     match event {
         CgroupEvent::Created(cgroup) => {
@@ -635,7 +454,7 @@ fn apply(known: &mut BTreeMap<PathBuf, u64>, event: CgroupEvent) {
 
 async fn next(cgroups: &mut Cgroups) -> CgroupEvent {
     let event = tokio::time::timeout(DEADLINE, cgroups.next()).await;
-    event.expect("no event").unwrap()
+    event.unwrap().unwrap()
 }
 
 /// Nothing comes any more: what the kernel had to say is read at once.
@@ -650,38 +469,4 @@ fn runtime(test: impl Future<Output = ()>) {
         .build()
         .unwrap();
     runtime.block_on(test);
-}
-
-/// The cgroup id that the kernel gives as a file handle.
-fn handle(path: &Path) -> u64 {
-    #[repr(C)]
-    struct Handle {
-        bytes: u32,
-        kind: i32,
-        id: [u8; 8],
-    }
-    let mut handle = Handle {
-        bytes: 8,
-        kind: 0,
-        id: [0; 8],
-    };
-    let mut mount = 0;
-    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).unwrap();
-    // SAFETY: the path ends in a zero, and the handle says how much room it has.
-    let outcome = unsafe {
-        libc::name_to_handle_at(
-            libc::AT_FDCWD,
-            path.as_ptr(),
-            (&raw mut handle).cast(),
-            &raw mut mount,
-            0,
-        )
-    };
-    assert_eq!(
-        (outcome, handle.kind),
-        (0, 0xfe),
-        "{}",
-        io::Error::last_os_error()
-    );
-    u64::from_ne_bytes(handle.id)
 }

@@ -11,7 +11,7 @@ use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Kind, Links, Subscription};
 use gate25::kernel::namespaces::{Namespace, of_cgroups};
 
-use crate::cgroups::{Own, Sleeper};
+use crate::cgroup::{Own, Sleeper};
 use crate::netns::{DEADLINE, run, within};
 
 #[test]

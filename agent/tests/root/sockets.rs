@@ -13,7 +13,7 @@ use gate25_common::address::Address;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{SockaddrIn, bind, connect, setsockopt, sockopt};
 
-use crate::cgroups::{Own, enter_threaded};
+use crate::cgroup::{Own, enter_threaded};
 use crate::netns::{DEADLINE, Elsewhere, run, within};
 
 const CLIENT: &str = "10.25.0.1";
@@ -222,6 +222,9 @@ impl Lab {
             run(&format!("{enter} link set v up"));
             run(&format!("{enter} link set lo up"));
         }
+        for server in [SERVER, "fd25::2"] {
+            lab.client.run(move || reach(at(server, 1)));
+        }
         lab
     }
 }
@@ -267,6 +270,18 @@ impl Namespace {
     #[track_caller]
     fn destroy(&self, socket: &TcpSocket) -> Destroyed {
         destroy(self.open().as_fd(), socket).unwrap()
+    }
+}
+
+/// Waits until a closed port refuses: a new link takes a moment to carry packets.
+fn reach(closed: SocketAddr) {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let error = TcpStream::connect_timeout(&closed, Duration::from_secs(1)).unwrap_err();
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{closed}: {error}");
     }
 }
 
