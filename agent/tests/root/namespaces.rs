@@ -78,6 +78,20 @@ fn of_cgroups_process_counts_for_the_deepest_given_cgroup() {
 }
 
 #[test]
+fn of_cgroups_threaded_cgroup_below_is_no_failure() {
+    within(|| async {
+        let own = Own::new("threaded");
+        let cgroup = given(&own, "");
+        own.make("t");
+        fs::write(own.directory("t/cgroup.type"), "threaded").unwrap();
+        let process = isolated(&own.directory(""));
+        let found = of_cgroups(&own.hierarchy, &[cgroup]).unwrap();
+        assert!(found.failed.is_empty(), "{found:?}");
+        assert_eq!(found.namespaces[0].inode, inode(process.pid()));
+    });
+}
+
+#[test]
 fn of_cgroups_replaced_cgroup_has_none() {
     within(|| async {
         let own = Own::new("stale");
