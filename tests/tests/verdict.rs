@@ -6,6 +6,7 @@
 mod verdict {
     mod bulk;
     mod cgroup;
+    mod connect;
     mod counting;
     mod egress;
     mod events;

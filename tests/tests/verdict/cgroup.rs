@@ -34,6 +34,21 @@ impl Cgroups {
         Self { home, outer, inner }
     }
 
+    /// Moves the thread to the outer group.
+    pub(crate) fn go_out(&self) {
+        move_to(&self.outer);
+    }
+
+    /// Moves the thread to the inner group again.
+    pub(crate) fn go_in(&self) {
+        move_to(&self.inner);
+    }
+
+    /// The folder of the outer group.
+    pub(crate) fn root(&self) -> &Path {
+        &self.outer
+    }
+
     /// Id of the group that the thread is in.
     pub(crate) fn inner(&self) -> u64 {
         id(&self.inner)

@@ -1,13 +1,18 @@
 //! The program and its tables in a network namespace of their own.
 
+use std::fs::File;
 use std::panic::resume_unwind;
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
 };
-use aya::programs::{CgroupSkb, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, SchedClassifier, TestRun as _,
+    TestRunOptions,
+};
 use aya::util::nr_cpus;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
@@ -174,6 +179,32 @@ impl Kernel {
             2 => Action::Dropped,
             7 => Action::Answered(bytes),
             other => panic!("the program returned {other}"),
+        }
+    }
+
+    /// Puts the programs for control groups on the group at `path`, until this is dropped.
+    pub(crate) fn attach(&mut self, path: &Path) {
+        // More than one may be there all the same (kernel 5.7).
+        let mode = CgroupAttachMode::Single;
+        let group = File::open(path).expect("the group");
+        for name in names::PROGRAMS {
+            let program = self.ebpf.program_mut(name).expect("the program");
+            if let Program::CgroupSkb(program) = program {
+                program
+                    .attach(&group, CgroupSkbAttachType::Egress, mode)
+                    .map(drop)
+                    .expect("attach to packets");
+            } else if let Program::CgroupSockAddr(program) = program {
+                program
+                    .attach(&group, mode)
+                    .map(drop)
+                    .expect("attach to connects");
+            } else if let Program::CgroupSock(program) = program {
+                program
+                    .attach(&group, mode)
+                    .map(drop)
+                    .expect("attach to sockets");
+            }
         }
     }
 
