@@ -4,7 +4,7 @@
 //! around it is description and decides nothing.
 
 pub mod report;
-mod tables;
+pub(crate) mod tables;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -159,7 +159,8 @@ struct Case<'c> {
 
 impl Case<'_> {
     fn judge(&self, now: u64) -> Result<Outcome, ExplainError> {
-        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, BTreeMap::new())?;
+        let (interfaces, cgroups) = (BTreeMap::new(), BTreeMap::new());
+        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, interfaces, cgroups)?;
         let tables = TablesAt {
             image: &tables,
             owner: self.owner,

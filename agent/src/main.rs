@@ -14,6 +14,7 @@ use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use gate25::logging;
+use gate25::notify::Environment;
 use gate25::run::{Surroundings, run};
 use gate25::settings::{self, LogFormat, LogLevel, Missing, Settings, SettingsError};
 use gate25_common::abi::CustomerId;
@@ -202,6 +203,7 @@ fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
             Attach::Filter => Attachment::Filter,
         },
         hostname: hostname()?,
+        notify: Environment::of_process(),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -1,5 +1,5 @@
-//! Interfaces and tc filters against the real kernel: `cargo test -p gate25 --features root-tests`
-//! as root. Every test has a network namespace of its own.
+//! Interfaces, tc filters and file systems against the real kernel: `cargo test -p gate25 --features
+//! root-tests` as root. Every test has a network or mount namespace of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 #[path = "root/control.rs"]
@@ -12,3 +12,5 @@ mod leftover;
 mod links;
 #[path = "root/netns.rs"]
 mod netns;
+#[path = "root/state.rs"]
+mod state;

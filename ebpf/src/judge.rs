@@ -2,14 +2,16 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{
+    CustomerId, CustomerPolicy, Exemption, InterfaceOwner, PrefixKey, PrefixValue, SetId,
+};
 use gate25_common::address::{Address, Family};
-use gate25_common::counters::{Event, Report, Sketch};
+use gate25_common::counters::{Event, Origin, Report, Sketch};
 use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
-    CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES, WORKLOADS,
+    CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, INTERFACES, PREFIXES, SKETCHES,
 };
 
 /// The buffer at hand, as far as counting needs it.
@@ -99,7 +101,7 @@ fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
         Report::Send => {
             let event = Event::new(
                 decision,
-                buffer.interface,
+                Origin::Interface(buffer.interface),
                 segment.family,
                 segment.destination,
                 segment.port,
@@ -145,7 +147,7 @@ impl Tables for KernelTables {
     #[inline(always)]
     fn owner(&self) -> Option<CustomerId> {
         // SAFETY: the value is copied at once; entries are replaced, never changed in place.
-        unsafe { WORKLOADS.get(self.0) }.copied()
+        unsafe { INTERFACES.get(self.0) }.map(InterfaceOwner::customer)
     }
 
     #[inline(always)]

@@ -99,7 +99,7 @@ impl World {
     /// When the folder cannot be read.
     pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
         self.hosting.hypervisor.run(|| {
-            let entries = fs::read_dir("/sys/fs/bpf/gate25/v1/links").context("read the pins")?;
+            let entries = fs::read_dir("/sys/fs/bpf/gate25/v2/links").context("read the pins")?;
             let mut indexes: Vec<u32> = entries
                 .flatten()
                 .filter_map(|entry| entry.file_name().to_str()?.parse().ok())

@@ -12,8 +12,8 @@ use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
-    CustomerId, CustomerPolicy, EVENTS_BYTES, MAX_CUSTOMERS, MAX_GUARDED_PORTS, MAX_PREFIXES,
-    PrefixKey, PrefixValue,
+    CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
+    MAX_PREFIXES, PrefixKey, PrefixValue,
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
@@ -58,7 +58,7 @@ fn programs_are_those_that_are_named() {
     for kind in ["plain", "log"] {
         let object = object(kind);
         let programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        assert_eq!(programs, [names::PROGRAM_TC_INGRESS], "{kind}");
+        assert_eq!(programs, names::PROGRAMS, "{kind}");
         let program = &object.programs[names::PROGRAM_TC_INGRESS];
         assert!(
             matches!(program.section, ProgramSection::SchedClassifier),
@@ -81,7 +81,7 @@ fn maps_of_the_object_with_debug_lines_are_those_and_the_log() {
 
 #[test]
 fn names_fit_the_kernel() {
-    for name in names::MAPS.into_iter().chain([names::PROGRAM_TC_INGRESS]) {
+    for name in names::MAPS.into_iter().chain(names::PROGRAMS) {
         assert!(name.len() <= 15, "{name}");
     }
 }
@@ -90,14 +90,28 @@ fn names_fit_the_kernel() {
 fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
         BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_PERCPU_ARRAY,
-        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF,
+        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
     };
     let id = size_of::<CustomerId>();
     // Type, key, value, entries, flags.
     let expected = BTreeMap::from([
         (
-            names::MAP_WORKLOADS,
-            (BPF_MAP_TYPE_HASH, 4, id, MAX_CUSTOMERS, NO_PREALLOC),
+            names::MAP_INTERFACES,
+            (
+                BPF_MAP_TYPE_HASH,
+                4,
+                size_of::<InterfaceOwner>(),
+                MAX_CUSTOMERS,
+                NO_PREALLOC,
+            ),
+        ),
+        (
+            names::MAP_CGROUPS,
+            (BPF_MAP_TYPE_HASH, 8, id, MAX_CUSTOMERS, NO_PREALLOC),
+        ),
+        (
+            names::MAP_SOCKETS,
+            (BPF_MAP_TYPE_SK_STORAGE, 4, 8, 0, NO_PREALLOC),
         ),
         (
             names::MAP_CUSTOMERS,

@@ -71,6 +71,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         tables,
         connections,
         problems,
+        warnings,
     } = status;
     let enforcing = match (enforcing, mode) {
         (true, _) => "yes".to_owned(),
@@ -119,6 +120,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
             .map(|(table, entries)| line("table", format!("{table}: {entries}"))),
     );
     lines.extend(problems.iter().map(|why| line("problem", why.clone())));
+    lines.extend(warnings.iter().map(|why| line("warning", why.clone())));
     lines
 }
 

@@ -54,6 +54,8 @@ pub struct Status {
     pub connections: Option<BTreeMap<String, u64>>,
     /// Why enforcement is not complete.
     pub problems: Vec<String>,
+    /// What else somebody should look at.
+    pub warnings: Vec<String>,
 }
 
 /// Whether refusals are carried out on this host.

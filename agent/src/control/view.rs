@@ -18,7 +18,7 @@ use crate::diagnostic::{self, escape};
 use crate::policy::Origin;
 use crate::settings::Enforcement;
 use crate::status::{self, ExemptionStatus, PolicyStatus, WorkloadStatus};
-use crate::workloads;
+use crate::workloads::{self, WorkloadId};
 
 /// Verdicts that are counted.
 const VERDICTS: [Verdict; 4] = [
@@ -47,7 +47,9 @@ pub(super) fn status(
         workloads,
         repairs,
         entries,
+        roots: _,
         problems,
+        warnings,
     } = status;
     let Constants {
         host,
@@ -103,12 +105,13 @@ pub(super) fn status(
             .collect(),
         connections: counters.map(host_connections),
         problems,
+        warnings,
     }
 }
 
 /// The workloads of a host.
 pub(super) fn workloads(status: &status::Status, constants: &Constants) -> Workloads {
-    let workload = |(id, workload): (&u32, &WorkloadStatus)| {
+    let workload = |(id, workload): (&WorkloadId, &WorkloadStatus)| {
         let (kind, number) = identity(*id);
         let WorkloadStatus {
             name,
@@ -305,8 +308,11 @@ pub(crate) fn customer_connections(counters: &CustomerCounters) -> BTreeMap<Stri
     VERDICTS.map(all).into()
 }
 
-fn identity(interface: u32) -> (Kind, u64) {
-    (Kind::Interface, u64::from(interface))
+fn identity(id: WorkloadId) -> (Kind, u64) {
+    match id {
+        WorkloadId::Interface(index) => (Kind::Interface, u64::from(index)),
+        WorkloadId::Cgroup(number) => (Kind::Cgroup, number),
+    }
 }
 
 fn state(state: status::State) -> State {

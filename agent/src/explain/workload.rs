@@ -9,7 +9,7 @@ use super::report::{ClaimStep, Place, RootStep, WorkloadName, WorkloadState, Wor
 use super::{ExplainError, Host};
 use crate::policy::ownership::{Owner, Ownership};
 use crate::policy::{Pattern, Policy, Selector, UNASSIGNED, Workload};
-use crate::workloads::{Claim, Standing, standing};
+use crate::workloads::{Standing, claim_of, standing};
 use crate::yaml::read::close;
 
 /// Names that an unknown word is answered with at most.
@@ -114,7 +114,7 @@ fn interface(
     let (state, customer) = match standing(&host.settings.interfaces, name) {
         Standing::Workload(_) => {
             let owner = ownership.of_interface(name);
-            let customer = Claim::from(owner.clone()).customer();
+            let customer = claim_of(owner.clone()).customer();
             (owner_state(host.directory, owner, None), Some(customer))
         }
         Standing::Ignored(pattern) => {
@@ -145,7 +145,7 @@ fn cgroup(
     let root = host.settings.cgroups.root_of(path);
     let (state, customer) = match root {
         Some(_) => {
-            let customer = Claim::from(owner.clone()).customer();
+            let customer = claim_of(owner.clone()).customer();
             (owner_state(host.directory, owner, claimed), Some(customer))
         }
         None => {

@@ -124,9 +124,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<StoredSet, FormatError> {
         hash,
         files,
     } = serde_json::from_str(verified(bytes)?.get())?;
-    let accepted: Timestamp = accepted
-        .parse()
-        .map_err(|_: jiff::Error| FormatError::Field("the time"))?;
+    let Ok(accepted) = accepted.parse::<Timestamp>() else {
+        return Err(FormatError::Field("the time"));
+    };
     let files = files
         .iter()
         .map(source_file)
@@ -181,10 +181,9 @@ fn source_file(file: &FileContents) -> Result<SourceFile, FormatError> {
         path_base64,
         contents_base64,
     } = file;
-    let decode = |text: &str, field| {
-        BASE64_STANDARD
-            .decode(text)
-            .map_err(|_: base64::DecodeError| FormatError::Field(field))
+    let decode = |text: &str, field| match BASE64_STANDARD.decode(text) {
+        Ok(bytes) => Ok(bytes),
+        Err(_) => Err(FormatError::Field(field)),
     };
     let path = OsString::from_vec(decode(path_base64, "a path")?);
     Ok(SourceFile {

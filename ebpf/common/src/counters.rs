@@ -259,11 +259,21 @@ impl Sketch {
     }
 }
 
+/// Where an attempt was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// On the interface with this index.
+    Interface(u32),
+    /// From a socket, or a task, of the control group with this id.
+    Cgroup(u64),
+}
+
 /// One connection attempt, reported by ring buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
     customer: CustomerId,
+    cgroup: u64,
     interface: u32,
     port: [u8; 2],
     entry: u16,
@@ -275,18 +285,23 @@ pub struct Event {
 }
 
 impl Event {
-    /// Reports `decision` about an attempt to reach `destination` on `port` (network order)
-    /// through the interface with index `interface`.
+    /// Reports `decision` about an attempt from `origin` to reach `destination` on `port` (network
+    /// order).
     #[inline(always)]
     pub fn new(
         decision: &Decision,
-        interface: u32,
+        origin: Origin,
         family: Family,
         destination: Address,
         port: [u8; 2],
     ) -> Self {
+        let (interface, cgroup) = match origin {
+            Origin::Interface(index) => (index, 0),
+            Origin::Cgroup(id) => (0, id),
+        };
         Self {
             customer: decision.customer,
+            cgroup,
             interface,
             port,
             entry: decision.entry,
@@ -301,6 +316,7 @@ impl Event {
     /// The event in `bytes`; `None` for another length.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (customer, rest) = bytes.split_first_chunk::<8>()?;
+        let (cgroup, rest) = rest.split_first_chunk::<8>()?;
         let (interface, rest) = rest.split_first_chunk::<4>()?;
         let (port, rest) = rest.split_first_chunk::<2>()?;
         let (entry, rest) = rest.split_first_chunk::<2>()?;
@@ -310,6 +326,7 @@ impl Event {
         };
         Some(Self {
             customer: CustomerId::from_raw(u64::from_ne_bytes(*customer)),
+            cgroup: u64::from_ne_bytes(*cgroup),
             interface: u32::from_ne_bytes(*interface),
             port: *port,
             entry: u16::from_ne_bytes(*entry),
@@ -326,9 +343,14 @@ impl Event {
         self.customer
     }
 
-    /// Index of the interface it came from.
+    /// Index of the interface it came from; 0 if it was seen in a control group.
     pub fn interface(&self) -> u32 {
         self.interface
+    }
+
+    /// Id of the control group it came from; 0 if it was seen on an interface.
+    pub fn cgroup(&self) -> u64 {
+        self.cgroup
     }
 
     /// Where it went.
@@ -364,4 +386,4 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<CustomerCounters>() == 8 * (VERDICTS + 1));
 const _: () = assert!(size_of::<Sketch>() == 8 * SKETCH_WORDS);
-const _: () = assert!(size_of::<Event>() == 40);
+const _: () = assert!(size_of::<Event>() == 48);

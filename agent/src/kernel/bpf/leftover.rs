@@ -150,9 +150,8 @@ impl Leftover {
         let map: HashMap<MapData, CustomerId, CustomerPolicy> =
             HashMap::try_from(Map::HashMap(map)).map_err(failed)?;
         Ok(Some(Contents {
-            interfaces: self.owners(names::MAP_WORKLOADS, u32::from_ne_bytes)?,
-            // Kernels' tables of containers come with the next version of the layout.
-            cgroups: self.owners("CGROUPS", u64::from_ne_bytes)?,
+            interfaces: self.owners(names::MAP_INTERFACES, u32::from_ne_bytes)?,
+            cgroups: self.owners(names::MAP_CGROUPS, u64::from_ne_bytes)?,
             customers: map.iter().collect::<Result<_, _>>().map_err(failed)?,
         }))
     }
