@@ -66,6 +66,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         backend,
         policy,
         workloads,
+        cgroup_roots,
         reload,
         repairs,
         tables,
@@ -111,6 +112,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         let states = counted(states, &State::ALL, State::as_str);
         lines.push(line("workloads", format!("{}: {states}", kind.as_str())));
     }
+    lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("reload", last(reload)));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("connections", attempts(connections.as_ref())));

@@ -47,7 +47,7 @@ pub(super) fn status(
         workloads,
         repairs,
         entries,
-        roots: _,
+        roots,
         problems,
         warnings,
     } = status;
@@ -92,6 +92,7 @@ pub(super) fn status(
             exemptions: terms(&policy, now),
         },
         workloads: counts,
+        cgroup_roots: roots as u64,
         reload: Reloads {
             attempts: reloads,
             failures: reload_failures,

@@ -14,7 +14,7 @@ use gate25::settings::Enforcement;
 use gate25::status::{
     ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
 };
-use gate25::workloads::Claim;
+use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters};
@@ -275,15 +275,19 @@ fn sample() -> Status {
         reload_success: Some("2026-11-23T09:30:00Z".parse().unwrap()),
         workloads: BTreeMap::from([
             (
-                4,
+                WorkloadId::Cgroup(9_000_000_001),
+                workload("lxc/it's \\x2d", Claim::Unassigned, State::Unassigned),
+            ),
+            (
+                WorkloadId::Interface(4),
                 workload("tap101i0", Claim::Unassigned, State::Unassigned),
             ),
             (
-                5,
+                WorkloadId::Interface(5),
                 workload("tap101i1", Claim::Unassigned, State::Unassigned),
             ),
             (
-                6,
+                WorkloadId::Interface(6),
                 workload(
                     "tap7i0",
                     Claim::Customer("acme".to_owned()),
@@ -291,12 +295,14 @@ fn sample() -> Status {
                 ),
             ),
             (
-                7,
+                WorkloadId::Interface(7),
                 workload("tap8i0", Claim::Conflict(conflict), State::Conflict),
             ),
         ]),
         repairs: 0,
+        roots: 2,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         problems: Vec::new(),
+        warnings: Vec::new(),
     }
 }
