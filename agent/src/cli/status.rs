@@ -79,14 +79,6 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         (false, Mode::Observe) => "no: this host only observes".to_owned(),
         (false, Mode::Policy) => "no, or not everywhere: see the problems".to_owned(),
     };
-    let RunningPolicy {
-        source,
-        generation,
-        hash,
-        customers,
-        exemptions,
-    } = policy;
-    let hash = hash.as_deref().unwrap_or("none");
     let mut lines = vec![
         line(
             "agent",
@@ -101,13 +93,8 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
                 backend.name, backend.reason, backend.hook
             ),
         ),
-        line(
-            "policy",
-            format!("{source}, generation {generation}, hash {hash}"),
-        ),
-        line("customers", customers.to_string()),
-        line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
     ];
+    lines.extend(policy_lines(policy));
     for (kind, states) in workloads {
         let states = counted(states, &State::ALL, State::as_str);
         lines.push(line("workloads", format!("{}: {states}", kind.as_str())));
@@ -124,6 +111,25 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.extend(problems.iter().map(|why| line("problem", why.clone())));
     lines.extend(warnings.iter().map(|why| line("warning", why.clone())));
     lines
+}
+
+fn policy_lines(policy: &RunningPolicy) -> [Vec<String>; 3] {
+    let RunningPolicy {
+        source,
+        generation,
+        hash,
+        customers,
+        exemptions,
+    } = policy;
+    let hash = hash.as_deref().unwrap_or("none");
+    [
+        line(
+            "policy",
+            format!("{source}, generation {generation}, hash {hash}"),
+        ),
+        line("customers", customers.to_string()),
+        line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
+    ]
 }
 
 fn line(label: &str, text: String) -> Vec<String> {
