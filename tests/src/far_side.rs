@@ -16,10 +16,14 @@ use crate::NetNs;
 /// # Errors
 /// When the port cannot be had.
 pub fn greet(ns: &NetNs, port: u16) -> anyhow::Result<()> {
+    ns.run(|| greet_here(port))?
+        .with_context(|| format!("in {}", ns.name()))
+}
+
+/// The same where the calling thread is.
+pub(crate) fn greet_here(port: u16) -> anyhow::Result<()> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = ns
-        .run(|| TcpListener::bind(address))?
-        .with_context(|| format!("listen on port {port} in {}", ns.name()))?;
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on port {port}"))?;
     let serve = move || {
         for stream in listener.incoming().flatten() {
             // A client that goes away is no error of the server's.

@@ -1,14 +1,20 @@
 //! A lab with all that most tests need: the hosting, greeters for servers, a witness, the agent.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Agent, Attempt, Guest, Hosting, Lab, Link, Outcome, PolicyText, Settings, Witness, connect,
-    greet, poll,
+    Agent, Attempt, Container, Containers, Guest, Hosting, Lab, Link, Network, Outcome, PolicyText,
+    Runtime, Settings, Tenant, Witness, connect, greet, poll, tenant,
 };
 
+/// Where the agent pins, unless told otherwise.
+const PINS: &str = "/sys/fs/bpf/gate25";
 /// How long an interface may take to get its program, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
 /// Longer than two retransmissions of a SYN.
@@ -21,6 +27,8 @@ pub struct World {
     pub hosting: Hosting,
     /// Counts what reaches the exchanger's port 25.
     pub witness: Witness,
+    /// Containers on the hypervisor, below a cgroup of the lab.
+    pub containers: Containers,
     /// Everything else hangs on it, so it goes last.
     pub lab: Lab,
 }
@@ -39,9 +47,12 @@ impl World {
         greet(&hosting.relay, 25)?;
         greet(&hosting.relay, 587)?;
         let witness = Witness::start(&hosting.exchanger)?;
+        let program = tenant::program()?.to_string_lossy().into_owned();
+        let containers = Containers::new(&lab, &hosting, "machine", vec![program])?;
         Ok(Self {
             hosting,
             witness,
+            containers,
             lab,
         })
     }
@@ -73,6 +84,63 @@ impl World {
         Ok(guest)
     }
 
+    /// Starts a container and waits until what it sends arrives.
+    ///
+    /// # Errors
+    /// When it cannot be made, or reaches nobody.
+    pub fn container(&self, name: &str, network: &Network) -> anyhow::Result<Container> {
+        self.container_by(Runtime::Lab, name, network)
+    }
+
+    /// The same by a runtime of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`World::container`].
+    pub fn container_by(
+        &self,
+        runtime: Runtime,
+        name: &str,
+        network: &Network,
+    ) -> anyhow::Result<Container> {
+        let Self {
+            hosting,
+            containers,
+            lab,
+            ..
+        } = self;
+        let container = containers.start(lab, hosting, name, network, runtime)?;
+        for to in both(Hosting::EXCHANGER, 587) {
+            poll("a new container to reach others", PROMPT, || {
+                let attempt = container.tenant.connect(to)?;
+                Ok((attempt.outcome == Outcome::Connected).then_some(()))
+            })?;
+        }
+        Ok(container)
+    }
+
+    /// Starts a container in a cgroup of the caller's choice, on the hypervisor's network.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn container_in(&self, cgroup: crate::Cgroup) -> anyhow::Result<Container> {
+        self.containers.start_in(cgroup, None)
+    }
+
+    /// Settings under which the agent judges the containers.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            cgroups: vec![self.containers.root.path()],
+            ..Settings::default()
+        }
+    }
+
+    /// A pattern for cgroups below the containers' root.
+    #[must_use]
+    pub fn below(&self, pattern: &str) -> String {
+        format!("{}/{pattern}", self.containers.root.path())
+    }
+
     /// Starts the agent on a policy and waits until it is ready.
     ///
     /// # Errors
@@ -99,7 +167,8 @@ impl World {
     /// When the folder cannot be read.
     pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
         self.hosting.hypervisor.run(|| {
-            let entries = fs::read_dir("/sys/fs/bpf/gate25/v1/links").context("read the pins")?;
+            let links = pins().join("links");
+            let entries = fs::read_dir(links).context("read the pins")?;
             let mut indexes: Vec<u32> = entries
                 .flatten()
                 .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
@@ -168,6 +237,65 @@ impl World {
         Ok(())
     }
 
+    /// Checks of a container what [`World::check_closed`] checks of a guest, and that an IPv4
+    /// address in IPv6 clothes is no way around.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        let before = self.witness.packets()?;
+        for to in three(Hosting::EXCHANGER, 25) {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Refused || attempt.took > Duration::from_millis(900) {
+                bail!("{to}: {attempt}, not refused at once");
+            }
+        }
+        for to in three(Hosting::RELAY, 25)
+            .into_iter()
+            .chain(both(Hosting::EXCHANGER, 587))
+        {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Connected {
+                bail!("{to}: {attempt}");
+            }
+        }
+        match self.witness.packets()? - before {
+            0 => Ok(()),
+            arrived => bail!("{arrived} packets to port 25 arrived"),
+        }
+    }
+
+    /// Checks that a container reaches the exchanger's port 25, by an IPv4 address in IPv6 clothes
+    /// as well.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        for to in three(Hosting::EXCHANGER, 25) {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Connected {
+                bail!("{to}: {attempt}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until [`World::check_contained`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_contained(tenant))
+    }
+
+    /// Waits until [`World::check_free`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_free(tenant))
+    }
+
     /// Checks that the exchanger's port 25 can be reached over both families.
     ///
     /// # Errors
@@ -197,8 +325,24 @@ impl World {
     }
 }
 
+/// The agent's folder of pins; called inside the hypervisor.
+fn pins() -> PathBuf {
+    let versions = fs::read_dir(PINS).into_iter().flatten().flatten();
+    let version = |name: &str| name.strip_prefix('v')?.parse::<u32>().ok();
+    let newest = versions
+        .filter_map(|entry| version(entry.file_name().to_str()?))
+        .max();
+    Path::new(PINS).join(format!("v{}", newest.unwrap_or_default()))
+}
+
 fn both(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 2] {
     [server.v4_port(port), server.v6_port(port)]
+}
+
+/// Both families, and IPv4 by way of IPv6.
+fn three(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 3] {
+    let [v4, v6] = both(server, port);
+    [v4, v6, server.mapped_port(port)]
 }
 
 fn expect(
