@@ -1,7 +1,13 @@
 //! The commands of `gate25`, one module each.
 
 pub mod check;
+pub mod console;
+pub mod diff;
 pub mod explain;
 mod files;
+pub mod list;
 pub mod metrics;
+pub mod reload;
 pub mod schema;
+pub mod status;
+pub mod teardown;

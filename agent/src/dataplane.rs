@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use gate25_common::abi::{CustomerId, CustomerPolicy, MAX_CUSTOMERS, MAX_PREFIXES, SetId};
+use gate25_common::abi::{
+    CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
+};
 
 use crate::compile::{Image, Prefix};
 
@@ -16,7 +20,9 @@ pub struct MapImage {
     /// Prefixes by set.
     pub sets: BTreeMap<SetId, Arc<[Prefix]>>,
     /// Owners by interface index.
-    pub workloads: BTreeMap<u32, CustomerId>,
+    pub interfaces: BTreeMap<u32, InterfaceOwner>,
+    /// Owners by control group's id.
+    pub cgroups: BTreeMap<u64, CustomerId>,
 }
 
 /// Why a state does not fit into the tables.
@@ -30,7 +36,10 @@ pub enum CapacityError {
     Prefixes(usize),
     /// Too many interfaces.
     #[error("{0} interfaces do not fit into the kernel's table of {MAX_CUSTOMERS}")]
-    Workloads(usize),
+    Interfaces(usize),
+    /// Too many control groups.
+    #[error("{0} control groups do not fit into the kernel's table of {MAX_CUSTOMERS}")]
+    Cgroups(usize),
     /// A customer with more exemptions than its entry holds.
     #[error("customer {0} has more exemptions than the kernel's table holds")]
     Exemptions(String),
@@ -45,7 +54,8 @@ impl MapImage {
     pub fn new(
         image: &Image,
         wall_minus_boot: i64,
-        workloads: BTreeMap<u32, CustomerId>,
+        interfaces: BTreeMap<u32, InterfaceOwner>,
+        cgroups: BTreeMap<u64, CustomerId>,
     ) -> Result<Self, CapacityError> {
         let customers = image
             .customers
@@ -65,8 +75,24 @@ impl MapImage {
         Ok(Self {
             customers,
             sets,
-            workloads,
+            interfaces,
+            cgroups,
         })
+    }
+}
+
+impl MapImage {
+    /// Leaves customers as they are in `installed` where only times differ, and by no more than
+    /// `tolerance`: two samples of the clocks' distance are never the same.
+    pub fn keep_times(&mut self, installed: &Self, tolerance: Duration) {
+        let tolerance = u64::try_from(tolerance.as_nanos()).unwrap_or(u64::MAX);
+        for (id, policy) in &mut self.customers {
+            if let Some(known) = installed.customers.get(id)
+                && policy.agrees(known, tolerance)
+            {
+                *policy = *known;
+            }
+        }
     }
 }
 
@@ -78,9 +104,13 @@ pub enum Step {
     /// Replaces a customer's policy as a whole.
     PutCustomer(CustomerId, Box<CustomerPolicy>),
     /// Gives an interface its owner.
-    PutWorkload(u32, CustomerId),
+    PutInterface(u32, InterfaceOwner),
     /// Forgets an interface.
-    RemoveWorkload(u32),
+    RemoveInterface(u32),
+    /// Gives a control group its owner.
+    PutCgroup(u64, CustomerId),
+    /// Forgets a control group.
+    RemoveCgroup(u64),
     /// Forgets a customer that owns nothing any more.
     RemoveCustomer(CustomerId),
     /// Empties a set that nobody refers to any more.
@@ -93,9 +123,25 @@ impl Step {
         match self {
             Self::AddSet(_, prefixes) | Self::RemoveSet(_, prefixes) => prefixes.len(),
             Self::PutCustomer(..)
-            | Self::PutWorkload(..)
-            | Self::RemoveWorkload(_)
+            | Self::PutInterface(..)
+            | Self::RemoveInterface(_)
+            | Self::PutCgroup(..)
+            | Self::RemoveCgroup(_)
             | Self::RemoveCustomer(_) => 1,
+        }
+    }
+
+    /// The customer that becomes an owner by it.
+    pub fn owner(&self) -> Option<CustomerId> {
+        match self {
+            Self::PutInterface(_, owner) => Some(owner.customer()),
+            Self::PutCgroup(_, customer) => Some(*customer),
+            Self::AddSet(..)
+            | Self::PutCustomer(..)
+            | Self::RemoveInterface(_)
+            | Self::RemoveCgroup(_)
+            | Self::RemoveCustomer(_)
+            | Self::RemoveSet(..) => None,
         }
     }
 
@@ -108,11 +154,17 @@ impl Step {
             Self::PutCustomer(id, policy) => {
                 image.customers.insert(*id, **policy);
             }
-            Self::PutWorkload(index, customer) => {
-                image.workloads.insert(*index, *customer);
+            Self::PutInterface(index, owner) => {
+                image.interfaces.insert(*index, *owner);
             }
-            Self::RemoveWorkload(index) => {
-                image.workloads.remove(index);
+            Self::RemoveInterface(index) => {
+                image.interfaces.remove(index);
+            }
+            Self::PutCgroup(id, customer) => {
+                image.cgroups.insert(*id, *customer);
+            }
+            Self::RemoveCgroup(id) => {
+                image.cgroups.remove(id);
             }
             Self::RemoveCustomer(id) => {
                 image.customers.remove(id);
@@ -149,18 +201,17 @@ pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, Capacity
             steps.push(Step::PutCustomer(*id, Box::new(*policy)));
         }
     }
-    for (index, customer) in &wanted.workloads {
-        if current.workloads.get(index) != Some(customer) {
-            steps.push(Step::PutWorkload(*index, *customer));
-        }
-    }
-    let gone = |index: &&u32| !wanted.workloads.contains_key(*index);
-    steps.extend(
-        current
-            .workloads
-            .keys()
-            .filter(gone)
-            .map(|index| Step::RemoveWorkload(*index)),
+    owners(
+        (&current.interfaces, &wanted.interfaces),
+        Step::PutInterface,
+        Step::RemoveInterface,
+        &mut steps,
+    );
+    owners(
+        (&current.cgroups, &wanted.cgroups),
+        Step::PutCgroup,
+        Step::RemoveCgroup,
+        &mut steps,
     );
     let gone = |id: &&CustomerId| !wanted.customers.contains_key(*id);
     steps.extend(
@@ -178,14 +229,34 @@ pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, Capacity
     Ok(steps)
 }
 
+/// The writes that change who owns what.
+fn owners<K: Ord + Copy, V: PartialEq + Copy>(
+    (current, wanted): (&BTreeMap<K, V>, &BTreeMap<K, V>),
+    put: impl Fn(K, V) -> Step,
+    remove: impl Fn(K) -> Step,
+    steps: &mut Vec<Step>,
+) {
+    for (key, owner) in wanted {
+        if current.get(key) != Some(owner) {
+            steps.push(put(*key, *owner));
+        }
+    }
+    let gone = current.keys().filter(|key| !wanted.contains_key(key));
+    steps.extend(gone.map(|key| remove(*key)));
+}
+
 fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityError> {
     let customers = both(&current.customers, &wanted.customers);
     if customers > MAX_CUSTOMERS {
         return Err(CapacityError::Customers(customers));
     }
-    let workloads = both(&current.workloads, &wanted.workloads);
-    if workloads > MAX_CUSTOMERS {
-        return Err(CapacityError::Workloads(workloads));
+    let interfaces = both(&current.interfaces, &wanted.interfaces);
+    if interfaces > MAX_CUSTOMERS {
+        return Err(CapacityError::Interfaces(interfaces));
+    }
+    let cgroups = both(&current.cgroups, &wanted.cgroups);
+    if cgroups > MAX_CUSTOMERS {
+        return Err(CapacityError::Cgroups(cgroups));
     }
     let size =
         |sets: &BTreeMap<SetId, Arc<[Prefix]>>| sets.values().map(|s| s.len()).sum::<usize>();
@@ -208,12 +279,21 @@ fn both<K: Ord, V>(current: &BTreeMap<K, V>, wanted: &BTreeMap<K, V>) -> usize {
             .count()
 }
 
+/// Something that programs are attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Site {
+    /// The control group of this number, for all below it.
+    Root(u64),
+    /// The interface of this index.
+    Interface(u32),
+}
+
 /// How an attachment went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attached {
-    /// The program judges the interface's packets.
+    /// The programs judge the site's packets.
     Yes,
-    /// The interface went away meanwhile.
+    /// The site went away meanwhile.
     Vanished,
 }
 
@@ -239,16 +319,27 @@ pub trait Dataplane {
     /// If the tables cannot hold it or the kernel refuses a write.
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, Self::Error>;
 
-    /// Indexes of the interfaces that are covered.
-    fn covered(&self) -> Vec<u32>;
+    /// Gives what an earlier agent attached the programs of this one, now that the tables are
+    /// filled, and returns how many attachments had others. Once is enough.
+    fn adopt(&mut self) -> Result<usize, Self::Error>;
+
+    /// The sites that are covered.
+    fn covered(&self) -> BTreeSet<Site>;
 
     /// Puts the program in front of everything that leaves the guest behind the interface.
-    fn attach(&mut self, index: u32) -> Result<Attached, Self::Error>;
+    fn attach_interface(&mut self, index: u32) -> Result<Attached, Self::Error>;
 
-    /// Takes the program off an interface that is no workload (any more).
-    fn detach(&mut self, index: u32) -> Result<(), Self::Error>;
+    /// Puts the programs on the control group `id`, whose directory is at `directory`.
+    fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, Self::Error>;
 
-    /// Looks whether the kernel still has what was attached to covered interfaces, and returns the
-    /// indexes `among` them that have lost it, or on which something else now comes first.
-    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, Self::Error>;
+    /// Takes the programs off a site that holds no workload (any more).
+    fn detach(&mut self, site: Site) -> Result<(), Self::Error>;
+
+    /// Looks whether the kernel still has what was attached to covered sites, and returns those
+    /// `among` them that have lost it, or on which something else now comes first.
+    fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, Self::Error>;
+
+    /// Makes what must outlive the agent outlive it again, where somebody has undone that, and
+    /// returns how much that was.
+    fn repin(&mut self) -> Result<usize, Self::Error>;
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -132,6 +133,32 @@ impl Diagnostic {
             location,
             label: label.into(),
         });
+        self
+    }
+
+    /// An error about a file that the system did not let be read.
+    #[must_use]
+    pub fn unreadable(path: &Path, error: &io::Error) -> Self {
+        let location = Location::whole(&Arc::from(path));
+        Self::error(
+            "unreadable",
+            location,
+            format!("this cannot be read: {error}"),
+        )
+    }
+
+    /// The same with paths that an editor finds: those of a set are relative to its directory.
+    #[must_use]
+    pub fn below(mut self, dir: &Path) -> Self {
+        let related = self.related.iter_mut().map(|related| &mut related.location);
+        for location in std::iter::once(&mut self.primary).chain(related) {
+            let path = if *location.file == *Path::new(".") {
+                dir.to_owned()
+            } else {
+                dir.join(&location.file)
+            };
+            location.file = Arc::from(path);
+        }
         self
     }
 }

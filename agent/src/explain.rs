@@ -4,7 +4,8 @@
 //! around it is description and decides nothing.
 
 pub mod report;
-mod tables;
+pub(crate) mod tables;
+mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,30 +20,24 @@ use jiff::Timestamp;
 use crate::compile::{CompileError, Image, Prefix, compile};
 use crate::dataplane::{CapacityError, MapImage};
 use crate::diagnostic::quoted;
-use crate::policy::ownership::{Owner, Ownership};
 use crate::policy::{
     ANY, Allowlist, Blocked, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Origin,
-    Policy, Profile, Selector, UNASSIGNED, Workload,
+    Policy, Profile,
 };
 use crate::settings::{Enforcement, Settings};
-use crate::workloads::{Claim, Standing, standing};
-use crate::yaml::read::close;
 use report::{
-    AllowlistStep, Asked, Chain, ClaimStep, CustomerStep, Entry, EntryKind, ExemptionState,
-    ExemptionStep, Explanation, HostStep, Of, Outcome, Place, ProfileStep, WorkloadState,
-    WorkloadStep,
+    AllowlistStep, Asked, Chain, CustomerStep, Entry, EntryKind, ExemptionState, ExemptionStep,
+    Explanation, HostStep, Of, Outcome, Place, ProfileStep,
 };
 use tables::TablesAt;
 
 /// The tables' clock is the wall clock here, since 1970.
 const WALL_MINUS_BOOT: i64 = 0;
-/// Names that an unknown word is answered with at most.
-const MAX_CLOSE: usize = 5;
 
 /// A connection to be judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Question {
-    /// A customer's id, or else an interface's name.
+    /// A customer's id, or else an interface's name or the path of a cgroup.
     pub subject: String,
     /// Where it goes.
     pub destination: IpAddr,
@@ -68,9 +63,9 @@ pub struct Host<'h> {
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ExplainError {
-    /// The word is neither a customer nor an interface.
+    /// The word is neither a customer nor a workload.
     #[error(
-        "{} is no customer, and no interface by its name{}",
+        "{} is no customer, and neither interface nor cgroup by its name{}",
         quoted(word),
         meant(close)
     )]
@@ -80,6 +75,9 @@ pub enum ExplainError {
         /// Names that may have been meant.
         close: Vec<String>,
     },
+    /// The word has the form of a path, but not of a cgroup's.
+    #[error("{} is no path of a cgroup: leave out empty components, `.` and `..`", quoted(.0))]
+    Path(String),
     /// The kernel's clock, nanoseconds in 64 bits from 1970 on, does not reach the time.
     #[error("{0} is not between 1970 and 2554")]
     Time(Timestamp),
@@ -111,7 +109,7 @@ pub fn explain(
     let Ok(now) = u64::try_from(at.as_nanosecond()) else {
         return Err(ExplainError::Time(*at));
     };
-    let (workload, owner) = resolve(policy, host, subject)?;
+    let (workload, owner) = workload::resolve(policy, host, subject)?;
     let address = Address::from(*destination);
     let guarded = &host.settings.guarded_ports;
     let port = port.or(guarded.first().copied()).unwrap_or_default();
@@ -149,91 +147,6 @@ pub fn explain(
     })
 }
 
-/// Whose connection it is; no owner for what is no workload.
-fn resolve(
-    policy: &Policy,
-    host: &Host<'_>,
-    word: &str,
-) -> Result<(Option<WorkloadStep>, Option<CustomerId>), ExplainError> {
-    if word == UNASSIGNED {
-        return Ok((None, Some(CustomerId::UNASSIGNED)));
-    }
-    if policy.customers.contains_key(word) {
-        return Ok((None, Some(CustomerId::from_name(word))));
-    }
-    let standing = standing(&host.settings.interfaces, word);
-    let owner = Ownership::new(policy, host.name).of_interface(word);
-    let is_interface = standing != Standing::Unmatched
-        || owner != Owner::Unassigned
-        || host.interfaces.contains(word)
-        || is_claimed_anywhere(policy, word);
-    if !is_interface {
-        let ids = policy.customers.keys().map(String::as_str);
-        let names = host.interfaces.iter().map(String::as_str);
-        let known: BTreeSet<&str> = ids.chain(names).chain([UNASSIGNED]).collect();
-        let close = close(word, known.into_iter()).into_iter();
-        return Err(ExplainError::Unknown {
-            word: word.to_owned(),
-            close: close.take(MAX_CLOSE).map(str::to_owned).collect(),
-        });
-    }
-    let (state, customer) = match standing {
-        Standing::Workload(_) => {
-            let customer = Claim::from(owner.clone()).customer();
-            (owner_state(host.directory, owner), Some(customer))
-        }
-        Standing::Ignored(pattern) => {
-            let pattern = pattern.to_string();
-            (WorkloadState::Ignored { pattern }, None)
-        }
-        Standing::Unmatched => {
-            let patterns = &host.settings.interfaces.matched;
-            let patterns = patterns.iter().map(ToString::to_string).collect();
-            (WorkloadState::Unmatched { patterns }, None)
-        }
-    };
-    let interface = word.to_owned();
-    Ok((Some(WorkloadStep { interface, state }), customer))
-}
-
-/// Whether a pattern of any host claims an interface of this name.
-fn is_claimed_anywhere(policy: &Policy, name: &str) -> bool {
-    let workloads = policy
-        .customers
-        .values()
-        .flat_map(|customer| &customer.workloads);
-    workloads
-        .map(|workload| &workload.selector)
-        .any(|Selector::Interface(pattern)| pattern.matches(name))
-}
-
-fn owner_state(directory: &Path, owner: Owner<'_>) -> WorkloadState {
-    match owner {
-        Owner::Customer(customer, workload) => {
-            let Workload {
-                selector: Selector::Interface(pattern),
-                hosts: _,
-                origin,
-            } = workload;
-            WorkloadState::Customer {
-                customer: customer.to_owned(),
-                pattern: pattern.to_string(),
-                place: Place::new(directory, origin),
-            }
-        }
-        Owner::Unassigned => WorkloadState::Unassigned,
-        Owner::Conflict(claims) => WorkloadState::Conflict {
-            claims: claims
-                .into_iter()
-                .map(|(customer, origin)| ClaimStep {
-                    customer: customer.to_owned(),
-                    place: Place::new(directory, origin),
-                })
-                .collect(),
-        },
-    }
-}
-
 /// A connection of a known owner to a guarded port.
 struct Case<'c> {
     policy: &'c Policy,
@@ -246,7 +159,8 @@ struct Case<'c> {
 
 impl Case<'_> {
     fn judge(&self, now: u64) -> Result<Outcome, ExplainError> {
-        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, BTreeMap::new())?;
+        let (interfaces, cgroups) = (BTreeMap::new(), BTreeMap::new());
+        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, interfaces, cgroups)?;
         let tables = TablesAt {
             image: &tables,
             owner: self.owner,

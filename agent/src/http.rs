@@ -4,7 +4,7 @@
 //! are few and short-lived, and pages are made outside the reactor, one at a time.
 
 mod auth;
-mod connections;
+pub(crate) mod connections;
 mod pages;
 mod web_config;
 

@@ -1,7 +1,11 @@
 //! Everything that talks to the kernel.
 
 pub mod bpf;
+pub mod cgroups;
 pub mod filter;
 pub mod links;
+pub mod namespaces;
 mod netlink;
+pub(crate) mod peer;
 pub(crate) mod readiness;
+pub mod sockets;

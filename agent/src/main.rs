@@ -7,12 +7,14 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
-use gate25::cli::{check, metrics, schema};
+use gate25::cli::{check, diff, list, metrics, reload, schema, status, teardown};
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use gate25::logging;
+use gate25::notify::Environment;
 use gate25::run::{Surroundings, run};
 use gate25::settings::{self, LogFormat, LogLevel, Missing, Settings, SettingsError};
 use gate25_common::abi::CustomerId;
@@ -40,6 +42,11 @@ enum Command {
     /// Enforce the policy on this host
     Run(RunArgs),
     Check(check::Args),
+    Diff(diff::Args),
+    Reload(reload::Args),
+    Status(status::Args),
+    List(list::Args),
+    Teardown(teardown::Args),
     Explain(explain::Args),
     Metrics(metrics::Args),
     /// Print the JSON schema of policy files
@@ -76,6 +83,11 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Run(args) => run_command(&cli, args),
         Command::Check(args) => check_command(&cli, args),
+        Command::Diff(args) => asking(&cli, |at, console| diff::run(args, at, console)),
+        Command::Reload(args) => asking(&cli, |at, console| reload::run(args, at, console)),
+        Command::Status(args) => asking(&cli, |at, console| status::run(args, at, console)),
+        Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
+        Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
         Command::Metrics(args) => metrics::run(args, &mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
@@ -125,6 +137,33 @@ fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> 
     Ok(explain::run(args, &surroundings, out, complaints)?)
 }
 
+/// Runs a command that asks the agent, or reads what it left.
+fn asking(
+    cli: &Cli,
+    command: impl FnOnce(&console::Surroundings<'_>, &mut Console<'_>) -> io::Result<ExitCode>,
+) -> anyhow::Result<ExitCode> {
+    let (config, missing) = cli.config();
+    let stdout = io::stdout();
+    let terminal = stdout.is_terminal();
+    let surroundings = console::Surroundings {
+        config,
+        missing,
+        now: Timestamp::now(),
+        hostname: &hostname()?,
+        layout: if terminal {
+            console::Layout::Table
+        } else {
+            console::Layout::Plain
+        },
+        colour: colour(terminal),
+    };
+    let mut console = Console {
+        out: &mut stdout.lock(),
+        complaints: &mut io::stderr().lock(),
+    };
+    Ok(command(&surroundings, &mut console)?)
+}
+
 /// Names of the host's interfaces: none where the kernel does not show them, which only makes
 /// `explain` know fewer words.
 fn interfaces() -> BTreeSet<String> {
@@ -164,6 +203,7 @@ fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
             Attach::Filter => Attachment::Filter,
         },
         hostname: hostname()?,
+        notify: Environment::of_process(),
     };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

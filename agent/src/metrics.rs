@@ -224,7 +224,8 @@ impl Metrics {
             *customer_series_limit as f64,
         )?;
         let capacities = [
-            (names::MAP_WORKLOADS, MAX_CUSTOMERS),
+            (names::MAP_INTERFACES, MAX_CUSTOMERS),
+            (names::MAP_CGROUPS, MAX_CUSTOMERS),
             (names::MAP_CUSTOMERS, MAX_CUSTOMERS),
             (names::MAP_PREFIXES, MAX_PREFIXES),
         ];
@@ -236,17 +237,15 @@ impl Metrics {
 }
 
 fn workloads(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
-    for state in State::ALL {
-        let count = status
-            .workloads
-            .values()
-            .filter(|workload| workload.state == state)
-            .count();
-        families.gauge(
-            names_of::WORKLOADS,
-            &["interface", state.as_str()],
-            count as f64,
-        )?;
+    for kind in ["interface", "cgroup"] {
+        for state in State::ALL {
+            let count = status
+                .workloads
+                .iter()
+                .filter(|(id, workload)| id.kind() == kind && workload.state == state)
+                .count();
+            families.gauge(names_of::WORKLOADS, &[kind, state.as_str()], count as f64)?;
+        }
     }
     families.counter(names_of::DRIFT_REPAIRS, &["ebpf"], status.repairs)?;
     for (map, entries) in &status.entries {

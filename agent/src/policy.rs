@@ -3,6 +3,7 @@
 //! Everything here but `directory` is pure: no files, no clocks. `loader` reads text into this type
 //! and reports what is wrong with it; `compile` turns it into the kernel's tables.
 
+pub mod changes;
 pub mod directory;
 mod join;
 pub mod language;
@@ -11,6 +12,7 @@ mod overlap;
 pub mod ownership;
 mod pattern;
 pub(crate) mod scalar;
+pub mod shrink;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +29,10 @@ pub const UNASSIGNED: &str = "unassigned";
 pub const ANY: &str = "any";
 /// Exemptions of one customer that may be active or scheduled at the same time.
 pub use gate25_common::abi::MAX_EXEMPTIONS;
+/// Components of a cgroup's path at most: as many levels as the kernel's program looks up.
+pub const MAX_CGROUP_COMPONENTS: usize = 32;
+/// Bytes of a cgroup's name at most (`NAME_MAX`).
+pub const MAX_CGROUP_COMPONENT: usize = 255;
 
 /// Where an object was written: shown by `explain` and by every error about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,6 +155,9 @@ pub struct Workload {
 pub enum Selector {
     /// Names of network interfaces on the host.
     Interface(Pattern),
+    /// Paths of cgroups below the cgroup2 mount, without a leading or trailing slash. What matches
+    /// takes whatever lies below it, but for what a deeper match takes.
+    Cgroup(Pattern),
 }
 
 /// A permission to send, for one customer and a time.

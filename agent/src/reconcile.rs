@@ -1,27 +1,32 @@
 //! Keeps the kernel as the policy wants it: level-triggered, from whatever it finds.
 
+mod attachments;
+pub mod files;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25_common::abi::CustomerId;
+use gate25_common::abi::{CustomerId, InterfaceOwner};
 use jiff::Timestamp;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
-use crate::dataplane::{Attached, CapacityError, Dataplane, MapImage};
+use crate::dataplane::{CapacityError, Dataplane, MapImage, Site};
+use crate::kernel::cgroups::Cgroup;
 use crate::kernel::links::Interface;
 use crate::metrics::Timings;
 use crate::policy::loader::SetHash;
+use crate::policy::shrink::Limits;
 use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
-use crate::settings::Interfaces;
-use crate::source::{Accepted, SourceError, report_refusal};
+use crate::reconcile::attachments::Attachments;
+use crate::source::Accepted;
 use crate::status::Shared;
-use crate::workloads::{Framing, Workload, resolve};
+use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -42,43 +47,40 @@ pub enum ReconcileError<E: Error + 'static> {
     Builtin(#[from] CompileError),
 }
 
-/// What the reconciler needs to know about its host.
-#[derive(Debug, Clone)]
-pub struct Host {
-    /// The name that `hosts:` is matched against.
-    pub name: String,
-    /// Which interfaces are workloads.
-    pub interfaces: Interfaces,
+/// What the reconciler needs to know besides what it is told.
+pub struct Circumstances {
+    /// The host and its settings.
+    pub host: Host,
+    /// Where control groups are mounted; `None` without them.
+    pub cgroup_mount: Option<PathBuf>,
+    /// Where the policy's files are.
+    pub policy_dir: PathBuf,
+    /// How much a set may lose unasked.
+    pub shrink: Limits,
+    /// Where it reports to.
+    pub status: Shared,
+    /// Where it reports times to.
+    pub timings: Timings,
 }
 
 /// The state that is kept, and where it is kept.
 pub struct Reconciler<D: Dataplane> {
     dataplane: D,
-    host: Host,
-    status: Shared,
-    timings: Timings,
+    circumstances: Circumstances,
     offset: Offset,
-    inventory: BTreeMap<u32, Interface>,
-    first_seen: BTreeMap<u32, Instant>,
-    workloads: BTreeMap<u32, Workload>,
+    inventory: Inventory,
+    first_seen: BTreeMap<Site, Instant>,
+    workloads: Workloads,
     policy: Option<Accepted>,
+    /// The set that was last accepted before this start.
+    last_known_good: Option<Accepted>,
     builtin: Image,
     last_attempt: Option<SetHash>,
-    /// Interfaces that went since the tables were last written; one may have come back.
-    gone: BTreeSet<u32>,
-    /// Interfaces that are covered only by name: their program is to be put there again.
-    displaced: BTreeSet<u32>,
-    waiting: BTreeSet<u32>,
-    failed: BTreeMap<u32, Failure>,
-    /// Why an attachment was last said to have failed, so that it is not said every second.
-    complaints: BTreeMap<u32, String>,
-    /// Why the tables are not as they should be.
-    stale: Option<String>,
-}
-
-struct Failure {
-    why: String,
-    retry: Instant,
+    attachments: Attachments,
+    /// What else is wrong, by subject.
+    complaints: BTreeMap<&'static str, String>,
+    /// Whether sockets may be open that the tables now refuse.
+    revoked: bool,
 }
 
 /// Whether an event says anything new.
@@ -98,264 +100,186 @@ impl<D: Dataplane> Reconciler<D> {
     /// [`ReconcileError::Builtin`].
     pub fn new(
         dataplane: D,
-        host: Host,
-        status: Shared,
-        timings: Timings,
+        circumstances: Circumstances,
         offset: Offset,
     ) -> Result<Self, ReconcileError<D::Error>> {
         Ok(Self {
             dataplane,
-            host,
-            status,
-            timings,
+            circumstances,
             offset,
-            inventory: BTreeMap::new(),
+            inventory: Inventory::default(),
             first_seen: BTreeMap::new(),
-            workloads: BTreeMap::new(),
+            workloads: Workloads::default(),
             policy: None,
+            last_known_good: None,
             builtin: builtin()?,
             last_attempt: None,
-            gone: BTreeSet::new(),
-            displaced: BTreeSet::new(),
-            waiting: BTreeSet::new(),
-            failed: BTreeMap::new(),
+            attachments: Attachments::default(),
             complaints: BTreeMap::new(),
-            stale: None,
+            revoked: true,
         })
     }
 
     /// Takes note of an interface, and tells whether it is new or has changed: a guest that flaps
     /// its link makes events by the thousand that say nothing new.
     pub fn interface(&mut self, interface: Interface, now: Instant) -> Noted {
-        self.first_seen.entry(interface.index).or_insert(now);
-        if self.inventory.get(&interface.index) == Some(&interface) {
+        let index = interface.index;
+        self.first_seen.entry(Site::Interface(index)).or_insert(now);
+        let known = self.inventory.interfaces.get(&index) == Some(&interface);
+        if known {
             return Noted::Known;
         }
-        self.inventory.insert(interface.index, interface);
+        self.inventory.interfaces.insert(index, interface);
         Noted::News
     }
 
     /// Takes note of an interface that is gone.
     pub fn interface_gone(&mut self, index: u32) {
-        self.inventory.remove(&index);
-        self.first_seen.remove(&index);
-        self.gone.insert(index);
+        self.inventory.interfaces.remove(&index);
+        self.first_seen.remove(&Site::Interface(index));
+        self.attachments.gone(Site::Interface(index));
     }
 
-    /// Takes note of everything that there is.
-    pub fn snapshot(&mut self, interfaces: Vec<Interface>, now: Instant) {
+    /// Takes note of every interface that there is.
+    pub fn interfaces(&mut self, interfaces: Vec<Interface>, now: Instant) {
         let present: BTreeSet<u32> = interfaces.iter().map(|interface| interface.index).collect();
-        self.inventory.retain(|index, _| present.contains(index));
-        self.first_seen.retain(|index, _| present.contains(index));
+        let known = &mut self.inventory.interfaces;
+        known.retain(|index, _| present.contains(index));
+        self.first_seen.retain(|site, _| match site {
+            Site::Interface(index) => present.contains(index),
+            Site::Root(_) => true,
+        });
         for interface in interfaces {
             self.interface(interface, now);
         }
     }
 
-    /// Takes note that the attachment to an interface may be gone: it is looked at again after a
-    /// time of quiet, since whoever took it is likely to be busy there.
-    pub fn displaced(&mut self, index: u32, now: Instant) {
-        if self.workloads.contains_key(&index) {
-            let why = "its ingress qdisc or filter was removed".to_owned();
-            self.failed.insert(
-                index,
-                Failure {
-                    why,
-                    retry: now + RETRY,
-                },
-            );
-        }
+    /// Takes note of a control group.
+    pub fn cgroup(&mut self, cgroup: Cgroup, now: Instant) {
+        self.first_seen.entry(Site::Root(cgroup.id)).or_insert(now);
+        self.inventory.cgroups.insert(cgroup.id, cgroup);
     }
 
-    /// Takes over what loading the files came to. A set that is refused, or does not fit, changes
-    /// nothing.
-    pub fn files(&mut self, loaded: Result<Accepted, SourceError>, now: Timestamp) {
-        let hash = match &loaded {
-            Ok(accepted) => Some(accepted.hash),
-            Err(SourceError::Refused(refused)) => Some(refused.hash),
-            Err(SourceError::Directory(_) | SourceError::Compile(_)) => None,
-        };
-        if hash.is_some() && hash == self.last_attempt {
-            return;
+    /// Takes note of a control group that is gone.
+    pub fn cgroup_gone(&mut self, id: u64) {
+        self.inventory.cgroups.remove(&id);
+        self.first_seen.remove(&Site::Root(id));
+    }
+
+    /// Takes note of every control group that there is at and below the roots.
+    pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
+        self.inventory.cgroups.clear();
+        for cgroup in cgroups {
+            self.cgroup(cgroup, now);
         }
-        self.last_attempt = hash;
-        let applied = match loaded {
-            Ok(accepted) => self.accept(accepted),
-            Err(refusal) => {
-                report_refusal(&refusal);
-                Outcome::Refused
-            }
-        };
-        self.status.update(|status| {
-            status.reloads += 1;
-            match applied {
-                Outcome::Applied => {
-                    status.reload_successful = true;
-                    status.reload_success = Some(now);
-                }
-                Outcome::Refused => {
-                    status.reload_successful = false;
-                    status.reload_failures += 1;
-                }
-            }
+        let known = &self.inventory.cgroups;
+        self.first_seen.retain(|site, _| match site {
+            Site::Interface(_) => true,
+            Site::Root(id) => known.contains_key(id),
         });
     }
 
-    fn accept(&mut self, accepted: Accepted) -> Outcome {
-        let started = Instant::now();
-        let before = self.policy.replace(accepted);
-        match self.write_tables() {
-            Ok(writes) => {
-                self.timings.applied(started.elapsed());
-                self.report_policy(writes);
-                Outcome::Applied
-            }
-            Err(error) => {
-                error!(
-                    error = &error as &dyn Error,
-                    "policy refused, the running one stays"
-                );
-                self.policy = before;
-                // The kernel's refusal may pass: the next rescan tries the same files again.
-                self.last_attempt = None;
-                Outcome::Refused
-            }
+    /// Takes note of the network namespaces that control groups have processes in.
+    pub fn namespaces(&mut self, namespaces: BTreeMap<i32, BTreeSet<u64>>) -> Noted {
+        if self.inventory.namespaces == namespaces {
+            return Noted::Known;
+        }
+        self.inventory.namespaces = namespaces;
+        Noted::News
+    }
+
+    /// What there is, as far as it was told.
+    pub fn inventory(&self) -> &Inventory {
+        &self.inventory
+    }
+
+    /// The workloads as they were last resolved.
+    pub fn workloads(&self) -> &Workloads {
+        &self.workloads
+    }
+
+    /// The kernel's tables.
+    pub fn installed(&self) -> &MapImage {
+        self.dataplane.installed()
+    }
+
+    /// The policy that runs, if it comes from files.
+    pub fn policy(&self) -> Option<&Accepted> {
+        self.policy.as_ref()
+    }
+
+    /// Whether something was revoked since the last time that this was asked.
+    pub fn take_revoked(&mut self) -> bool {
+        std::mem::take(&mut self.revoked)
+    }
+
+    /// Says, or takes back, that something around enforcement is wrong.
+    pub fn complain(&mut self, subject: &'static str, complaint: Option<String>) {
+        let before = match &complaint {
+            Some(complaint) => self.complaints.insert(subject, complaint.clone()),
+            None => self.complaints.remove(subject),
+        };
+        if before != complaint {
+            self.report_complaints();
         }
     }
 
     /// Leads everything but new attachments to where it should be.
     pub fn converge(&mut self) {
-        match self.write_tables() {
-            Ok(_) => self.stale = None,
+        let written = self.write_tables();
+        let stale = match &written {
+            Ok(_) => None,
             Err(error) => {
-                error!(
-                    error = &error as &dyn Error,
-                    "tables not brought up to date"
-                );
-                self.stale = Some(error.to_string());
+                let error = error as &dyn Error;
+                error!(error, "tables not brought up to date");
+                Some(format!("the kernel's tables are not up to date: {}", deep(error)))
             }
-        }
-        let covered: BTreeSet<u32> = self.dataplane.covered().into_iter().collect();
-        for index in covered
-            .iter()
-            .filter(|index| !self.workloads.contains_key(index))
-        {
-            if let Err(error) = self.dataplane.detach(*index) {
-                error!(index, error = &error as &dyn Error, "program not taken off");
-            }
-        }
-        self.check_returned(&covered);
-        self.displaced
-            .retain(|index| self.workloads.contains_key(index));
-        self.failed
-            .retain(|index, _| self.workloads.contains_key(index));
-        self.complaints
-            .retain(|index, _| self.workloads.contains_key(index));
-        self.waiting = self
-            .workloads
-            .iter()
-            .filter(|(index, workload)| {
-                (!covered.contains(index) || self.displaced.contains(index))
-                    && !self.failed.contains_key(index)
-                    && workload.framing == Framing::Ethernet
-            })
-            .map(|(index, _)| *index)
-            .collect();
-        if self.waiting.is_empty() {
-            self.report_workloads();
-        }
-    }
-
-    /// An interface that went and one that came meanwhile may share an index: it is the same one,
-    /// back from another namespace with its program or without, or another one without.
-    fn check_returned(&mut self, covered: &BTreeSet<u32>) {
-        let returned: BTreeSet<u32> = std::mem::take(&mut self.gone)
-            .into_iter()
-            .filter(|index| covered.contains(index) && self.workloads.contains_key(index))
-            .collect();
-        if returned.is_empty() {
-            return;
-        }
-        match self.dataplane.displaced(&returned) {
-            Ok(displaced) => self.displaced.extend(displaced),
-            Err(error) => {
-                error!(error = &error as &dyn Error, "attachments not verified");
-                self.displaced.extend(returned);
-            }
-        }
-    }
-
-    /// Whether attachments are waiting to be made.
-    pub fn has_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    /// Makes one of the attachments that are waiting.
-    pub fn attach_next(&mut self, now: Instant) {
-        let Some(index) = self.waiting.pop_first() else {
-            return;
         };
-        match self.dataplane.attach(index) {
-            Ok(Attached::Yes) => {
-                self.displaced.remove(&index);
-                self.complaints.remove(&index);
-                if let Some(seen) = self.first_seen.get(&index) {
-                    self.timings.enforced_after(seen.elapsed());
-                }
-            }
-            // Its event is on the way.
-            Ok(Attached::Vanished) => {}
+        self.attachments.stale = stale;
+        if written.is_ok() {
+            self.adopt();
+        }
+        self.place();
+    }
+
+    /// The first tables that are right let this agent's programs take over.
+    fn adopt(&mut self) {
+        match self.dataplane.adopt() {
+            Ok(0) => {}
+            Ok(changed) => info!(changed, "attachments have the programs of this version"),
             Err(error) => {
-                let why = error.to_string();
-                let known = self.complaints.insert(index, why.clone());
-                if known.as_ref() != Some(&why) {
-                    let name = self.workloads.get(&index).map(|it| it.name.as_str());
-                    let error = &error as &dyn Error;
-                    error!(index, name, error, "interface without its program");
-                }
-                let retry = now + RETRY;
-                self.failed.insert(index, Failure { why, retry });
+                let error = &error as &dyn Error;
+                error!(error, "attachments keep the programs of an earlier start");
+                let why = format!("programs of an earlier start go on: {}", deep(error));
+                self.attachments.stale = Some(why);
             }
         }
-        if self.waiting.is_empty() {
-            self.report_workloads();
-        }
-    }
-
-    /// Tries again what has failed, if it is time.
-    pub fn retry(&mut self, now: Instant) {
-        let due: Vec<u32> = self
-            .failed
-            .iter()
-            .filter(|(_, failure)| failure.retry <= now)
-            .map(|(index, _)| *index)
-            .collect();
-        for index in due {
-            self.failed.remove(&index);
-            self.displaced.insert(index);
-            self.waiting.insert(index);
-        }
-    }
-
-    /// Whether anything has failed that is worth another try.
-    pub fn has_failed(&self) -> bool {
-        !self.failed.is_empty() || self.stale.is_some()
     }
 
     /// Compares the kernel with what was put there, and has repaired what differs.
     pub fn verify(&mut self, offset: Offset) {
         self.clock(offset);
-        let covered = self.dataplane.covered().into_iter().collect();
-        match self.dataplane.displaced(&covered) {
-            Ok(displaced) => {
-                for index in displaced {
-                    warn!(index, "program was removed or displaced by somebody else");
-                    self.status.update(|status| status.repairs += 1);
-                    self.displaced.insert(index);
-                    self.waiting.insert(index);
-                }
+        self.verify_pins();
+        self.verify_attachments();
+    }
+
+    /// Sees to it that everything would still be there without this agent.
+    pub fn verify_pins(&mut self) {
+        match self.dataplane.repin() {
+            Ok(0) => self.complain("pins", None),
+            Ok(missing) => {
+                tracing::warn!(missing, "pins were removed by somebody else, made again");
+                self.circumstances
+                    .status
+                    .update(|status| status.repairs += missing as u64);
+                self.complain("pins", None);
             }
-            Err(error) => error!(error = &error as &dyn Error, "attachments not verified"),
+            Err(error) => {
+                let error = &error as &dyn Error;
+                error!(error, "enforcement would end with this agent");
+                let why = format!("enforcement would end with this agent: {}", deep(error));
+                self.complain("pins", Some(why));
+            }
         }
     }
 
@@ -383,51 +307,91 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// The sites that should be covered.
+    fn sites(&self) -> BTreeSet<Site> {
+        let Workloads {
+            interfaces,
+            cgroups: _,
+            claims: _,
+        } = &self.workloads;
+        let interfaces = interfaces
+            .iter()
+            .filter(|(_, workload)| workload.framing == Framing::Ethernet)
+            .map(|(index, _)| Site::Interface(*index));
+        self.inventory
+            .roots()
+            .map(|root| Site::Root(root.id))
+            .chain(interfaces)
+            .collect()
+    }
+
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
-        let policy = self.policy.as_ref().map(|accepted| &*accepted.policy);
         self.workloads = resolve(
             &self.inventory,
-            &self.host.interfaces,
-            policy,
-            &self.host.name,
+            &self.circumstances.host,
+            self.policy.as_ref().map(|accepted| &*accepted.policy),
         );
-        let owners = self
-            .workloads
-            .iter()
-            .map(|(index, workload)| (*index, workload.claim.customer()))
-            .collect();
-        let wanted = self.wanted(owners)?;
+        let wanted = self.wanted()?;
         let applied = self
             .dataplane
             .apply(&wanted)
             .map_err(ReconcileError::Dataplane)?;
+        self.revoked |= applied.writes > 0;
         Ok(applied.writes)
     }
 
-    fn wanted(&self, mut owners: BTreeMap<u32, CustomerId>) -> Result<MapImage, CapacityError> {
+    fn wanted(&self) -> Result<MapImage, CapacityError> {
         let installed = self.dataplane.installed();
-        match &self.policy {
-            Some(accepted) => MapImage::new(&accepted.image, self.offset.nanoseconds(), owners),
-            None if installed.customers.contains_key(&CustomerId::UNASSIGNED) => {
-                // An earlier agent's policy goes on; interfaces it did not know are nobody's.
-                for (index, owner) in &mut owners {
-                    if let Some(known) = installed.workloads.get(index) {
+        let mut interfaces: BTreeMap<u32, InterfaceOwner> = self
+            .workloads
+            .interfaces
+            .iter()
+            .map(|(index, workload)| {
+                let owner = InterfaceOwner::new(workload.claim.customer(), workload.counting);
+                (*index, owner)
+            })
+            .collect();
+        let image = match &self.policy {
+            Some(accepted) => &accepted.image,
+            None if self.has_leftover() => {
+                // An earlier agent's policy goes on; what it did not know is nobody's.
+                for (index, owner) in &mut interfaces {
+                    if let Some(known) = installed.interfaces.get(index) {
                         *owner = *known;
                     }
                 }
-                Ok(MapImage {
-                    workloads: owners,
+                let mut cgroups = installed.cgroups.clone();
+                cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id));
+                return Ok(MapImage {
+                    interfaces,
+                    cgroups,
                     ..installed.clone()
-                })
+                });
             }
-            None => MapImage::new(&self.builtin, self.offset.nanoseconds(), owners),
-        }
+            None => &self.builtin,
+        };
+        let cgroups = self.workloads.claims.clone();
+        let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
+        wanted.keep_times(installed, CLOCK_TOLERANCE);
+        Ok(wanted)
+    }
+
+    /// Whether an earlier agent has left a policy in the tables.
+    fn has_leftover(&self) -> bool {
+        let customers = &self.dataplane.installed().customers;
+        customers.contains_key(&CustomerId::UNASSIGNED)
     }
 }
 
-enum Outcome {
-    Applied,
-    Refused,
+/// An error and all of its causes, in one line.
+fn deep(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// The policy that refuses everything.

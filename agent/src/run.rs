@@ -1,30 +1,47 @@
 //! `gate25 run`: puts the parts together and keeps them going.
 
+mod containers;
+mod mounts;
+mod serve;
+mod sockets;
+mod store;
+
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gate25_common::abi::SkbLayout;
 use gate25_common::decide::HostMode;
 use jiff::Timestamp;
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::clock::{ClockWatch, Offset};
-use crate::http;
 use crate::kernel::bpf::pins::Pins;
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
-use crate::kernel::links::{LinkEvent, Links, Subscription};
+use crate::kernel::bpf::{Attachment, Bpf, Counters, DebugLines, LoadOptions, events, skb};
+use crate::kernel::links::{Links, Subscription};
 use crate::metrics::{Constants, Metrics, Timings};
-use crate::reconcile::{Host, Noted, RETRY, Reconciler};
+use crate::notify::{Environment, Notifier};
+use crate::policy::shrink::Limits;
+use crate::reconcile::{Circumstances, Reconciler};
+use crate::run::containers::Containers;
+use crate::run::mounts::Mounts;
+use crate::run::serve::{Agent, Files, Reloads};
+use crate::run::sockets::Sweeper;
+use crate::run::store::Store;
 use crate::settings::{Enforcement, LogLevel, Settings};
-use crate::source::{Accepted, PolicyFiles, SourceError};
+use crate::source::PolicyFiles;
+use crate::state::lock::ExclusiveLock;
 use crate::status::Shared;
-use crate::watch::{PolicyWatch, Reason};
+use crate::watch::PolicyWatch;
+use crate::workloads::Host;
+use crate::{control, http};
 
 /// How often the windows of distinct destinations begin anew.
 const SKETCH_WINDOW: Duration = Duration::from_secs(3600);
+/// Requests of the control socket that wait for the loop.
+const COMMANDS: usize = 16;
 
 /// Where a run finds what is not in the settings.
 #[derive(Debug, Clone)]
@@ -35,13 +52,15 @@ pub struct Surroundings {
     pub attachment: Attachment,
     /// The host's name, where the settings give none.
     pub hostname: String,
+    /// What the service manager told.
+    pub notify: Environment,
 }
 
 /// Enforces until `shutdown` is cancelled. What is in the kernel stays there.
 ///
 /// # Errors
 ///
-/// If enforcement cannot begin.
+/// If enforcement cannot begin, or another agent does it already.
 pub async fn run(
     settings: Settings,
     surroundings: Surroundings,
@@ -51,51 +70,44 @@ pub async fn run(
         bpf_filesystem,
         attachment,
         hostname,
+        notify,
     } = surroundings;
-    let host_mode = match settings.enforcement {
-        Enforcement::Policy => HostMode::Policy,
-        Enforcement::Observe => HostMode::Observe,
-    };
-    let pins = Pins::open(&bpf_filesystem)?;
-    let options = LoadOptions {
-        ports: settings.guarded_ports.clone(),
-        host: host_mode,
-        layout: checksum_layout(),
-        debug_lines: match settings.log.level {
-            LogLevel::Trace => DebugLines::On,
-            LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug => DebugLines::Off,
-        },
-        pins: None,
-    };
-    let mut bpf = Bpf::open(options, pins, attachment)?;
-    let hook = bpf.hook();
-    info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
-    let events = tokio::spawn(events::log(bpf.take_events()?));
-    let debug_lines = tokio::spawn(bpf.debug_lines()?);
-    let counters = bpf.counters();
-    let status = Shared::default();
-    let timings = Timings::new()?;
-    let constants = Constants {
-        host: host_mode,
-        hook,
-        backend_reason: "preferred",
-        customer_series_limit: settings.http.customer_series_limit as usize,
-    };
-    let metrics = Metrics::new(status.clone(), counters.clone(), timings.clone(), constants);
-    let server = tokio::spawn(http::serve(
-        http::Settings {
-            listen: settings.http.listen.clone(),
-            web_config: settings.http.web_config.clone(),
-            limits: http::Limits::default(),
-        },
-        Arc::new(metrics),
-        shutdown.clone(),
-    ));
+    let notifier = notifier(&notify);
     let host = Host {
         name: settings.host.clone().unwrap_or(hostname),
         interfaces: settings.interfaces.clone(),
+        roots: settings.cgroups.roots.clone(),
     };
-    let reconciler = Reconciler::new(bpf, host, status.clone(), timings, Offset::sample()?)?;
+    let pins = Pins::open(&bpf_filesystem)?;
+    let lock = ExclusiveLock::acquire(&pins.own_folder())?;
+    let mut bpf = Bpf::open(load_options(&settings), pins.clone(), attachment)?;
+    let hook = bpf.hook();
+    info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
+    let events = tokio::spawn(events::log(bpf.take_events()?));
+    let debug_lines = bpf.take_debug_lines().map(|lines| tokio::spawn(lines.follow()));
+    let counters = bpf.counters();
+    let status = Shared::default();
+    let timings = Timings::new()?;
+    let (commands, requests) = mpsc::channel(COMMANDS);
+    let reporting = Reporting {
+        status: status.clone(),
+        counters: counters.clone(),
+        timings: timings.clone(),
+        hook,
+    };
+    let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
+    let containers = Containers::open(&settings.cgroups.roots, &host.name);
+    let circumstances = Circumstances {
+        cgroup_mount: containers.mount(),
+        policy_dir: settings.policy_dir.clone(),
+        shrink: Limits {
+            max_percent: settings.reload.max_shrink_percent,
+            min_objects: settings.reload.shrink_min_objects,
+        },
+        status: status.clone(),
+        timings,
+        host,
+    };
     let mut agent = Agent {
         links: Links::open(subscription(hook))?,
         subscription: subscription(hook),
@@ -105,22 +117,73 @@ pub async fn run(
             settings.reload.rescan,
         )?,
         clock: ClockWatch::new()?,
+        mounts: Mounts::watch(pins.own_folder(), lock)?,
+        sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
-        reconciler,
+        store: Store::open(settings.state_dir.clone()),
+        containers,
+        requests,
+        reloads: Reloads::default(),
+        notifier,
+        announced: false,
+        status: status.clone(),
+        reconciler: {
+            // Filters leave no pins: they are found by looking.
+            let interfaces = Links::open(subscription(hook))?.snapshot().await?;
+            bpf.discover(&interfaces.iter().map(|interface| interface.index).collect())?;
+            Reconciler::new(bpf, circumstances, Offset::sample()?)?
+        },
         dirty: true,
-        reload_again: false,
     };
     let windows = tokio::spawn(sketch_windows(status, counters));
-    agent.start().await?;
-    let ended = shutdown.run_until_cancelled(agent.serve()).await;
-    for task in [&windows, &debug_lines] {
+    let ended = shutdown
+        .run_until_cancelled(async {
+            agent.start().await?;
+            agent.serve().await
+        })
+        .await;
+    agent.stopping();
+    for task in [Some(windows), debug_lines].into_iter().flatten() {
         task.abort();
     }
     events.abort();
     shutdown.cancel();
-    server.await?;
+    for server in servers {
+        server.await?;
+    }
     info!("agent stops, enforcement stays");
     ended.unwrap_or(Ok(()))
+}
+
+fn notifier(environment: &Environment) -> Notifier {
+    match Notifier::from_environment(environment, std::process::id()) {
+        Ok(notifier) => notifier,
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the service manager is not told how things are");
+            Notifier::silent()
+        }
+    }
+}
+
+fn load_options(settings: &Settings) -> LoadOptions {
+    LoadOptions {
+        ports: settings.guarded_ports.clone(),
+        host: host_mode(settings),
+        layout: checksum_layout(),
+        debug_lines: match settings.log.level {
+            LogLevel::Trace => DebugLines::On,
+            LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug => DebugLines::Off,
+        },
+        pins: None,
+    }
+}
+
+fn host_mode(settings: &Settings) -> HostMode {
+    match settings.enforcement {
+        Enforcement::Policy => HostMode::Policy,
+        Enforcement::Observe => HostMode::Observe,
+    }
 }
 
 /// Where the kernel keeps the state of its packets' checksums. Without it a guest with a driver
@@ -147,147 +210,70 @@ fn subscription(hook: &str) -> Subscription {
     }
 }
 
-struct Agent {
-    links: Links,
-    subscription: Subscription,
-    watch: PolicyWatch,
-    clock: ClockWatch,
-    files: Files,
-    reconciler: Reconciler<Bpf>,
-    dirty: bool,
-    reload_again: bool,
+/// What the servers tell.
+struct Reporting {
+    status: Shared,
+    counters: Counters,
+    timings: Timings,
+    hook: &'static str,
 }
 
-/// The policy's files, at rest or being read on another thread.
-enum Files {
-    Idle(PolicyFiles),
-    Loading(JoinHandle<(PolicyFiles, Result<Accepted, SourceError>)>),
-    Taken,
-}
-
-impl Agent {
-    /// The first policy goes in before the first program is attached, so that an exempt customer
-    /// is not cut off for a moment; interfaces of an earlier start are covered all the while.
-    async fn start(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.links.snapshot().await?;
-        self.reconciler.snapshot(interfaces, Instant::now());
-        self.load();
-        self.loaded().await?;
-        Ok(())
-    }
-
-    async fn serve(&mut self) -> anyhow::Result<()> {
-        let mut retry = tokio::time::interval(RETRY);
-        loop {
-            let busy = self.dirty || self.reconciler.has_waiting();
-            tokio::select! {
-                biased;
-                result = self.clock.set() => {
-                    result?;
-                    self.reconciler.clock(Offset::sample()?);
-                    self.dirty = true;
-                }
-                loaded = loading(&mut self.files) => self.take(loaded?),
-                reason = self.watch.changed() => {
-                    match reason? {
-                        Reason::Changed => {}
-                        Reason::Rescan => self.rescan().await?,
-                    }
-                    self.load();
-                }
-                event = self.links.next() => match event {
-                    Ok(event) => self.link(event).await?,
-                    Err(error) => {
-                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
-                        self.links = Links::open(self.subscription)?;
-                        self.rescan().await?;
-                    }
-                },
-                _ = retry.tick(), if self.reconciler.has_failed() => {
-                    self.reconciler.retry(Instant::now());
-                    self.dirty = true;
-                }
-                () = std::future::ready(()), if busy => {
-                    if std::mem::take(&mut self.dirty) {
-                        self.reconciler.converge();
-                    } else {
-                        self.reconciler.attach_next(Instant::now());
-                        // Others get their turn: an attachment takes milliseconds.
-                        tokio::task::yield_now().await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
-        let now = Instant::now();
-        match event {
-            LinkEvent::Upsert(interface) => match self.reconciler.interface(interface, now) {
-                Noted::News => {}
-                Noted::Known => return Ok(()),
+impl Reporting {
+    fn serve(
+        self,
+        settings: &Settings,
+        host: &str,
+        commands: mpsc::Sender<control::Command>,
+        shutdown: &CancellationToken,
+    ) -> Vec<tokio::task::JoinHandle<()>> {
+        let Self {
+            status,
+            counters,
+            timings,
+            hook,
+        } = self;
+        let constants = Constants {
+            host: host_mode(settings),
+            hook,
+            backend_reason: "preferred",
+            customer_series_limit: settings.http.customer_series_limit as usize,
+        };
+        let metrics = Metrics::new(status.clone(), counters.clone(), timings, constants);
+        let web = http::serve(
+            http::Settings {
+                listen: settings.http.listen.clone(),
+                web_config: settings.http.web_config.clone(),
+                limits: http::Limits::default(),
             },
-            LinkEvent::Gone { index } => self.reconciler.interface_gone(index),
-            LinkEvent::QdiscGone { index } => self.reconciler.displaced(index, now),
-            LinkEvent::Lost => self.rescan().await?,
-        }
-        self.dirty = true;
-        Ok(())
-    }
-
-    async fn rescan(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.links.snapshot().await?;
-        self.reconciler.snapshot(interfaces, Instant::now());
-        self.reconciler.converge();
-        self.reconciler.verify(Offset::sample()?);
-        self.dirty = true;
-        Ok(())
-    }
-
-    /// Begins to read the files, or sees to it that they are read again after the reading that is
-    /// under way.
-    fn load(&mut self) {
-        match std::mem::replace(&mut self.files, Files::Taken) {
-            Files::Idle(mut files) => {
-                self.files = Files::Loading(tokio::task::spawn_blocking(move || {
-                    let loaded = files.load(Timestamp::now());
-                    (files, loaded)
-                }));
-            }
-            loading @ (Files::Loading(_) | Files::Taken) => {
-                self.files = loading;
-                self.reload_again = true;
-            }
-        }
-    }
-
-    async fn loaded(&mut self) -> anyhow::Result<()> {
-        let loaded = loading(&mut self.files).await?;
-        self.take(loaded);
-        Ok(())
-    }
-
-    fn take(&mut self, (files, loaded): (PolicyFiles, Result<Accepted, SourceError>)) {
-        self.files = Files::Idle(files);
-        self.reconciler.files(loaded, Timestamp::now());
-        self.dirty = true;
-        if std::mem::take(&mut self.reload_again) {
-            self.load();
-        }
+            Arc::new(metrics),
+            shutdown.clone(),
+        );
+        let control = control::serve(
+            control::Settings {
+                socket: settings.control.socket.clone(),
+                group: settings.control.group.clone(),
+                limits: control::Limits::default(),
+            },
+            control::Agent {
+                status,
+                figures: Arc::new(counters),
+                constants: Arc::new(control::Constants {
+                    host: host.to_owned(),
+                    enforcement: settings.enforcement,
+                    backend: ("ebpf", "preferred"),
+                    hook,
+                    policy_dir: settings.policy_dir.clone(),
+                    started: Timestamp::now(),
+                }),
+                commands,
+            },
+            shutdown.clone(),
+        );
+        vec![tokio::spawn(web), tokio::spawn(control)]
     }
 }
 
-/// What the reading came to; never, while there is none.
-async fn loading(
-    files: &mut Files,
-) -> anyhow::Result<(PolicyFiles, Result<Accepted, SourceError>)> {
-    match files {
-        Files::Loading(task) => Ok(task.await?),
-        Files::Idle(_) | Files::Taken => std::future::pending().await,
-    }
-}
-
-async fn sketch_windows(status: Shared, counters: crate::kernel::bpf::Counters) {
+async fn sketch_windows(status: Shared, counters: Counters) {
     let mut window = tokio::time::interval(SKETCH_WINDOW);
     window.tick().await;
     loop {

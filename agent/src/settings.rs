@@ -3,7 +3,9 @@
 //! Parts of the language that this version does not have are refused where they ask for something;
 //! nothing is accepted and ignored.
 
+mod cgroups;
 mod language;
+mod scalar;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,16 +32,22 @@ pub struct Settings {
     pub host: Option<String>,
     /// Where the policy is.
     pub policy_dir: PathBuf,
+    /// Where the agent keeps what it must find again; never inside `policy_dir`.
+    pub state_dir: PathBuf,
     /// What enforces.
     pub backend: Backend,
     /// Destination ports that are judged: 1 to 8, distinct, sorted.
     pub guarded_ports: Vec<u16>,
     /// Which interfaces are workloads.
     pub interfaces: Interfaces,
+    /// Which cgroups are workloads.
+    pub cgroups: Cgroups,
     /// When the policy is read again.
     pub reload: Reload,
     /// The HTTP endpoint.
     pub http: Http,
+    /// Where commands reach the agent.
+    pub control: Control,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -72,6 +80,15 @@ pub struct Interfaces {
     pub ignored: Vec<Pattern>,
 }
 
+/// Which cgroups are workloads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroups {
+    /// Patterns of paths below the cgroup2 mount, without a leading or trailing slash. What lies
+    /// below a matching cgroup is judged, and the cgroup itself; none lies below another, none is
+    /// a cgroup of the host's own services. None means no containers.
+    pub roots: Vec<Pattern>,
+}
+
 /// When the policy is read again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reload {
@@ -79,6 +96,10 @@ pub struct Reload {
     pub quiet_time: Duration,
     /// How often the files are compared, changes seen or not.
     pub rescan: Duration,
+    /// A set that loses more objects than this part of them is not applied unasked: 1 to 100.
+    pub max_shrink_percent: u8,
+    /// Sets with fewer objects than this may shrink as they like.
+    pub shrink_min_objects: u32,
 }
 
 /// The HTTP endpoint.
@@ -90,6 +111,15 @@ pub struct Http {
     pub web_config: Option<PathBuf>,
     /// Customers with series of their own.
     pub customer_series_limit: u32,
+}
+
+/// Where commands reach the agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Control {
+    /// The socket; at most 107 bytes.
+    pub socket: PathBuf,
+    /// Whose members may read and reload.
+    pub group: String,
 }
 
 /// What is logged, and how.
@@ -135,20 +165,38 @@ impl Default for Settings {
             enforcement: Enforcement::Policy,
             host: None,
             policy_dir: PathBuf::from("/etc/gate25/policy.d"),
+            state_dir: PathBuf::from("/var/lib/gate25"),
             backend: Backend::Auto,
             guarded_ports: vec![25],
             interfaces: Interfaces {
                 matched: ["tap*", "vnet*", "veth*i*"].map(Pattern::new).to_vec(),
                 ignored: Vec::new(),
             },
+            cgroups: Cgroups {
+                roots: [
+                    "machine.slice",
+                    "lxc",
+                    "lxc.payload.*",
+                    "kubepods.slice",
+                    "docker",
+                ]
+                .map(Pattern::new)
+                .to_vec(),
+            },
             reload: Reload {
                 quiet_time: Duration::from_millis(300),
                 rescan: Duration::from_secs(60),
+                max_shrink_percent: 50,
+                shrink_min_objects: 20,
             },
             http: Http {
                 listen: vec![SocketAddr::from(([127, 0, 0, 1], 9425))],
                 web_config: None,
                 customer_series_limit: 1000,
+            },
+            control: Control {
+                socket: PathBuf::from("/run/gate25/control.sock"),
+                group: "gate25".to_owned(),
             },
             log: Log {
                 level: LogLevel::Info,

@@ -12,7 +12,9 @@ use crate::compile::{CompileError, Image, compile};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::Policy;
 use crate::policy::directory::{self, DirectoryError};
-use crate::policy::loader::{Circumstances, Loader, Purpose, Refused, SetHash};
+use crate::policy::loader::{Circumstances, Loader, Purpose, Refused, SetHash, SourceFile};
+use crate::state::StoredSet;
+use crate::status::Source;
 
 const TRANSIENT_RETRIES: u32 = 5;
 const TRANSIENT_PAUSE: Duration = Duration::from_millis(20);
@@ -26,6 +28,22 @@ pub struct Accepted {
     pub image: Arc<Image>,
     /// Identifies the files.
     pub hash: SetHash,
+    /// The files themselves.
+    pub files: Arc<[SourceFile]>,
+    /// Where they were.
+    pub source: Source,
+}
+
+impl Accepted {
+    /// The set in the form that is kept for later starts; `now` is when it was accepted.
+    #[must_use]
+    pub fn stored(&self, now: Timestamp) -> StoredSet {
+        StoredSet {
+            files: Arc::clone(&self.files),
+            hash: self.hash,
+            accepted: now,
+        }
+    }
 }
 
 /// Why the files were refused.
@@ -63,21 +81,46 @@ impl PolicyFiles {
     ///
     /// [`SourceError`]; everything that is wrong is in it.
     pub fn load(&mut self, now: Timestamp) -> Result<Accepted, SourceError> {
-        let contents = self.read()?;
+        let directory::Contents { files, warnings } = self.read()?;
+        let accepted = self.accept(files.into(), Source::Files, now)?;
+        warnings.iter().for_each(report);
+        Ok(accepted)
+    }
+
+    /// Judges a set that was accepted earlier as if its files were read now: this program may be
+    /// newer than the one that accepted it.
+    ///
+    /// # Errors
+    ///
+    /// [`SourceError::Refused`] or [`SourceError::Compile`].
+    pub fn load_stored(
+        &mut self,
+        stored: &StoredSet,
+        now: Timestamp,
+    ) -> Result<Accepted, SourceError> {
+        self.accept(Arc::clone(&stored.files), Source::LastKnownGood, now)
+    }
+
+    fn accept(
+        &mut self,
+        files: Arc<[SourceFile]>,
+        source: Source,
+        now: Timestamp,
+    ) -> Result<Accepted, SourceError> {
         let circumstances = Circumstances {
             purpose: Purpose::Run,
             now,
             customer_key: |id| CustomerId::from_name(id).get(),
         };
-        let loaded = self.loader.load(&contents.files, &circumstances)?;
-        for warning in contents.warnings.iter().chain(&loaded.warnings) {
-            report(warning);
-        }
+        let loaded = self.loader.load(&files, &circumstances)?;
+        loaded.warnings.iter().for_each(report);
         let image = compile(&loaded.policy, now)?;
         Ok(Accepted {
             policy: Arc::new(loaded.policy),
             image: Arc::new(image),
             hash: loaded.hash,
+            files,
+            source,
         })
     }
 
@@ -99,12 +142,24 @@ pub fn report_refusal(refusal: &SourceError) {
         error = refusal as &dyn std::error::Error,
         "policy refused, the running one stays"
     );
-    let diagnostics = match refusal {
-        SourceError::Refused(refused) => &refused.diagnostics[..],
+    diagnostics(refusal).iter().for_each(report);
+}
+
+/// Logs everything that is wrong with the set that was kept for this start.
+pub fn report_stored_refusal(refusal: &SourceError) {
+    error!(
+        error = refusal as &dyn std::error::Error,
+        "last-known-good policy refused"
+    );
+    diagnostics(refusal).iter().for_each(report);
+}
+
+fn diagnostics(refusal: &SourceError) -> &[Diagnostic] {
+    match refusal {
+        SourceError::Refused(refused) => &refused.diagnostics,
         SourceError::Directory(DirectoryError::Refused(diagnostics)) => diagnostics,
         SourceError::Directory(_) | SourceError::Compile(_) => &[],
-    };
-    diagnostics.iter().for_each(report);
+    }
 }
 
 fn report(diagnostic: &Diagnostic) {

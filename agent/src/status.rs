@@ -7,13 +7,15 @@ use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
 use crate::policy::loader::SetHash;
-use crate::workloads::Claim;
+use crate::workloads::{Claim, WorkloadId};
 
 /// Where the running policy comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
     /// The files of the policy directory.
     Files,
+    /// The last files that were accepted, kept for when those in the directory are not.
+    LastKnownGood,
     /// What an earlier agent left in the kernel's tables.
     Kernel,
     /// Nothing: everything guarded is refused.
@@ -22,12 +24,18 @@ pub enum Source {
 
 impl Source {
     /// Every source.
-    pub const ALL: [Self; 3] = [Self::Files, Self::Kernel, Self::Builtin];
+    pub const ALL: [Self; 4] = [
+        Self::Files,
+        Self::LastKnownGood,
+        Self::Kernel,
+        Self::Builtin,
+    ];
 
     /// The word for it in metrics.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Files => "files",
+            Self::LastKnownGood => "last_known_good",
             Self::Kernel => "kernel",
             Self::Builtin => "builtin",
         }
@@ -70,7 +78,7 @@ impl State {
 /// A workload and how it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WorkloadStatus {
-    /// The interface's name.
+    /// The interface's name, or the control group's path below the mount.
     pub name: String,
     /// Whose it is.
     pub claim: Claim,
@@ -119,14 +127,18 @@ pub struct Status {
     pub reload_successful: bool,
     /// When an attempt last succeeded.
     pub reload_success: Option<Timestamp>,
-    /// Workloads by interface index.
-    pub workloads: BTreeMap<u32, WorkloadStatus>,
+    /// Everything that is judged.
+    pub workloads: BTreeMap<WorkloadId, WorkloadStatus>,
     /// Times that somebody else's change was put right.
     pub repairs: u64,
     /// Entries that the kernel's tables hold, by table.
     pub entries: BTreeMap<&'static str, usize>,
+    /// Control groups that carry the programs for all below them.
+    pub roots: usize,
     /// Why enforcement is not complete; empty when it is.
     pub problems: Vec<String>,
+    /// What else somebody should look at.
+    pub warnings: Vec<String>,
 }
 
 impl Default for Status {
@@ -143,7 +155,9 @@ impl Default for Status {
             workloads: BTreeMap::new(),
             repairs: 0,
             entries: BTreeMap::new(),
+            roots: 0,
             problems: vec!["the first policy is not in place yet".to_owned()],
+            warnings: Vec::new(),
         }
     }
 }

@@ -1,23 +1,101 @@
-//! Which interfaces are workloads, and whose. Pure.
+//! Which interfaces and control groups are workloads, and whose. Pure.
 
-use std::collections::BTreeMap;
+mod containers;
 
-use gate25_common::abi::CustomerId;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::kernel::links::{Interface, Kind};
+use gate25_common::abi::{Counting, CustomerId};
+
+use crate::kernel::cgroups::{Cgroup, Role};
+use crate::kernel::links::{Interface, Kind, Peer};
 use crate::policy::ownership::{Owner, Ownership};
 use crate::policy::{Origin, Pattern, Policy};
 use crate::settings::Interfaces;
+use crate::workloads::containers::Containers;
+
+/// What the kernel calls a workload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WorkloadId {
+    /// Index of the interface.
+    Interface(u32),
+    /// Number of the control group.
+    Cgroup(u64),
+}
+
+impl WorkloadId {
+    /// The word for its kind in metrics.
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Interface(_) => "interface",
+            Self::Cgroup(_) => "cgroup",
+        }
+    }
+}
+
+/// What there is on the host.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    /// Interfaces by index.
+    pub interfaces: BTreeMap<u32, Interface>,
+    /// Control groups at and below the roots, by number.
+    pub cgroups: BTreeMap<u64, Cgroup>,
+    /// Which of them have processes in a network namespace, by this host's number for that.
+    pub namespaces: BTreeMap<i32, BTreeSet<u64>>,
+}
+
+impl Inventory {
+    /// The control groups that carry the programs for all below them.
+    pub fn roots(&self) -> impl Iterator<Item = &Cgroup> {
+        self.cgroups
+            .values()
+            .filter(|cgroup| cgroup.role == Role::Root)
+    }
+}
+
+/// What the host's settings say.
+#[derive(Debug, Clone)]
+pub struct Host {
+    /// The name that `hosts:` is matched against.
+    pub name: String,
+    /// Which interfaces are workloads.
+    pub interfaces: Interfaces,
+    /// Which control groups' descendants are workloads.
+    pub roots: Vec<Pattern>,
+}
+
+/// All workloads.
+#[derive(Debug, Clone, Default)]
+pub struct Workloads {
+    /// Interfaces by index.
+    pub interfaces: BTreeMap<u32, InterfaceWorkload>,
+    /// Control groups by number.
+    pub cgroups: BTreeMap<u64, CgroupWorkload>,
+    /// Owners of the control groups that somebody claims; those below belong to the same.
+    pub claims: BTreeMap<u64, CustomerId>,
+}
 
 /// An interface that is a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Workload {
+pub struct InterfaceWorkload {
     /// The interface's name.
     pub name: String,
     /// Whose it is.
     pub claim: Claim,
     /// Whether the program can read what leaves it.
     pub framing: Framing,
+    /// What is counted here: a container's packets have been counted at its control group.
+    pub counting: Counting,
+}
+
+/// A control group that is a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CgroupWorkload {
+    /// Its path below the mount.
+    pub name: String,
+    /// Whose it is.
+    pub claim: Claim,
+    /// The root that it lies below, or is.
+    pub root: u64,
 }
 
 /// Whose a workload is.
@@ -61,41 +139,76 @@ pub enum Framing {
     Ip,
 }
 
-/// The workloads among `inventory`.
-pub fn resolve(
-    inventory: &BTreeMap<u32, Interface>,
-    interfaces: &Interfaces,
-    policy: Option<&Policy>,
-    host: &str,
-) -> BTreeMap<u32, Workload> {
-    let ownership = policy.map(|policy| Ownership::new(policy, host));
-    inventory
-        .iter()
-        .filter(
-            |(_, interface)| match standing(interfaces, &interface.name) {
-                Standing::Workload(_) => true,
-                Standing::Ignored(_) | Standing::Unmatched => false,
-            },
-        )
-        .map(|(index, interface)| {
-            let claim = match &ownership {
-                Some(ownership) => ownership.of_interface(&interface.name).into(),
-                None => Claim::Unassigned,
-            };
-            let framing = match interface.kind {
-                Kind::Tun => Framing::Ip,
-                Kind::Tap | Kind::Veth { .. } | Kind::Bridge | Kind::Other => Framing::Ethernet,
-            };
-            (
-                *index,
-                Workload {
-                    name: interface.name.clone(),
-                    claim,
-                    framing,
-                },
-            )
+/// Customers that claim a workload, each by a pattern written at the place.
+type Claimants<'p> = BTreeMap<&'p str, &'p Origin>;
+
+/// The workloads of `inventory`.
+pub fn resolve(inventory: &Inventory, host: &Host, policy: Option<&Policy>) -> Workloads {
+    let ownership = policy.map(|policy| Ownership::new(policy, &host.name));
+    let containers = Containers::resolve(&inventory.cgroups, &host.roots, ownership.as_ref());
+    let interfaces = inventory
+        .interfaces
+        .values()
+        .filter_map(|interface| {
+            let cgroups = inside(interface, &inventory.namespaces);
+            let workload =
+                interface_workload(interface, host, ownership.as_ref(), &containers, cgroups)?;
+            Some((interface.index, workload))
         })
-        .collect()
+        .collect();
+    Workloads {
+        interfaces,
+        claims: containers.claims(),
+        cgroups: containers.into_workloads(),
+    }
+}
+
+fn interface_workload(
+    interface: &Interface,
+    host: &Host,
+    ownership: Option<&Ownership<'_>>,
+    containers: &Containers<'_>,
+    cgroups: Option<&BTreeSet<u64>>,
+) -> Option<InterfaceWorkload> {
+    match (standing(&host.interfaces, &interface.name), cgroups) {
+        (Standing::Ignored(_), _) | (Standing::Unmatched, None) => return None,
+        (Standing::Workload(_), _) | (Standing::Unmatched, Some(_)) => {}
+    }
+    let mut claimants = ownership.map_or_else(Claimants::new, |ownership| {
+        claimants(ownership.of_interface(&interface.name))
+    });
+    for id in cgroups.into_iter().flatten() {
+        claimants.extend(containers.claimants(*id));
+    }
+    Some(InterfaceWorkload {
+        name: interface.name.clone(),
+        claim: claimants.into(),
+        framing: match interface.kind {
+            Kind::Tun => Framing::Ip,
+            Kind::Tap | Kind::Veth { .. } | Kind::Bridge | Kind::Other => Framing::Ethernet,
+        },
+        counting: match cgroups {
+            Some(_) => Counting::Refused,
+            None => Counting::All,
+        },
+    })
+}
+
+/// Control groups with processes in the network namespace of a veth's other end.
+fn inside<'i>(
+    interface: &Interface,
+    namespaces: &'i BTreeMap<i32, BTreeSet<u64>>,
+) -> Option<&'i BTreeSet<u64>> {
+    match interface.kind {
+        Kind::Veth {
+            peer:
+                Some(Peer {
+                    netns: Some(number),
+                    ..
+                }),
+        } => namespaces.get(&number),
+        Kind::Veth { .. } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
+    }
 }
 
 /// Whether an interface of this name is a workload, and what says so.
@@ -109,13 +222,27 @@ pub fn standing<'s>(interfaces: &'s Interfaces, name: &str) -> Standing<'s> {
     }
 }
 
-impl From<Owner<'_>> for Claim {
-    fn from(owner: Owner<'_>) -> Self {
-        match owner {
-            Owner::Customer(id, _) => Self::Customer(id.to_owned()),
-            Owner::Unassigned => Self::Unassigned,
-            Owner::Conflict(claims) => Self::Conflict(
-                claims
+/// Whose a workload is that `owner` owns.
+pub fn claim_of(owner: Owner<'_>) -> Claim {
+    claimants(owner).into()
+}
+
+fn claimants(owner: Owner<'_>) -> Claimants<'_> {
+    match owner {
+        Owner::Customer(id, workload) => Claimants::from([(id, &workload.origin)]),
+        Owner::Unassigned => Claimants::new(),
+        Owner::Conflict(claims) => claims.into_iter().collect(),
+    }
+}
+
+impl From<Claimants<'_>> for Claim {
+    fn from(claimants: Claimants<'_>) -> Self {
+        let mut all = claimants.iter();
+        match (all.next(), all.next()) {
+            (None, _) => Self::Unassigned,
+            (Some((id, _)), None) => Self::Customer((*id).to_owned()),
+            (Some(_), Some(_)) => Self::Conflict(
+                claimants
                     .into_iter()
                     .map(|(id, origin)| (id.to_owned(), origin.clone()))
                     .collect(),

@@ -18,6 +18,7 @@ customers:
     name: ACME GmbH
     workloads:
       - interface: \"tap1i*\"
+      - cgroup: 'lxc/my\\x2dweb *'
 exemptions:
   - id: news
     customer: acme
@@ -40,14 +41,42 @@ fn explain_prints_the_chain_with_file_and_line() {
 workload: tap1i0 on hv-1 is claimed by `tap1i*` of customer acme ({file}:12)
 customer: acme, ACME GmbH ({file}:9)
 allowlist: relays (of the profile): no match ({file}:3)
-exemption: news (NOC-1): active until 2026-12-01T00:00:00Z; any matches ({file}:14)
+exemption: news (NOC-1): active until 2026-12-01T00:00:00Z; any matches ({file}:15)
 profile: default (the default profile): mode enforce, blocked reject ({file}:6)
 host: hv-1, enforcement policy
-verdict: allow, reason exemption: exemption news, any ({file}:14)
+verdict: allow, reason exemption: exemption news, any ({file}:15)
 "
     );
     let output = lab.explain(&["tap1i0", "203.0.113.7:25", "--at", DURING]);
     assert_eq!(stdout(&output), expected);
+    assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn explain_of_a_cgroup_says_whose_it_is_and_which_root_holds_it() {
+    let lab = Lab::new(POLICY);
+    let file = lab.dir.path().join("policy.d/policy.yaml");
+    let file = file.display();
+    let below = "lxc/my\\x2dweb 1/init";
+    let output = lab.explain(&[below, "203.0.113.7", "--at", DURING]);
+    let text = stdout(&output);
+    let expected = format!(
+        "workload: {below} on hv-1 is claimed by `lxc/my\\x2dweb *` of customer acme, \
+         with all of lxc/my\\x2dweb 1 ({file}:13)
+root: lxc, by `lxc` of `cgroups.roots`
+customer: acme, ACME GmbH ({file}:9)
+"
+    );
+    assert!(text.contains(&expected), "{text}");
+    assert_eq!(output.status.code(), Some(0));
+
+    let output = lab.explain(&["/system.slice/cron.service", "203.0.113.7", "--at", DURING]);
+    let text = stdout(&output);
+    let expected = "workload: system.slice/cron.service is none here: `cgroups.roots` has only \
+                    `machine.slice`, `lxc`, `lxc.payload.*`, `kubepods.slice`, `docker`
+verdict: passes, not judged: not a workload on this host
+";
+    assert!(text.ends_with(expected), "{text}");
     assert_eq!(output.status.code(), Some(0));
 }
 
@@ -77,6 +106,7 @@ fn explain_of_nonsense_exits_2() {
     for words in [
         &["amce", "203.0.113.7", "--at", DURING][..],
         &["acme", "mx.example"],
+        &["lxc/../x", "203.0.113.7", "--at", DURING],
         &["acme", "203.0.113.7", "--at", "2026-11-15"],
         &["acme", "203.0.113.7", "--at", "1960-01-01T00:00:00Z"],
     ] {

@@ -14,6 +14,8 @@ mod generated;
 mod hostile;
 #[path = "policy/loading.rs"]
 mod loading;
+#[path = "policy/ownership.rs"]
+mod ownership;
 #[path = "policy/patterns.rs"]
 mod patterns;
 

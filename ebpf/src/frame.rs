@@ -1,11 +1,13 @@
 //! A packet of the kernel, read in place.
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use gate25_common::abi::MAX_GUARDED_PORTS;
+use gate25_common::address::Family;
 use gate25_common::decide::Route;
-use gate25_common::packet::{self, Frame, Link, MAX_HEADERS, ParseError, Parsed};
+use gate25_common::packet::{self, Form, Frame, Link, MAX_HEADERS, ParseError, Parsed};
 
+use crate::checksum;
 use crate::maps::{GUARDED_COUNT, GUARDED_PORTS};
 use crate::packed;
 
@@ -22,14 +24,15 @@ pub(crate) struct LinearFrame {
 
 impl LinearFrame {
     #[inline(always)]
-    pub(crate) fn new(ctx: &TcContext, late: u32) -> Self {
+    pub(crate) fn new(skb: *mut __sk_buff, late: u32) -> Self {
+        // SAFETY: the kernel hands every program a valid `__sk_buff`.
+        let fields = unsafe { &*skb };
         Self {
-            skb: ctx.skb.skb,
-            start: ctx.data(),
-            end: ctx.data_end(),
-            length: ctx.len() as usize,
-            // SAFETY: the kernel hands every program a valid `__sk_buff`.
-            tags: unsafe { (*ctx.skb.skb).vlan_present },
+            skb,
+            start: fields.data as usize,
+            end: fields.data_end as usize,
+            length: fields.len as usize,
+            tags: fields.vlan_present,
             late,
         }
     }
@@ -95,19 +98,81 @@ impl Frame for LinearFrame {
 
     #[inline(always)]
     fn guarded(&self, port: [u8; 2]) -> bool {
-        let port = u16::from_ne_bytes(port);
-        let ports = GUARDED_PORTS.load();
-        let count = GUARDED_COUNT.load();
-        // Constants to the verifier, which removes the comparisons beyond the count.
-        let mut at = 0;
-        while at < MAX_GUARDED_PORTS {
-            if at < count as usize && ports[at] == port {
-                return true;
-            }
-            at += 1;
-        }
-        false
+        guarded(port)
     }
+}
+
+/// A packet whose headers are copied out by helper, wherever they are: programs on control groups
+/// cannot bring them into the linear part. No checksum is to come that a socket could misplace.
+struct CopiedPacket {
+    skb: *mut __sk_buff,
+    length: usize,
+}
+
+impl CopiedPacket {
+    #[inline(always)]
+    fn new(skb: *mut __sk_buff) -> Self {
+        Self {
+            skb,
+            // SAFETY: the kernel hands every program a valid `__sk_buff`.
+            length: unsafe { (*skb).len } as usize,
+        }
+    }
+}
+
+impl Frame for CopiedPacket {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        // SAFETY: writes `N` bytes of ours.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.skb.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            )
+        };
+        if failed == 0 { Some(bytes) } else { None }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.length
+    }
+
+    #[inline(always)]
+    fn stripped_tags(&self) -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn route_of_options(&self, before: usize, end: usize) -> Result<Route, ParseError> {
+        let route = copied_options_route(self.skb, before as u32, end as u32);
+        packed::unpack_route(opaque(route))
+    }
+
+    #[inline(always)]
+    fn guarded(&self, port: [u8; 2]) -> bool {
+        guarded(port)
+    }
+}
+
+/// Whether TCP connections to `port` (network order) are judged.
+#[inline(always)]
+pub(crate) fn guarded(port: [u8; 2]) -> bool {
+    let port = u16::from_ne_bytes(port);
+    let ports = GUARDED_PORTS.load();
+    let count = GUARDED_COUNT.load();
+    // Constants to the verifier, which removes the comparisons beyond the count.
+    let mut at = 0;
+    while at < MAX_GUARDED_PORTS {
+        if at < count as usize && ports[at] == port {
+            return true;
+        }
+        at += 1;
+    }
+    false
 }
 
 /// [`packet::parse`], its layers each a function of its own for the verifier: it goes through the
@@ -118,28 +183,72 @@ impl Frame for LinearFrame {
 ///
 /// As [`packet::parse`].
 #[inline(always)]
-pub(crate) fn parse(ctx: &TcContext, late: u32) -> Result<Parsed, ParseError> {
-    let link = opaque(link_layer(ctx.skb.skb, late));
+pub(crate) fn parse(skb: *mut __sk_buff, late: u32) -> Result<Parsed, ParseError> {
+    let link = opaque(link_layer(skb, late));
     match packed::unpack_link(link)? {
         Link::Other => Ok(Parsed::Other),
         Link::Ip { .. } => {
-            let parsed = opaque(network_layer(ctx.skb.skb, link, late));
-            packed::unpack_parsed(parsed, &LinearFrame::new(ctx, late))
+            let parsed = opaque(network_layer(skb, link, late));
+            packed::unpack_parsed(parsed, &LinearFrame::new(skb, late))
         }
     }
+}
+
+/// [`packet::network`] for a packet that begins with its IP header, as a number for
+/// [`unpack_packet`].
+#[inline(always)]
+pub(crate) fn parse_packet(skb: *mut __sk_buff, family: Family) -> u64 {
+    let parsed = opaque(network_layer(skb, bare(family), checksum::NONE));
+    if packed::is_short(parsed) {
+        // A raw socket's headers may lie in a page of their own.
+        copied_network_layer(skb, bare(family))
+    } else {
+        parsed
+    }
+}
+
+/// What [`parse_packet`] found.
+///
+/// # Errors
+///
+/// As [`packet::network`].
+#[inline(always)]
+pub(crate) fn unpack_packet(skb: *mut __sk_buff, parsed: u64) -> Result<Parsed, ParseError> {
+    packed::unpack_parsed(opaque(parsed), &CopiedPacket::new(skb))
+}
+
+/// What [`link_layer`] would say of a packet without a link header.
+#[inline(always)]
+fn bare(family: Family) -> u64 {
+    packed::pack_link(Ok(Link::Ip {
+        family,
+        network: 0,
+        form: Form::Plain,
+    }))
 }
 
 /// [`packet::network`] for what [`link_layer`] found.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn network_layer(skb: *mut __sk_buff, link: u64, late: u32) -> u64 {
-    let frame = LinearFrame::new(&TcContext::new(skb), late);
+    network_of(&LinearFrame::new(skb, late), link)
+}
+
+/// [`network_layer`] by helper.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn copied_network_layer(skb: *mut __sk_buff, link: u64) -> u64 {
+    network_of(&CopiedPacket::new(skb), link)
+}
+
+#[inline(always)]
+fn network_of<F: Frame>(frame: &F, link: u64) -> u64 {
     packed::pack_parsed(match packed::unpack_link(link) {
         Ok(Link::Ip {
             family,
             network,
             form,
-        }) => packet::network(&frame, family, network, form),
+        }) => packet::network(frame, family, network, form),
         Ok(Link::Other) => Ok(Parsed::Other),
         Err(error) => Err(error),
     })
@@ -149,13 +258,13 @@ extern "C" fn network_layer(skb: *mut __sk_buff, link: u64, late: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn link_layer(skb: *mut __sk_buff, late: u32) -> u64 {
-    packed::pack_link(packet::link(&LinearFrame::new(&TcContext::new(skb), late)))
+    packed::pack_link(packet::link(&LinearFrame::new(skb, late)))
 }
 
 /// The same number, of which the compiler knows nothing. It knows which numbers our functions
 /// return and would leave out bounds that the verifier, which does not, must see.
 #[inline(always)]
-fn opaque(number: u64) -> u64 {
+pub(crate) fn opaque(number: u64) -> u64 {
     // SAFETY: a local variable.
     unsafe { core::ptr::read_volatile(&raw const number) }
 }
@@ -164,13 +273,24 @@ fn opaque(number: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn options_route(skb: *mut __sk_buff, before: u32, end: u32, late: u32) -> u64 {
-    let frame = LinearFrame::new(&TcContext::new(skb), late);
+    route_of(&LinearFrame::new(skb, late), before, end)
+}
+
+/// [`options_route`] by helper.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn copied_options_route(skb: *mut __sk_buff, before: u32, end: u32) -> u64 {
+    route_of(&CopiedPacket::new(skb), before, end)
+}
+
+#[inline(always)]
+fn route_of<F: Frame>(frame: &F, before: u32, end: u32) -> u64 {
     // For the verifier, which knows nothing of the caller.
     let (before, end) = (before as usize, end as usize);
     if before > MAX_HEADERS || end > MAX_HEADERS {
         return packed::SHORT;
     }
-    packed::pack_route(packet::ipv4_route(&frame, before, end))
+    packed::pack_route(packet::ipv4_route(frame, before, end))
 }
 
 /// Reads a word in one instruction. Packets are not aligned, and the target would otherwise read

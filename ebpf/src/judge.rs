@@ -1,35 +1,71 @@
 //! Judges what the parser found, and counts it.
 
+use core::arch::asm;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
-use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{
+    Counting, CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId,
+};
 use gate25_common::address::{Address, Family};
-use gate25_common::counters::{Event, Report, Sketch};
-use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, decide};
+use gate25_common::counters::{Add, Event, Report, Sketch};
+use gate25_common::decide::{
+    self, Decision, HostMode, Reason, Route, Subject, Tables, Verdict, decide,
+};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
-    CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES, WORKLOADS,
+    CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES,
 };
+use crate::owner::Workload;
+
+/// For programs that others interrupt: a task that sends or connects runs them too.
+pub(crate) struct Interrupted;
+
+impl Add for Interrupted {
+    #[inline(always)]
+    fn add(counter: &mut u64, by: u64) {
+        // SAFETY: `counter` is exclusively ours but for interruptions, which see it before or
+        // after. This target's core library has no atomic operations.
+        unsafe {
+            asm!(
+                "lock *(u64 *)({counter} + 0) += {by}",
+                counter = in(reg) counter,
+                by = in(reg) by,
+                options(nostack),
+            );
+        }
+    }
+}
 
 /// The buffer at hand, as far as counting needs it.
 pub(crate) struct Buffer {
-    /// Index of the interface it came from.
-    pub(crate) interface: u32,
     /// Length of the whole buffer in bytes.
-    pub(crate) length: u64,
+    length: u64,
     /// Payload of each packet it stands for; 0 if it is a single one.
-    pub(crate) gso_size: u64,
+    gso_size: u64,
+}
+
+impl Buffer {
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+        // SAFETY: the kernel hands every program a valid `__sk_buff`.
+        let fields = unsafe { &*skb };
+        Self {
+            length: u64::from(fields.len),
+            gso_size: u64::from(fields.gso_size),
+        }
+    }
 }
 
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
-pub(crate) fn segment(buffer: &Buffer, segment: &Segment) -> Decision {
-    let subject = Subject::Guarded {
-        destination: segment.destination,
-        route: segment.route,
-    };
-    let decision = decide(&KernelTables(buffer.interface), host_mode(), &subject);
+pub(crate) fn segment<A: Add>(workload: &Workload, buffer: &Buffer, segment: &Segment) -> Decision {
+    let decision = guarded(workload, segment.destination, segment.route);
+    if !counts(workload, &decision) {
+        return decision;
+    }
     let segments = match buffer.gso_size {
         0 => 1,
         size => (segment.payload as u64).div_ceil(size).max(1),
@@ -37,54 +73,101 @@ pub(crate) fn segment(buffer: &Buffer, segment: &Segment) -> Decision {
     let headers = (segment.transport + segment.tcp_header) as u64;
     let bytes = buffer.length + (segments - 1) * headers;
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
+        // SAFETY: this CPU's own value, moved as `A` says.
         let counters = unsafe { &mut *counters };
-        counters.count(&decision, segment.family, segments, bytes);
-        if segment.is_attempt() {
-            counters.count_attempt(&decision, segment.family);
-        }
+        counters.count::<A>(&decision, segment.family, segments, bytes);
     }
     if segment.is_attempt() {
-        attempt(buffer, segment, &decision);
+        attempt::<A>(
+            workload,
+            segment.family,
+            segment.destination,
+            segment.port,
+            &decision,
+        );
     }
     decision
 }
 
 /// Judges and counts a packet that cannot be told from one for a guarded port.
 #[inline(always)]
-pub(crate) fn malformed(buffer: &Buffer, kind: Malformed, family: Family) -> Decision {
-    let decision = decide(
-        &KernelTables(buffer.interface),
-        host_mode(),
-        &Subject::Malformed(kind),
-    );
-    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-        unsafe { (*counters).count(&decision, family, 1, buffer.length) };
+pub(crate) fn malformed<A: Add>(
+    workload: &Workload,
+    buffer: &Buffer,
+    kind: Malformed,
+    family: Family,
+) -> Decision {
+    let subject = Subject::Malformed(kind);
+    let decision = decide(&KernelTables(workload.customer), host_mode(), &subject);
+    if counts(workload, &decision)
+        && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)
+    {
+        // SAFETY: this CPU's own value, moved as `A` says.
+        unsafe { (*counters).count::<A>(&decision, family, 1, buffer.length) };
     }
     decision
 }
 
 /// Counts a packet of a tunnel.
 #[inline(always)]
-pub(crate) fn tunnel(tunnel: Tunnel) {
+pub(crate) fn tunnel<A: Add>(workload: &Workload, tunnel: Tunnel) {
+    match workload.counting {
+        Counting::All => {}
+        // The container's own hook counts it.
+        Counting::Refused => return,
+    }
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-        // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-        unsafe { (*counters).count_tunnel(tunnel) };
+        // SAFETY: this CPU's own value, moved as `A` says.
+        unsafe { (*counters).count_tunnel::<A>(tunnel) };
     }
 }
 
+/// Judges a packet, or a connect, to a guarded port.
 #[inline(always)]
-fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
+pub(crate) fn guarded(workload: &Workload, destination: Address, route: Route) -> Decision {
+    let subject = Subject::Guarded { destination, route };
+    decide(&KernelTables(workload.customer), host_mode(), &subject)
+}
+
+/// Whether what came out is counted here.
+#[inline(always)]
+fn counts(workload: &Workload, decision: &Decision) -> bool {
+    match (workload.counting, decision.verdict) {
+        (Counting::All, _) => true,
+        (
+            Counting::Refused,
+            Verdict::Reject
+            | Verdict::Drop
+            | Verdict::Redirect
+            | Verdict::Notice
+            | Verdict::Throttle,
+        ) => true,
+        (Counting::Refused, Verdict::Allow | Verdict::Observe) => false,
+    }
+}
+
+/// Counts an attempt to connect.
+#[inline(always)]
+pub(crate) fn attempt<A: Add>(
+    workload: &Workload,
+    family: Family,
+    destination: Address,
+    port: [u8; 2],
+    decision: &Decision,
+) {
+    if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value, moved as `A` says.
+        unsafe { (*counters).count_attempt::<A>(decision, family) };
+    }
     let Some(counters) = CUSTOMER_COUNT.get_ptr_mut(decision.customer) else {
         if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
-            // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-            unsafe { (*counters).count_untracked() };
+            // SAFETY: this CPU's own value, moved as `A` says.
+            unsafe { (*counters).count_untracked::<A>() };
         }
         return;
     };
-    // SAFETY: this CPU's own value, kept by RCU while the program runs.
-    let report = unsafe { (*counters).count_attempt(decision) };
+    // SAFETY: this CPU's own value, moved as `A` says and kept by RCU while the program runs.
+    let report = unsafe { (*counters).count_attempt::<A>(decision) };
     match decision.reason {
         Reason::Allowlist => {}
         Reason::Exemption
@@ -92,23 +175,17 @@ fn attempt(buffer: &Buffer, segment: &Segment, decision: &Decision) {
         | Reason::Unassigned
         | Reason::Throttled
         | Reason::Quarantine
-        | Reason::Malformed => sketch(decision.customer, &segment.destination),
+        | Reason::Malformed => sketch(decision.customer, &destination),
     }
     match report {
         Report::Skip => {}
         Report::Send => {
-            let event = Event::new(
-                decision,
-                buffer.interface,
-                segment.family,
-                segment.destination,
-                segment.port,
-            );
+            let event = Event::new(decision, workload.origin, family, destination, port);
             if EVENTS.output_untyped::<Event>(event, 0).is_err()
                 && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)
             {
-                // SAFETY: this CPU's own value; programs of this type do not interrupt one another.
-                unsafe { (*counters).count_event_lost() };
+                // SAFETY: this CPU's own value, moved as `A` says.
+                unsafe { (*counters).count_event_lost::<A>() };
             }
         }
     }
@@ -139,13 +216,13 @@ fn host_mode() -> HostMode {
     }
 }
 
-struct KernelTables(u32);
+/// The tables as they are for what this customer sends.
+struct KernelTables(CustomerId);
 
 impl Tables for KernelTables {
     #[inline(always)]
     fn owner(&self) -> Option<CustomerId> {
-        // SAFETY: the value is copied at once; entries are replaced, never changed in place.
-        unsafe { WORKLOADS.get(self.0) }.copied()
+        Some(self.0)
     }
 
     #[inline(always)]
@@ -202,7 +279,7 @@ extern "C" fn exemption_rank(
     ]);
     // No exemption looks at the owner.
     decide::rank(
-        &KernelTables(0),
+        &KernelTables(CustomerId::UNASSIGNED),
         exemption,
         slot as usize,
         &destination,

@@ -1,8 +1,14 @@
 //! gate25's programs for the kernel.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+// For atomic additions, which the target's core library lacks.
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(target_arch = "bpf")]
 mod checksum;
+#[cfg(target_arch = "bpf")]
+mod connect;
+#[cfg(target_arch = "bpf")]
+mod egress;
 #[cfg(target_arch = "bpf")]
 mod frame;
 #[cfg(target_arch = "bpf")]
@@ -10,9 +16,13 @@ mod judge;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod owner;
+#[cfg(target_arch = "bpf")]
 mod packed;
 #[cfg(target_arch = "bpf")]
 mod reset;
+#[cfg(target_arch = "bpf")]
+mod socket;
 #[cfg(target_arch = "bpf")]
 mod tc;
 

@@ -4,11 +4,11 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
 use aya_ebpf::macros::btf_map;
 use gate25_common::abi::{
-    CustomerId, CustomerPolicy, EVENTS_BYTES, MAX_CUSTOMERS, MAX_GUARDED_PORTS, MAX_PREFIXES,
-    PrefixKey, PrefixValue, SkbLayout,
+    CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
+    MAX_PREFIXES, PrefixKey, PrefixValue, SkbLayout,
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 
@@ -16,7 +16,14 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
 #[btf_map]
-pub(crate) static WORKLOADS: HashMap<u32, CustomerId, MAX_CUSTOMERS, NO_PREALLOC> = HashMap::new();
+pub(crate) static INTERFACES: HashMap<u32, InterfaceOwner, MAX_CUSTOMERS, NO_PREALLOC> =
+    HashMap::new();
+
+#[btf_map]
+pub(crate) static CGROUPS: HashMap<u64, CustomerId, MAX_CUSTOMERS, NO_PREALLOC> = HashMap::new();
+
+#[btf_map]
+pub(crate) static SOCKETS: SkStorage<u64> = SkStorage::new();
 
 #[btf_map]
 pub(crate) static CUSTOMERS: HashMap<CustomerId, CustomerPolicy, MAX_CUSTOMERS, NO_PREALLOC> =
@@ -56,3 +63,6 @@ pub(crate) static SKB_LAYOUT: Global<SkbLayout> = Global::new(SkbLayout::UNKNOWN
 
 #[unsafe(no_mangle)]
 pub(crate) static HOST_OBSERVES: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);

@@ -143,6 +143,12 @@ pub(crate) fn unpack_parsed<F: Frame>(packed: u64, frame: &F) -> Result<Parsed, 
     }
 }
 
+/// Whether it says that bytes could not be loaded.
+#[inline(always)]
+pub(crate) fn is_short(packed: u64) -> bool {
+    matches!(packed & KIND, SHORT | UNREADABLE)
+}
+
 #[inline(always)]
 pub(crate) fn pack_route(route: Result<Route, ParseError>) -> u64 {
     match route {

@@ -3,12 +3,15 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use gate25_common::address::Family;
+use gate25_common::counters::Uninterrupted;
 use gate25_common::decide::{Decision, Verdict};
 use gate25_common::packet::{MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other};
 
 use crate::checksum;
 use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer};
+use crate::owner::{self, Workload};
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
@@ -27,7 +30,7 @@ const LAST_LOOK: u32 = 1;
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {
     let late = checksum::late_checksum(ctx.skb.skb);
-    if evidently_other(&LinearFrame::new(&ctx, late)) {
+    if evidently_other(&LinearFrame::new(ctx.skb.skb, late)) {
         return PASS;
     }
     match inspect(ctx.skb.skb, FIRST_LOOK, late) {
@@ -45,16 +48,17 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 #[inline(never)]
 extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
     let ctx = TcContext::new(skb);
-    match frame::parse(&ctx, late) {
+    match frame::parse(skb, late) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => PASS,
         // Its inside is out of reach: counted, so that it can be seen.
         Ok(Parsed::Tunnel(tunnel)) => {
-            judge::tunnel(tunnel);
+            judge::tunnel::<Uninterrupted>(&workload(skb), tunnel);
             PASS
         }
         Ok(Parsed::Guarded(segment)) => {
-            let decision = judge::segment(&buffer(&ctx), &segment);
+            let decision =
+                judge::segment::<Uninterrupted>(&workload(skb), &Buffer::new(skb), &segment);
             act(&ctx, &decision, Some(&segment))
         }
         Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) if look == FIRST_LOOK => {
@@ -63,16 +67,18 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
         // Too short to name a protocol: no receiver takes it for IP.
         Err(ParseError::ShortLink) => PASS,
         // IP whose headers are not there: it could be anything, so it is closed.
-        Err(ParseError::ShortNetwork(family)) => {
-            let decision = judge::malformed(&buffer(&ctx), Malformed::Truncated, family);
-            act(&ctx, &decision, None)
-        }
+        Err(ParseError::ShortNetwork(family)) => malformed(&ctx, Malformed::Truncated, family),
         // Of a form that hides or may change its port.
-        Err(ParseError::Malformed(kind, family)) => {
-            let decision = judge::malformed(&buffer(&ctx), kind, family);
-            act(&ctx, &decision, None)
-        }
+        Err(ParseError::Malformed(kind, family)) => malformed(&ctx, kind, family),
     }
+}
+
+#[inline(always)]
+fn malformed(ctx: &TcContext, kind: Malformed, family: Family) -> i32 {
+    let skb = ctx.skb.skb;
+    let (workload, buffer) = (workload(skb), Buffer::new(skb));
+    let decision = judge::malformed::<Uninterrupted>(&workload, &buffer, kind, family);
+    act(ctx, &decision, None)
 }
 
 #[inline(always)]
@@ -107,15 +113,9 @@ fn load_headers(ctx: &TcContext) {
 }
 
 #[inline(always)]
-fn buffer(ctx: &TcContext) -> Buffer {
-    let skb = ctx.skb.skb;
-    Buffer {
-        // SAFETY: the kernel hands every program a valid `__sk_buff`.
-        interface: unsafe { (*skb).ifindex },
-        length: u64::from(ctx.len()),
-        // SAFETY: as above.
-        gso_size: u64::from(unsafe { (*skb).gso_size }),
-    }
+fn workload(skb: *mut __sk_buff) -> Workload {
+    // SAFETY: the kernel hands every program a valid `__sk_buff`.
+    owner::of_interface(unsafe { (*skb).ifindex })
 }
 
 /// Writes a debug line. Numbers, and a function of its own, for the verifier: it would follow the

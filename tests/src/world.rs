@@ -171,7 +171,14 @@ impl World {
             let entries = fs::read_dir(links).context("read the pins")?;
             let mut indexes: Vec<u32> = entries
                 .flatten()
-                .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+                .filter_map(|entry| {
+                    entry
+                        .file_name()
+                        .to_str()?
+                        .strip_prefix("interface-")?
+                        .parse()
+                        .ok()
+                })
                 .collect();
             indexes.sort_unstable();
             Ok(indexes)

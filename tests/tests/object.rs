@@ -7,13 +7,13 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use aya::programs::SchedClassifier;
+use aya::programs::{CgroupSkbAttachType, CgroupSockAddrAttachType, CgroupSockAttachType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
-    CustomerId, CustomerPolicy, EVENTS_BYTES, MAX_CUSTOMERS, MAX_GUARDED_PORTS, MAX_PREFIXES,
-    PrefixKey, PrefixValue,
+    CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
+    MAX_PREFIXES, PrefixKey, PrefixValue,
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
@@ -57,13 +57,40 @@ fn tables(object: &Object) -> BTreeSet<&str> {
 fn programs_are_those_that_are_named() {
     for kind in ["plain", "log"] {
         let object = object(kind);
-        let programs: Vec<_> = object.programs.keys().map(String::as_str).collect();
-        assert_eq!(programs, [names::PROGRAM_TC_INGRESS], "{kind}");
-        let program = &object.programs[names::PROGRAM_TC_INGRESS];
-        assert!(
-            matches!(program.section, ProgramSection::SchedClassifier),
-            "{kind}"
-        );
+        let programs: BTreeSet<_> = object.programs.keys().map(String::as_str).collect();
+        assert_eq!(programs, BTreeSet::from(names::PROGRAMS), "{kind}");
+        for (name, program) in &object.programs {
+            let section = &program.section;
+            let right = match name.as_str() {
+                names::PROGRAM_TC_INGRESS => matches!(section, ProgramSection::SchedClassifier),
+                names::PROGRAM_CGROUP_EGRESS => matches!(
+                    section,
+                    ProgramSection::CgroupSkb {
+                        attach_type: Some(CgroupSkbAttachType::Egress)
+                    }
+                ),
+                names::PROGRAM_CGROUP_CONNECT4 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::Connect4
+                    }
+                ),
+                names::PROGRAM_CGROUP_CONNECT6 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::Connect6
+                    }
+                ),
+                names::PROGRAM_CGROUP_SOCKET => matches!(
+                    section,
+                    ProgramSection::CgroupSock {
+                        attach_type: CgroupSockAttachType::SockCreate
+                    }
+                ),
+                _ => false,
+            };
+            assert!(right, "{kind}: {name} in {section:?}");
+        }
     }
 }
 
@@ -81,7 +108,7 @@ fn maps_of_the_object_with_debug_lines_are_those_and_the_log() {
 
 #[test]
 fn names_fit_the_kernel() {
-    for name in names::MAPS.into_iter().chain([names::PROGRAM_TC_INGRESS]) {
+    for name in names::MAPS.into_iter().chain(names::PROGRAMS) {
         assert!(name.len() <= 15, "{name}");
     }
 }
@@ -90,14 +117,28 @@ fn names_fit_the_kernel() {
 fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
         BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_PERCPU_ARRAY,
-        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF,
+        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
     };
     let id = size_of::<CustomerId>();
     // Type, key, value, entries, flags.
     let expected = BTreeMap::from([
         (
-            names::MAP_WORKLOADS,
-            (BPF_MAP_TYPE_HASH, 4, id, MAX_CUSTOMERS, NO_PREALLOC),
+            names::MAP_INTERFACES,
+            (
+                BPF_MAP_TYPE_HASH,
+                4,
+                size_of::<InterfaceOwner>(),
+                MAX_CUSTOMERS,
+                NO_PREALLOC,
+            ),
+        ),
+        (
+            names::MAP_CGROUPS,
+            (BPF_MAP_TYPE_HASH, 8, id, MAX_CUSTOMERS, NO_PREALLOC),
+        ),
+        (
+            names::MAP_SOCKETS,
+            (BPF_MAP_TYPE_SK_STORAGE, 4, 8, 0, NO_PREALLOC),
         ),
         (
             names::MAP_CUSTOMERS,
@@ -197,18 +238,19 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                         pins: None,
                     };
                     let ebpf = load(&options).expect("the program loads");
-                    let program = ebpf
-                        .program(names::PROGRAM_TC_INGRESS)
-                        .expect("the program");
-                    let program: &SchedClassifier = program.try_into().expect("a classifier");
-                    let info = program.info().expect("its description");
-                    let Some(processed) = info.verified_instruction_count() else {
-                        continue; // Before 5.16 the kernel does not tell.
-                    };
-                    report(&format!(
-                        "{debug_lines:?}, {host:?}, {count} ports: {processed} processed"
-                    ));
-                    assert!(processed < MAX_PROCESSED, "{processed} for {options:?}");
+                    let mut line = format!("{debug_lines:?}, {host:?}, {count} ports:");
+                    for (name, program) in ebpf.programs() {
+                        let info = program.info().expect("its description");
+                        let Some(processed) = info.verified_instruction_count() else {
+                            continue; // Before 5.16 the kernel does not tell.
+                        };
+                        line += &format!(" {name} {processed}");
+                        assert!(
+                            processed < MAX_PROCESSED,
+                            "{name}: {processed} for {options:?}"
+                        );
+                    }
+                    report(&line);
                 }
             }
         }
@@ -231,10 +273,12 @@ fn bpftool_loads_the_ordinary_object() {
         .expect("bpftool runs");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
-    let pin = format!("{folder}/{}", names::PROGRAM_TC_INGRESS);
-    namespace
-        .exec("bpftool", &["prog", "show", "pinned", &pin])
-        .expect("it is loaded");
+    for name in names::PROGRAMS {
+        let pin = format!("{folder}/{name}");
+        namespace
+            .exec("bpftool", &["prog", "show", "pinned", &pin])
+            .expect("it is loaded");
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "shown with --nocapture")]

@@ -181,7 +181,7 @@ fn program_taken_off_by_somebody_else_is_put_back_at_the_next_rescan() {
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     world.check_closed(&guest).unwrap();
     let pin = format!(
-        "/sys/fs/bpf/gate25/v1/links/{}",
+        "/sys/fs/bpf/gate25/v2/links/interface-{}",
         world.index("tap101i0").unwrap()
     );
     let host = &world.hosting.hypervisor;
@@ -386,7 +386,7 @@ fn settled_empty(world: &World, agent: &Agent) {
     let settled = poll("no workload and no pin", Duration::from_secs(15), || {
         let metrics = agent.metrics()?;
         let workloads = metrics.sum("gate25_workloads", &[]);
-        let entries = metrics.sum("gate25_map_entries", &[("map", "WORKLOADS")]);
+        let entries = metrics.sum("gate25_map_entries", &[("map", "INTERFACES")]);
         let pins = world.pinned_links()?;
         Ok((workloads == Some(0.0) && entries == Some(0.0) && pins.is_empty()).then_some(()))
     });

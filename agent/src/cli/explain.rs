@@ -34,7 +34,7 @@ const USAGE: u8 = 2;
 /// allowlist and exemption of the customer is shown, those behind the one that decided too.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
-    /// A customer's id, `unassigned`, or an interface's name
+    /// A customer's id, `unassigned`, an interface's name, or the path of a cgroup
     #[arg(value_name = "CUSTOMER|WORKLOAD")]
     pub subject: String,
     /// Address, with a port or not: 192.0.2.1, 192.0.2.1:25, 2001:db8::1 or [2001:db8::1]:25
@@ -152,7 +152,9 @@ pub fn run(
             text::print(&explanation, host.name, surroundings.layout, out)?;
             Ok(ExitCode::SUCCESS)
         }
-        Err(error @ (ExplainError::Unknown { .. } | ExplainError::Time(_))) => {
+        Err(
+            error @ (ExplainError::Unknown { .. } | ExplainError::Path(_) | ExplainError::Time(_)),
+        ) => {
             writeln!(complaints, "gate25: {error}")?;
             Ok(ExitCode::from(USAGE))
         }

@@ -14,7 +14,7 @@ use crate::settings::Enforcement;
 pub struct Explanation {
     /// What was asked.
     pub question: Asked,
-    /// The interface, where one was asked about.
+    /// The interface or cgroup, where one was asked about.
     pub workload: Option<WorkloadStep>,
     /// What was looked at, in the order of the decision; `None` for what is not judged.
     pub chain: Option<Chain>,
@@ -25,7 +25,7 @@ pub struct Explanation {
 /// What was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Asked {
-    /// The customer or interface.
+    /// The customer, interface or cgroup, as asked.
     pub subject: String,
     /// Where the connection goes.
     pub destination: IpAddr,
@@ -38,17 +38,40 @@ pub struct Asked {
     pub at: Timestamp,
 }
 
-/// How an interface found its owner.
+/// How a workload found its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WorkloadStep {
-    /// The interface's name.
-    pub interface: String,
+    /// What it is, and its name.
+    #[serde(flatten)]
+    pub name: WorkloadName,
+    /// The root that makes a cgroup a workload; `None` for interfaces.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root: Option<RootStep>,
     /// What came of it.
     #[serde(flatten)]
     pub state: WorkloadState,
 }
 
-/// Whose an interface is.
+/// What kind of workload was asked about, and its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkloadName {
+    /// An interface's name.
+    Interface(String),
+    /// A cgroup's path below the mount.
+    Cgroup(String),
+}
+
+/// A root of `cgroups.roots`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RootStep {
+    /// The cgroup asked about, or the one above it that the pattern matches.
+    pub cgroup: String,
+    /// The pattern.
+    pub pattern: String,
+}
+
+/// Whose a workload is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum WorkloadState {
@@ -58,6 +81,10 @@ pub enum WorkloadState {
         customer: String,
         /// The pattern that claims it.
         pattern: String,
+        /// The cgroup asked about, or the one above it that the pattern matches; `None` for
+        /// interfaces.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        claimed: Option<String>,
         /// Where the pattern was written.
         place: Place,
     },
@@ -66,6 +93,16 @@ pub enum WorkloadState {
     /// Nobody's until somebody decides.
     Conflict {
         /// Who claims it.
+        claims: Vec<ClaimStep>,
+        /// The cgroup that they claim, as above.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        claimed: Option<String>,
+    },
+    /// No workload on this host: a cgroup that lies below no root.
+    OutsideRoots {
+        /// The patterns of `cgroups.roots`.
+        roots: Vec<String>,
+        /// Who claims it, in vain.
         claims: Vec<ClaimStep>,
     },
     /// Left alone on this host.
@@ -83,7 +120,7 @@ pub enum WorkloadState {
 /// One of several claims.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ClaimStep {
-    /// Who claims the interface.
+    /// Who claims the workload.
     pub customer: String,
     /// Where the pattern was written.
     pub place: Place,
@@ -215,7 +252,7 @@ pub enum Outcome {
         /// The ports that are.
         guarded_ports: Vec<u16>,
     },
-    /// Passes unseen: the interface is no workload on this host.
+    /// Passes unseen: what was asked about is no workload on this host.
     NotAWorkload,
 }
 

@@ -9,13 +9,13 @@ use crate::dataplane::MapImage;
 
 /// Tables as they are for one workload at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct TablesAt<'i> {
+pub(crate) struct TablesAt<'i> {
     /// The tables.
-    pub(super) image: &'i MapImage,
+    pub(crate) image: &'i MapImage,
     /// Whose workload it is.
-    pub(super) owner: CustomerId,
+    pub(crate) owner: CustomerId,
     /// The moment, in nanoseconds of the clock of the image's deadlines.
-    pub(super) now: u64,
+    pub(crate) now: u64,
 }
 
 impl Tables for TablesAt<'_> {

@@ -1,9 +1,12 @@
-//! One connection: TLS, one request, one answer, each within its time.
+//! One connection: TLS, one request, one answer, each within its time. The control socket's
+//! connections are bounded here too.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
@@ -20,17 +23,17 @@ use tokio_util::sync::CancellationToken;
 use tower_service::Service as _;
 use tracing::debug;
 
-use super::Site;
 use super::auth::{Access, Users};
 use super::pages;
 use super::web_config::WebConfig;
+use super::{Limits, Site};
 
 /// Bytes of a request's header that are read at most.
 const HEADER_BYTES: usize = 16 * 1024;
 
 /// Why a connection ended early.
 #[derive(Debug, Error)]
-enum ConnectionError {
+pub(crate) enum ConnectionError {
     #[error("the web configuration is not valid")]
     NoConfig,
     #[error("took too long")]
@@ -44,8 +47,10 @@ enum ConnectionError {
 }
 
 /// The connections that are open, and a bound on them.
-pub(super) struct Connections {
+pub(crate) struct Connections {
     permits: Arc<Semaphore>,
+    /// One at a time makes room, so that each cuts off another one.
+    turn: Semaphore,
     waiting: Mutex<VecDeque<Arc<Waiting>>>,
 }
 
@@ -56,16 +61,17 @@ struct Waiting {
 }
 
 /// Leave to serve one connection.
-pub(super) struct Slot {
+pub(crate) struct Slot {
     waiting: Arc<Waiting>,
     connections: Arc<Connections>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connections {
-    pub(super) fn new(limit: usize) -> Self {
+    pub(crate) fn new(limit: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(limit)),
+            turn: Semaphore::new(1),
             waiting: Mutex::default(),
         }
     }
@@ -73,7 +79,9 @@ impl Connections {
     /// Waits for leave to serve one more. If there is none to be had, the oldest connection that
     /// has not asked for anything yet has to go: whoever holds connections open for their own sake
     /// only pushes out his own.
-    pub(super) async fn slot(self: &Arc<Self>) -> Slot {
+    pub(crate) async fn slot(self: &Arc<Self>) -> Slot {
+        // Neither semaphore is ever closed.
+        let _turn = self.turn.acquire().await;
         if self.permits.available_permits() == 0 {
             let oldest = self
                 .lock()
@@ -108,6 +116,13 @@ impl Connections {
     }
 }
 
+impl Slot {
+    /// The connection has asked for something: from here on it is not pushed out.
+    pub(crate) fn requested(&self) {
+        self.waiting.requested.store(true, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.connections
@@ -118,13 +133,17 @@ impl Drop for Slot {
 
 /// Serves one request, if one comes in time.
 pub(super) async fn serve(site: Site, stream: TcpStream, slot: Slot) {
-    let cut = slot.waiting.cut.clone();
     let limit = site.limits.connection;
-    let served = timeout(
-        limit,
-        cut.run_until_cancelled(exchange(site, stream, &slot)),
-    )
-    .await;
+    bounded(limit, &slot, exchange(site, stream, &slot)).await;
+}
+
+/// Carries out an exchange until it ends, `limit` is over, or its slot is needed.
+pub(crate) async fn bounded(
+    limit: Duration,
+    slot: &Slot,
+    exchange: impl Future<Output = Result<(), ConnectionError>>,
+) {
+    let served = timeout(limit, slot.waiting.cut.run_until_cancelled(exchange)).await;
     let outcome = match served {
         Ok(Some(outcome)) => outcome,
         Ok(None) => Err(ConnectionError::PushedOut),
@@ -143,30 +162,45 @@ async fn exchange(site: Site, stream: TcpStream, slot: &Slot) -> Result<(), Conn
     };
     let users = Arc::clone(&config.users);
     match &config.tls {
-        None => answer(site, users, stream, slot).await,
+        None => respond_to(site, users, stream, slot).await,
         Some(tls) => {
             let handshake = timeout(site.limits.header, tls.accept(stream)).await;
             let Ok(stream) = handshake else {
                 return Err(ConnectionError::Slow);
             };
-            answer(site, users, stream.map_err(ConnectionError::Tls)?, slot).await
+            let stream = stream.map_err(ConnectionError::Tls)?;
+            respond_to(site, users, stream, slot).await
         }
     }
 }
 
-async fn answer(
+async fn respond_to(
     site: Site,
     users: Arc<Users>,
     stream: impl AsyncRead + AsyncWrite + Unpin,
     slot: &Slot,
 ) -> Result<(), ConnectionError> {
+    let Site { router, limits, .. } = site;
+    answer(stream, &limits, |request| {
+        slot.requested();
+        respond(router.clone(), Arc::clone(&users), request)
+    })
+    .await
+}
+
+/// Answers one request.
+pub(crate) async fn answer<R: Future<Output = Response>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    limits: &Limits,
+    respond: impl Fn(Request<Incoming>) -> R,
+) -> Result<(), ConnectionError> {
     let service = hyper::service::service_fn(|request: Request<Incoming>| {
-        slot.waiting.requested.store(true, Ordering::Relaxed);
-        respond(site.router.clone(), Arc::clone(&users), request)
+        let response = respond(request);
+        async { Ok::<_, Infallible>(response.await) }
     });
     http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(site.limits.header)
+        .header_read_timeout(limits.header)
         .max_buf_size(HEADER_BYTES)
         // One scrape every some seconds gains nothing from keeping connections, and without it
         // each has a bounded life.
@@ -180,9 +214,17 @@ async fn respond(
     mut router: axum::Router,
     users: Arc<Users>,
     request: Request<Incoming>,
-) -> Result<Response, std::convert::Infallible> {
+) -> Response {
     match users.admit(request.headers()).await {
-        Access::Granted => router.call(request.map(Body::new)).await,
-        Access::Denied => Ok(pages::unauthorized()),
+        Access::Granted => call(&mut router, request.map(Body::new)).await,
+        Access::Denied => pages::unauthorized(),
+    }
+}
+
+/// What the router answers.
+pub(crate) async fn call(router: &mut axum::Router, request: Request<Body>) -> Response {
+    match router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
     }
 }

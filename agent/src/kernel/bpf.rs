@@ -1,29 +1,40 @@
-//! The eBPF backend: loads the object, writes its tables, attaches its program.
+//! The eBPF backend: loads the object, writes its tables, attaches its programs.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 
-use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Step, plan};
-use crate::kernel::bpf::hook::Hook;
+use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::kernel::bpf::attachments::Attachments;
+use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
+use crate::kernel::bpf::programs::Programs;
+use crate::kernel::bpf::shape::Shape;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::filter::FilterError;
 
-mod debug_lines;
+mod attachments;
+pub mod debug_lines;
 pub mod events;
-mod hook;
+pub mod leftover;
 mod link;
 pub mod pins;
+mod place;
+mod programs;
+mod shape;
 pub mod skb;
 mod tables;
 
@@ -98,15 +109,44 @@ pub enum BpfError {
     #[error(transparent)]
     Pins(#[from] PinsError),
     /// A link could not be handled.
-    #[error("{action} the program on interface {interface}")]
+    #[error("{action} the program on {place}")]
     Link {
         /// What was attempted.
         action: &'static str,
-        /// Index of the interface.
-        interface: u32,
+        /// The interface, or the cgroup and the hook.
+        place: String,
         /// What the kernel said.
         source: io::Error,
     },
+    /// Somebody attached a program without leave for others.
+    #[error(
+        "program {hook} is refused: a program of somebody else is attached exclusively to this cgroup or one above it (`bpftool cgroup tree` shows it)"
+    )]
+    Exclusive {
+        /// The program that has no place.
+        hook: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A cgroup's directory could not be opened.
+    #[error("open the directory of cgroup {}", path.display())]
+    Cgroup {
+        /// Where it should be.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pin could not be handled.
+    #[error("use pin {}", path.display())]
+    Pin {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A descriptor could not be kept.
+    #[error("duplicate a descriptor")]
+    Descriptor(#[source] io::Error),
     /// A filter could not be handled.
     #[error(transparent)]
     Filter(#[from] FilterError),
@@ -169,35 +209,65 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         HostMode::Policy => 0u8,
         HostMode::Observe => 1u8,
     };
+    let has_set_retval = u8::from(refusals_carry_an_error()?);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
-        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true);
+        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
+        .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
         for name in names::MAPS {
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    let object = match debug_lines {
-        DebugLines::Off => OBJECT,
-        DebugLines::On => OBJECT_WITH_LOG,
+    let mut ebpf = loader.load(object(*debug_lines)).map_err(load_error)?;
+    for name in names::PROGRAMS {
+        load_program(&mut ebpf, name)?;
+    }
+    Ok(ebpf)
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
+    let failed = |error| program_error(name, error);
+    let missing = BpfError::Missing {
+        kind: "program",
+        name,
     };
-    let mut ebpf = loader.load(object).map_err(load_error)?;
-    let program = program(&mut ebpf)?;
-    program.load().map_err(program_error)?;
-    let info = program.info().map_err(program_error)?;
+    let program = ebpf.program_mut(name).ok_or(missing)?;
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSkb(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::CgroupSock(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+    .map_err(failed)?;
+    let info = program.info().map_err(failed)?;
     tracing::debug!(
+        name,
         id = info.id(),
         verified_instructions = info.verified_instruction_count(),
         "program accepted by the verifier"
     );
-    Ok(ebpf)
+    Ok(())
 }
 
-fn program_error(error: ProgramError) -> BpfError {
-    let name = names::PROGRAM_TC_INGRESS;
+/// Whether the connect hooks can choose the error that a refused connect ends in (kernel 5.18).
+fn refusals_carry_an_error() -> Result<bool, BpfError> {
+    is_helper_supported(ProgramType::CgroupSockAddr, BpfHelper::BPF_FUNC_set_retval)
+        .map_err(|error| program_error(names::PROGRAM_CGROUP_CONNECT4, error))
+}
+
+fn object(debug_lines: DebugLines) -> &'static [u8] {
+    match debug_lines {
+        DebugLines::Off => OBJECT,
+        DebugLines::On => OBJECT_WITH_LOG,
+    }
+}
+
+fn program_error(name: &'static str, error: ProgramError) -> BpfError {
     if let ProgramError::LoadError {
         io_error,
         verifier_log,
@@ -244,15 +314,6 @@ fn load_error(error: EbpfError) -> BpfError {
         source = inner.source();
     }
     BpfError::Load(Box::new(error))
-}
-
-fn program(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, BpfError> {
-    let missing = BpfError::Missing {
-        kind: "program",
-        name: names::PROGRAM_TC_INGRESS,
-    };
-    let program = ebpf.program_mut(names::PROGRAM_TC_INGRESS).ok_or(missing)?;
-    program.try_into().map_err(program_error)
 }
 
 /// The counters, for whoever reports them while the backend works.
@@ -304,15 +365,29 @@ impl Counters {
 
 /// The eBPF backend.
 pub struct Bpf {
-    ebpf: Ebpf,
     tables: PolicyTables,
     counters: Counters,
+    events: Option<RingBuf<MapData>>,
+    debug_lines: Option<DebugLog>,
+    pinned_tables: Vec<(&'static str, OwnedFd)>,
+    pins: Pins,
     installed: MapImage,
-    hook: Hook,
+    programs: Programs,
+    attachments: Attachments,
+    adopted: Adopted,
+}
+
+/// Whether what an earlier agent attached has the programs of this one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adopted {
+    /// Not before the tables are filled.
+    NotYet,
+    Yes,
 }
 
 impl Bpf {
-    /// Loads the programs and takes over the tables and attachments that an earlier agent left.
+    /// Takes over the tables, programs and attachments that an earlier agent left, and makes what
+    /// is missing. What is attached stays as it is until [`Dataplane::adopt`].
     ///
     /// # Errors
     ///
@@ -322,10 +397,28 @@ impl Bpf {
         pins: Pins,
         attachment: Attachment,
     ) -> Result<Self, BpfError> {
-        let mut ebpf = load(&LoadOptions {
+        let options = LoadOptions {
             pins: Some(pins.clone()),
             ..options
-        })?;
+        };
+        discard_unfit(&pins)?;
+        let reused = match options.debug_lines {
+            DebugLines::Off => Programs::reopen(&options, &pins)?,
+            DebugLines::On => None,
+        };
+        let mut debug_lines = None;
+        let programs = match reused {
+            Some(programs) => programs,
+            None => {
+                let mut ebpf = load(&options)?;
+                let programs = Programs::of(&mut ebpf, &options)?;
+                match options.debug_lines {
+                    DebugLines::Off => programs.pin(&pins)?,
+                    DebugLines::On => debug_lines = Some(DebugLog::open(&mut ebpf)?),
+                }
+                programs
+            }
+        };
         let open = |name| {
             MapData::from_pin(pins.map(name)).map_err(|source| BpfError::Table {
                 action: "open",
@@ -334,15 +427,31 @@ impl Bpf {
             })
         };
         let tables = PolicyTables::open(open)?;
-        let counters = Counters(Arc::new(Mutex::new(CounterTables::open(open)?)));
+        let mut counters = CounterTables::open(open)?;
+        counters.track(CustomerId::UNASSIGNED)?;
+        let events = RingBuf::try_from(aya::maps::Map::RingBuf(open(names::MAP_EVENTS)?));
+        let events = events.map_err(|source| BpfError::Table {
+            action: "open",
+            map: names::MAP_EVENTS,
+            source,
+        })?;
+        let pinned_tables = names::MAPS
+            .into_iter()
+            .map(|name| Ok((name, open_pin(&pins.map(name))?)))
+            .collect::<Result<_, BpfError>>()?;
         let installed = tables.read()?;
-        let hook = Hook::open(program(&mut ebpf)?, pins, attachment)?;
+        let attachments = Attachments::open(&programs, pins.clone(), attachment)?;
         Ok(Self {
-            ebpf,
             tables,
-            counters,
+            counters: Counters(Arc::new(Mutex::new(counters))),
+            events: Some(events),
+            debug_lines,
+            pinned_tables,
+            pins,
             installed,
-            hook,
+            programs,
+            attachments,
+            adopted: Adopted::NotYet,
         })
     }
 
@@ -351,12 +460,18 @@ impl Bpf {
         self.counters.clone()
     }
 
-    /// The name of the hook in metrics.
+    /// The name of the interfaces' hook in metrics.
     pub fn hook(&self) -> &'static str {
-        match self.hook {
-            Hook::Tcx { .. } => "tcx",
-            Hook::Filter { .. } => "tc",
-        }
+        self.attachments.hook()
+    }
+
+    /// Looks which of these interfaces an earlier agent covered in a way that leaves no pin.
+    ///
+    /// # Errors
+    ///
+    /// [`BpfError::Filter`].
+    pub fn discover(&mut self, interfaces: &BTreeSet<u32>) -> Result<(), BpfError> {
+        self.attachments.discover(interfaces)
     }
 
     /// The ring buffer of events.
@@ -365,31 +480,21 @@ impl Bpf {
     ///
     /// [`BpfError::Missing`] if it was taken before.
     pub fn take_events(&mut self) -> Result<RingBuf<MapData>, BpfError> {
-        let missing = BpfError::Missing {
+        self.events.take().ok_or(BpfError::Missing {
             kind: "map",
             name: names::MAP_EVENTS,
-        };
-        let map = self.ebpf.take_map(names::MAP_EVENTS).ok_or(missing)?;
-        RingBuf::try_from(map).map_err(|source| BpfError::Table {
-            action: "open",
-            map: names::MAP_EVENTS,
-            source,
         })
     }
 
-    /// Writes the debug lines of the object that has them to the log, as they come.
-    ///
-    /// # Errors
-    ///
-    /// [`BpfError::DebugLines`].
-    pub fn debug_lines(&mut self) -> Result<impl Future<Output = ()> + Send + use<>, BpfError> {
-        debug_lines::follow(&mut self.ebpf)
+    /// The debug lines of the object that has them.
+    pub fn take_debug_lines(&mut self) -> Option<DebugLog> {
+        self.debug_lines.take()
     }
 
     fn run(&mut self, steps: &[Step]) -> Result<(), BpfError> {
         for step in steps {
-            if let Step::PutWorkload(_, customer) = step {
-                self.counters.tables().track(*customer)?;
+            if let Some(customer) = step.owner() {
+                self.counters.tables().track(customer)?;
             }
             self.tables.write(step)?;
             step.apply_to(&mut self.installed);
@@ -406,8 +511,10 @@ impl Bpf {
         let leftover = failed.and_then(|step| match step {
             Step::AddSet(set, prefixes) => Some(Step::RemoveSet(*set, Arc::clone(prefixes))),
             Step::PutCustomer(..)
-            | Step::PutWorkload(..)
-            | Step::RemoveWorkload(_)
+            | Step::PutInterface(..)
+            | Step::RemoveInterface(_)
+            | Step::PutCgroup(..)
+            | Step::RemoveCgroup(_)
             | Step::RemoveCustomer(_)
             | Step::RemoveSet(..) => None,
         });
@@ -432,7 +539,9 @@ impl Dataplane for Bpf {
 
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
         let steps = plan(&self.installed, wanted)?;
-        self.counters.tables().track(CustomerId::UNASSIGNED)?;
+        if steps.is_empty() {
+            return Ok(Applied { writes: 0 });
+        }
         let before = self.installed.clone();
         for step in &steps {
             if let Err(error) = self.run(std::slice::from_ref(step)) {
@@ -445,32 +554,98 @@ impl Dataplane for Bpf {
         })
     }
 
-    fn covered(&self) -> Vec<u32> {
-        match &self.hook {
-            Hook::Tcx { links, .. } => links.keys().copied().collect(),
-            Hook::Filter { interfaces, .. } => interfaces.keys().copied().collect(),
+    fn adopt(&mut self) -> Result<usize, BpfError> {
+        match self.adopted {
+            Adopted::Yes => Ok(0),
+            Adopted::NotYet => {
+                let changed = self.attachments.adopt(&self.programs)?;
+                self.pins.remove_leftovers(self.programs.digest())?;
+                self.adopted = Adopted::Yes;
+                Ok(changed)
+            }
         }
     }
 
-    fn attach(&mut self, index: u32) -> Result<Attached, BpfError> {
-        let program = program_fd(&mut self.ebpf)?;
-        self.hook.attach(program.as_fd(), index)
+    fn covered(&self) -> BTreeSet<Site> {
+        self.attachments.covered()
     }
 
-    fn detach(&mut self, index: u32) -> Result<(), BpfError> {
-        self.hook.detach(index)
+    fn attach_interface(&mut self, index: u32) -> Result<Attached, BpfError> {
+        self.attachments.attach_interface(&self.programs, index)
     }
 
-    fn displaced(&mut self, among: &BTreeSet<u32>) -> Result<Vec<u32>, BpfError> {
-        let program = program(&mut self.ebpf)?;
-        let id = program.info().map_err(program_error)?.id();
-        self.hook.displaced(id, among)
+    fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, BpfError> {
+        let failed = |source| BpfError::Cgroup {
+            path: directory.to_owned(),
+            source,
+        };
+        let cgroup = match File::open(directory) {
+            Ok(cgroup) => cgroup,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Attached::Vanished);
+            }
+            Err(source) => return Err(failed(source)),
+        };
+        // Another one of the same name may have taken its place.
+        if cgroup.metadata().map_err(failed)?.ino() != id {
+            return Ok(Attached::Vanished);
+        }
+        self.attachments
+            .attach_root(&self.programs, id, cgroup.as_fd())
+    }
+
+    fn detach(&mut self, site: Site) -> Result<(), BpfError> {
+        self.attachments.detach(site)
+    }
+
+    fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, BpfError> {
+        self.attachments.displaced(&self.programs, among)
+    }
+
+    fn repin(&mut self) -> Result<usize, BpfError> {
+        self.pins.ensure()?;
+        let mut missing = self.attachments.repin()?;
+        for (name, map) in &self.pinned_tables {
+            let path = self.pins.map(name);
+            if !path.exists() {
+                link::pin(map.as_fd(), &path).map_err(|source| BpfError::Pin { path, source })?;
+                missing += 1;
+            }
+        }
+        // Without their pins the next start loads programs of its own and replaces them.
+        if missing > 0 && self.debug_lines.is_none() {
+            self.programs.pin(&self.pins)?;
+        }
+        Ok(missing)
     }
 }
 
-fn program_fd(ebpf: &mut Ebpf) -> Result<OwnedFd, BpfError> {
-    let fd = program(ebpf)?.fd().map_err(program_error)?;
-    fd.as_fd()
-        .try_clone_to_owned()
-        .map_err(|error| program_error(ProgramError::IOError(error)))
+fn open_pin(path: &Path) -> Result<OwnedFd, BpfError> {
+    link::open(path).map_err(|source| BpfError::Pin {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Removes pins in the places of our tables that are not what our programs work with. Whatever is
+/// attached goes on with what it has until it is replaced.
+fn discard_unfit(pins: &Pins) -> Result<(), BpfError> {
+    for name in names::MAPS {
+        let path = pins.map(name);
+        if !path.exists() {
+            continue;
+        }
+        let pinned = open_pin(&path)?;
+        let kind = link::kind(pinned.as_fd()).map_err(|source| BpfError::Pin {
+            path: path.clone(),
+            source,
+        })?;
+        let fits = kind == Some(link::Object::Map)
+            && Shape::pinned(&path).is_ok_and(|shape| Some(shape) == Shape::wanted(name));
+        if !fits {
+            tracing::warn!(pin = %path.display(), "pin is no table of this version, replaced");
+            pins::remove(&path)?;
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Requests over rtnetlink, one at a time and blocking.
+//! Requests over rtnetlink and sock_diag, one at a time and blocking.
 //!
 //! The kernel works on a request inside `send`, holding its own lock, so waiting for the answer
 //! asynchronously would gain nothing. Attributes are read raw: the typed decoders refuse a whole
@@ -7,7 +7,7 @@
 use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
-use netlink_sys::protocols::NETLINK_ROUTE;
+use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use thiserror::Error;
 
@@ -32,7 +32,7 @@ const NESTED: u16 = 0x8000;
 /// `NLA_F_NESTED | NLA_F_NET_BYTEORDER`.
 const NLA_FLAGS: u16 = 0xc000;
 
-/// Why a request over rtnetlink did not succeed.
+/// Why a request over netlink did not succeed.
 #[derive(Debug, Error)]
 pub enum NetlinkError {
     /// No socket, or not with the options asked for.
@@ -136,9 +136,18 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// Opens a socket in the network namespace of the calling thread.
+    /// Opens an rtnetlink socket in the network namespace of the calling thread, where it stays.
     pub(super) fn open() -> Result<Self, NetlinkError> {
-        let mut socket = Socket::new(NETLINK_ROUTE).map_err(NetlinkError::Open)?;
+        Self::of(NETLINK_ROUTE)
+    }
+
+    /// As [`Requests::open`], for what is known about sockets.
+    pub(super) fn open_sock_diag() -> Result<Self, NetlinkError> {
+        Self::of(NETLINK_SOCK_DIAG)
+    }
+
+    fn of(protocol: isize) -> Result<Self, NetlinkError> {
+        let mut socket = Socket::new(protocol).map_err(NetlinkError::Open)?;
         socket.bind_auto().map_err(NetlinkError::Open)?;
         socket.set_ext_ack(true).map_err(NetlinkError::Open)?;
         socket.set_cap_ack(true).map_err(NetlinkError::Open)?;
@@ -152,10 +161,20 @@ impl Requests {
     }
 
     /// Sends a request that changes something and waits for the kernel's verdict.
-    pub(super) fn change(&mut self, mut request: Request) -> Result<(), NetlinkError> {
+    pub(super) fn change(&mut self, request: Request) -> Result<(), NetlinkError> {
+        self.get(request, |_| Ok(()))
+    }
+
+    /// Sends a request that asks for one thing and hands the payload of the answer to `each`.
+    pub(super) fn get(
+        &mut self,
+        mut request: Request,
+        each: impl FnMut(&[u8]) -> Result<(), NetlinkError>,
+    ) -> Result<(), NetlinkError> {
+        // The acknowledgement comes after the answer, and tells that there is no more.
         let flags = u16::from_ne_bytes([request.bytes[6], request.bytes[7]]) | NLM_F_ACK;
         request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
-        self.exchange(request, |_| Ok(()))
+        self.exchange(request, each)
     }
 
     /// Sends a request that lists something and hands the payload of every entry to `each`.

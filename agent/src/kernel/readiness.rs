@@ -11,8 +11,20 @@ use tokio::io::unix::AsyncFd;
 /// # Errors
 /// When the runtime cannot watch it.
 pub(crate) fn readable<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    watch(inner, Interest::READABLE)
+}
+
+/// Lets the runtime say when something exceptional (`POLLPRI`) is to be read from `inner`.
+///
+/// # Errors
+/// When the runtime cannot watch it.
+pub(crate) fn urgent<T: AsFd + AsRawFd>(inner: T) -> io::Result<AsyncFd<T>> {
+    watch(inner, Interest::PRIORITY)
+}
+
+fn watch<T: AsFd + AsRawFd>(inner: T, interest: Interest) -> io::Result<AsyncFd<T>> {
     // SAFETY: a type that can lend out its descriptor safely owns it for as long as it lives, and
     // none given here exchanges it for another.
-    let watched = unsafe { AsyncFd::register_with_interest(inner, Interest::READABLE) };
+    let watched = unsafe { AsyncFd::register_with_interest(inner, interest) };
     Ok(watched?)
 }

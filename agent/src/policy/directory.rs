@@ -70,6 +70,31 @@ impl DirectoryError {
             | Self::Refused(_) => false,
         }
     }
+
+    /// The same as people read it, with paths that an editor finds; `dir` is the directory.
+    #[must_use]
+    pub fn diagnostics(&self, dir: &Path) -> Vec<Diagnostic> {
+        let whole = |path: &Path, code, message| {
+            Diagnostic::error(code, Location::whole(&Arc::from(path)), message)
+        };
+        match self {
+            Self::Missing { path } => {
+                vec![whole(path, "no-directory", "the directory does not exist")]
+            }
+            Self::NotADirectory { path } => {
+                vec![whole(path, "no-directory", "this is not a directory")]
+            }
+            Self::Vanished { path } => vec![
+                whole(path, "vanished", "the file vanished while it was read")
+                    .help("check again when nobody is writing; a link may lead nowhere"),
+            ],
+            Self::Io { path, source } => vec![Diagnostic::unreadable(path, source)],
+            Self::Refused(diagnostics) => diagnostics
+                .iter()
+                .map(|one| one.clone().below(dir))
+                .collect(),
+        }
+    }
 }
 
 /// Reads every `.yaml` and `.yml` file of the directory and those below it. The directory itself

@@ -10,9 +10,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::names::{Named, Names};
-use super::language::{AllowlistMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap};
+use super::language::{
+    AllowlistMap, ClaimMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap,
+};
 use super::loader::Circumstances;
 use super::overlap;
+use super::scalar::cgroups::OwnedCgroup;
 use super::scalar::{Id, ListName, OwnedInterface};
 use super::{
     Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, Selector,
@@ -226,17 +229,29 @@ impl<'f> Join<'f, '_> {
         name
     }
 
-    fn workload(&mut self, file: &Arc<Path>, map: &WorkloadMap) -> Option<Workload> {
-        let WorkloadMap { interface, hosts } = map;
-        let At {
-            value: OwnedInterface(pattern),
-            at,
-        } = interface.as_ref()?;
+    fn workload(&mut self, file: &Arc<Path>, map: &ClaimMap) -> Option<Workload> {
+        let ClaimMap(WorkloadMap {
+            interface,
+            cgroup,
+            hosts,
+        }) = map;
+        let (selector, at) = match (interface, cgroup) {
+            (Some(At { value, at }), _) => {
+                let OwnedInterface(pattern) = value;
+                (Selector::Interface(pattern.clone()), at)
+            }
+            (None, Some(At { value, at })) => {
+                let OwnedCgroup(pattern) = value;
+                (Selector::Cgroup(pattern.clone()), at)
+            }
+            // Reported where it was read.
+            (None, None) => return None,
+        };
         let hosts = hosts.as_deref().unwrap_or_default();
         let hosts = hosts.iter().map(|host| (&host.value.0, host.at)).collect();
         let hosts = self.distinct(file, hosts);
         Some(Workload {
-            selector: Selector::Interface(pattern.clone()),
+            selector,
             hosts: hosts.into_iter().map(|(host, _)| host.clone()).collect(),
             origin: origin(file, *at),
         })

@@ -1,9 +1,9 @@
-//! Customers whose patterns can claim the same interface on the same host.
+//! Customers whose patterns can claim the same interface or cgroup on the same host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::{Customer, Origin, Pattern, Selector, Workload};
+use super::{Customer, MAX_CGROUP_COMPONENT, Origin, Pattern, Selector, Workload};
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 
 /// Longest name of a network interface in bytes.
@@ -13,21 +13,42 @@ const MAX_INTERFACE: usize = 15;
 /// many to list.
 const MAX_REPORTED: usize = 8;
 
-/// Reports the patterns of different customers that can claim the same interface.
-///
-/// Two patterns can only meet where what one begins with begins what the other begins with, and
-/// likewise at their ends: only such pairs are compared.
+/// Reports the patterns of different customers that can claim the same interface, or exactly the
+/// same cgroup: of two that claim a cgroup and one below it, the deeper wins.
 pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
-    let mut claims: Vec<Claim<'_>> = customers
-        .iter()
-        .flat_map(|(id, customer)| {
-            customer
-                .workloads
-                .iter()
-                .map(move |workload| (id, workload))
-        })
-        .map(|(id, workload)| claim(id, workload))
-        .collect();
+    let mut alike: BTreeMap<(Kind, usize), Vec<Claim<'_>>> = BTreeMap::new();
+    for (id, customer) in customers {
+        for workload in &customer.workloads {
+            let claim = claim(id, workload);
+            let depth = claim.pattern.components();
+            alike.entry((claim.kind, depth)).or_default().push(claim);
+        }
+    }
+    for ((_, depth), claims) in alike {
+        compare(claims, depth, problems);
+    }
+}
+
+/// Compares patterns of one kind and number of components.
+///
+/// Two patterns can only meet where what one's component begins with begins what the other's begins
+/// with, and likewise at their ends: only such pairs are compared, by the component that tells most
+/// of them apart.
+fn compare(mut claims: Vec<Claim<'_>>, depth: usize, problems: &mut Problems) {
+    let distinct = |at: usize| {
+        let components = claims
+            .iter()
+            .map(|claim| ends(component(claim.pattern, at)));
+        components.collect::<BTreeSet<_>>().len()
+    };
+    let telling = (0..depth)
+        .max_by_key(|at| distinct(*at))
+        .unwrap_or_default();
+    for claim in &mut claims {
+        let (prefix, suffix) = ends(component(claim.pattern, telling));
+        claim.prefix = prefix;
+        claim.suffix = suffix.bytes().rev().collect();
+    }
     // Shorter beginnings come before those they begin.
     claims.sort_by_key(|claim| (claim.prefix, &claim.workload.origin));
 
@@ -61,24 +82,47 @@ pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Proble
 /// Claims that begin alike, by what they end with.
 type Group<'c> = BTreeMap<&'c [u8], Vec<&'c Claim<'c>>>;
 
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Interface,
+    Cgroup,
+}
+
 struct Claim<'p> {
+    kind: Kind,
     customer: &'p str,
     pattern: &'p Pattern,
+    /// What every matching name's telling component starts with.
     prefix: &'p str,
-    /// What every matching name ends with, backwards.
+    /// What it ends with, backwards.
     suffix: Vec<u8>,
     workload: &'p Workload,
 }
 
 fn claim<'p>(customer: &'p str, workload: &'p Workload) -> Claim<'p> {
-    let Selector::Interface(pattern) = &workload.selector;
+    let (kind, pattern) = match &workload.selector {
+        Selector::Interface(pattern) => (Kind::Interface, pattern),
+        Selector::Cgroup(pattern) => (Kind::Cgroup, pattern),
+    };
     Claim {
+        kind,
         customer,
         pattern,
-        prefix: pattern.literal_prefix(),
-        suffix: pattern.literal_suffix().bytes().rev().collect(),
+        prefix: "",
+        suffix: Vec::new(),
         workload,
     }
+}
+
+fn component(pattern: &Pattern, at: usize) -> &str {
+    pattern.as_str().split('/').nth(at).unwrap_or_default()
+}
+
+/// What every name that the component matches starts and ends with.
+fn ends(component: &str) -> (&str, &str) {
+    let start = component.split(['*', '?']).next().unwrap_or_default();
+    let end = component.rsplit(['*', '?']).next().unwrap_or_default();
+    (start, end)
 }
 
 /// The claims of a group whose end is an end of this one's, or the other way round.
@@ -97,10 +141,32 @@ fn candidates<'g, 'c>(
 }
 
 fn meets(a: &Claim<'_>, b: &Claim<'_>) -> bool {
-    a.pattern
-        .shortest_common(b.pattern)
-        .is_some_and(|shortest| shortest <= MAX_INTERFACE)
-        && hosts_meet(&a.workload.hosts, &b.workload.hosts)
+    names_meet(a, b) && hosts_meet(&a.workload.hosts, &b.workload.hosts)
+}
+
+fn names_meet(a: &Claim<'_>, b: &Claim<'_>) -> bool {
+    match a.kind {
+        Kind::Interface => a
+            .pattern
+            .shortest_common(b.pattern)
+            .is_some_and(|shortest| shortest <= MAX_INTERFACE),
+        Kind::Cgroup => {
+            a.pattern.components() == b.pattern.components()
+                && a.pattern
+                    .as_str()
+                    .split('/')
+                    .zip(b.pattern.as_str().split('/'))
+                    .all(|(a, b)| component_meets(a, b))
+        }
+    }
+}
+
+fn component_meets(a: &str, b: &str) -> bool {
+    // Most components are words, the same ones.
+    a == b
+        || Pattern::new(a)
+            .shortest_common(&Pattern::new(b))
+            .is_some_and(|shortest| shortest <= MAX_CGROUP_COMPONENT)
 }
 
 fn hosts_meet(a: &[Pattern], b: &[Pattern]) -> bool {
@@ -117,11 +183,15 @@ fn conflict(a: &Claim<'_>, b: &Claim<'_>) -> Diagnostic {
         (b, a)
     };
     let message = format!(
-        "{} of customer {} and {} of customer {} can match the same interface",
+        "{} of customer {} and {} of customer {} can match the same {}",
         quoted(second.pattern.as_str()),
         quoted(second.customer),
         quoted(first.pattern.as_str()),
         quoted(first.customer),
+        match a.kind {
+            Kind::Interface => "interface",
+            Kind::Cgroup => "cgroup",
+        },
     );
     Diagnostic::error("workload-conflict", location(second), message)
         .help("make the patterns or their `hosts` exclude each other")

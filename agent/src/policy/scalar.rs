@@ -1,5 +1,7 @@
 //! Scalars of the policy language.
 
+pub(crate) mod cgroups;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv6Net};

@@ -7,11 +7,11 @@ use gate25_common::names;
 use tracing::{error, info};
 
 use super::Reconciler;
-use crate::dataplane::Dataplane;
+use crate::dataplane::{Dataplane, Site};
 use crate::policy::Origin;
 use crate::source::Accepted;
 use crate::status::{ExemptionStatus, PolicyStatus, Source, State, WorkloadStatus};
-use crate::workloads::{Claim, Framing, Workload};
+use crate::workloads::{Claim, Framing, WorkloadId};
 
 impl<D: Dataplane> Reconciler<D> {
     pub(super) fn report_policy(&self, writes: usize) {
@@ -19,6 +19,8 @@ impl<D: Dataplane> Reconciler<D> {
             policy,
             image,
             hash,
+            files: _,
+            source,
         }) = &self.policy
         else {
             return;
@@ -41,10 +43,10 @@ impl<D: Dataplane> Reconciler<D> {
                 .collect(),
         };
         let mut generation = 0;
-        self.status.update(|status| {
+        self.circumstances.status.update(|status| {
             status.generation += 1;
             status.hash = Some(*hash);
-            status.source = Source::Files;
+            status.source = *source;
             status.policy = Arc::new(report);
             generation = status.generation;
         });
@@ -59,36 +61,12 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     pub(super) fn report_workloads(&self) {
-        let covered: BTreeSet<u32> = self.dataplane.covered().into_iter().collect();
-        let workloads: BTreeMap<u32, WorkloadStatus> = self
-            .workloads
-            .iter()
-            .map(
-                |(
-                    index,
-                    Workload {
-                        name,
-                        claim,
-                        framing: _,
-                    },
-                )| {
-                    let state = if !covered.contains(index) || self.failed.contains_key(index) {
-                        State::Failed
-                    } else {
-                        match claim {
-                            Claim::Customer(_) => State::Enforced,
-                            Claim::Unassigned => State::Unassigned,
-                            Claim::Conflict(_) => State::Conflict,
-                        }
-                    };
-                    let (name, claim) = (name.clone(), claim.clone());
-                    (*index, WorkloadStatus { name, claim, state })
-                },
-            )
-            .collect();
+        let covered = self.dataplane.covered();
+        let workloads = self.workload_states(&covered);
         let installed = self.dataplane.installed();
         let entries = BTreeMap::from([
-            (names::MAP_WORKLOADS, installed.workloads.len()),
+            (names::MAP_INTERFACES, installed.interfaces.len()),
+            (names::MAP_CGROUPS, installed.cgroups.len()),
             (names::MAP_CUSTOMERS, installed.customers.len()),
             (
                 names::MAP_PREFIXES,
@@ -96,46 +74,86 @@ impl<D: Dataplane> Reconciler<D> {
             ),
         ]);
         let source = match &self.policy {
-            Some(_) => Source::Files,
+            Some(accepted) => accepted.source,
             None if installed.customers.len() > 1 => Source::Kernel,
             None => Source::Builtin,
         };
-        let problems = self.problems(&workloads, source);
-        let before = self.status.get().workloads;
+        let problems = self.problems(&covered, source);
+        let before = self.circumstances.status.get().workloads;
         report_changes(&before, &workloads);
-        self.status.update(|status| {
+        self.circumstances.status.update(|status| {
             status.source = source;
             status.workloads = workloads;
             status.entries = entries;
             status.problems = problems;
+            status.roots = covered
+                .iter()
+                .filter(|site| matches!(site, Site::Root(_)))
+                .count();
         });
     }
 
-    fn problems(&self, workloads: &BTreeMap<u32, WorkloadStatus>, source: Source) -> Vec<String> {
-        let without = workloads
+    pub(super) fn report_complaints(&self) {
+        let warnings: Vec<String> = self.complaints.values().cloned().collect();
+        self.circumstances
+            .status
+            .update(|status| status.warnings = warnings);
+    }
+
+    fn workload_states(&self, covered: &BTreeSet<Site>) -> BTreeMap<WorkloadId, WorkloadStatus> {
+        let status = |site, name: &String, claim: &Claim| {
+            let failed = self.attachments.failure(site).is_some();
+            let state = if !covered.contains(&site) || failed {
+                State::Failed
+            } else {
+                match claim {
+                    Claim::Customer(_) => State::Enforced,
+                    Claim::Unassigned => State::Unassigned,
+                    Claim::Conflict(_) => State::Conflict,
+                }
+            };
+            let (name, claim) = (name.clone(), claim.clone());
+            WorkloadStatus { name, claim, state }
+        };
+        let interfaces = self.workloads.interfaces.iter().map(|(index, workload)| {
+            let status = status(Site::Interface(*index), &workload.name, &workload.claim);
+            (WorkloadId::Interface(*index), status)
+        });
+        let cgroups = self.workloads.cgroups.iter().map(|(id, workload)| {
+            let status = status(Site::Root(workload.root), &workload.name, &workload.claim);
+            (WorkloadId::Cgroup(*id), status)
+        });
+        interfaces.chain(cgroups).collect()
+    }
+
+    fn problems(&self, covered: &BTreeSet<Site>, source: Source) -> Vec<String> {
+        let framed = self
+            .workloads
+            .interfaces
             .iter()
-            .filter(|(_, workload)| workload.state == State::Failed);
-        let mut problems: Vec<String> = without
-            .map(|(index, workload)| {
-                let why = match (self.failed.get(index), self.workloads.get(index)) {
-                    (Some(failure), _) => failure.why.as_str(),
-                    (
-                        None,
-                        Some(Workload {
-                            framing: Framing::Ip,
-                            ..
-                        }),
-                    ) => "its packets have no Ethernet header, which the program needs",
-                    (None, _) => "not attached yet",
-                };
-                format!("interface {} is without its program: {why}", workload.name)
-            })
-            .collect();
-        if let Some(why) = &self.stale {
-            problems.push(format!("the kernel's tables are not up to date: {why}"));
-        }
+            .filter(|(_, workload)| workload.framing == Framing::Ip)
+            .map(|(_, workload)| {
+                format!(
+                    "interface {} is without its program: its packets have no Ethernet header, which the program needs",
+                    workload.name
+                )
+            });
+        let without = self.sites().into_iter().filter_map(|site| {
+            let why = match self.attachments.failure(site) {
+                Some(why) => why,
+                None if covered.contains(&site) => return None,
+                None => "not attached yet",
+            };
+            let name = self.name(site).unwrap_or_default();
+            Some(format!("{name} is without its program: {why}"))
+        });
+        let mut problems: Vec<String> = framed.chain(without).collect();
+        problems.extend(self.attachments.stale.clone());
         match source {
             Source::Files => {}
+            Source::LastKnownGood => problems.push(
+                "no valid policy files: the policy that was last accepted runs".to_owned(),
+            ),
             Source::Kernel => problems
                 .push("no valid policy files: the policy of an earlier start goes on".to_owned()),
             Source::Builtin => {
@@ -147,16 +165,19 @@ impl<D: Dataplane> Reconciler<D> {
 }
 
 /// Logs what became of workloads that are new or have changed.
-fn report_changes(before: &BTreeMap<u32, WorkloadStatus>, after: &BTreeMap<u32, WorkloadStatus>) {
-    for (index, workload) in after
+fn report_changes(
+    before: &BTreeMap<WorkloadId, WorkloadStatus>,
+    after: &BTreeMap<WorkloadId, WorkloadStatus>,
+) {
+    for (id, workload) in after
         .iter()
-        .filter(|(index, now)| before.get(index) != Some(*now))
+        .filter(|(id, now)| before.get(id) != Some(*now))
     {
         let WorkloadStatus { name, claim, state } = workload;
         let state = state.as_str();
         match claim {
-            Claim::Customer(customer) => info!(index, name, state, customer, "workload"),
-            Claim::Unassigned => info!(index, name, state, "workload"),
+            Claim::Customer(customer) => info!(?id, name, state, customer, "workload"),
+            Claim::Unassigned => info!(?id, name, state, "workload"),
             Claim::Conflict(claims) => {
                 let claims: Vec<String> = claims
                     .iter()
@@ -165,7 +186,7 @@ fn report_changes(before: &BTreeMap<u32, WorkloadStatus>, after: &BTreeMap<u32, 
                     })
                     .collect();
                 error!(
-                    index,
+                    ?id,
                     name,
                     state,
                     ?claims,
@@ -174,10 +195,10 @@ fn report_changes(before: &BTreeMap<u32, WorkloadStatus>, after: &BTreeMap<u32, 
             }
         }
     }
-    for (index, workload) in before
+    for (id, workload) in before
         .iter()
-        .filter(|(index, _)| !after.contains_key(index))
+        .filter(|(id, _)| !after.contains_key(id))
     {
-        info!(index, name = workload.name, "workload gone");
+        info!(?id, name = workload.name, "workload gone");
     }
 }

@@ -8,13 +8,17 @@ use std::sync::Arc;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::{Backend, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings};
+use super::cgroups::CgroupRoot;
+use super::scalar::{GroupName, HostName, SocketPath};
+use super::{
+    Backend, Control, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings,
+};
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 use crate::policy::Pattern;
 use crate::policy::scalar::InterfacePattern;
-use crate::yaml::read::{At, Fault, FromNode, Placed, Reader, Scalar, keys};
-use crate::yaml::scalar::{FilePath, Number, Off, Span, Version, Words};
-use crate::yaml::tree::{self, Kind, Node, Style};
+use crate::yaml::read::{At, Fault, FromNode, Placed, Reader, keys};
+use crate::yaml::scalar::{FilePath, Number, Off, Span, Version};
+use crate::yaml::tree::{self, Kind, Node};
 
 const MAX_PORTS: usize = 8;
 /// Ports on which guests submit mail with a password.
@@ -31,6 +35,8 @@ keys! {
         optional host: At<HostName>,
         /// The policy directory.
         optional policy_dir: At<FilePath>,
+        /// Where the agent keeps what it must find again.
+        optional state_dir: At<FilePath>,
         /// What enforces: `auto` or `ebpf`.
         optional backend: At<Backend>,
         /// Not in this version.
@@ -41,17 +47,18 @@ keys! {
         optional block_return: At<Off>,
         /// Which interfaces are workloads.
         optional interfaces: InterfacesMap,
-        /// Not in this version.
+        /// Which cgroups are workloads.
         optional cgroups: CgroupsMap,
         /// When the policy is read again.
         optional reload: ReloadMap,
         /// The HTTP endpoint.
         optional http: HttpMap,
+        /// Where commands reach the agent.
+        optional control: ControlMap,
         /// Not in this version.
         optional notice: NoticeMap,
         /// What is logged, and how.
         optional log: LogMap,
-        later state_dir control;
     }
 }
 
@@ -66,10 +73,10 @@ keys! {
 }
 
 keys! {
-    /// Container workloads.
+    /// Which cgroups are workloads.
     struct CgroupsMap {
-        /// Not in this version.
-        optional roots: Nothing,
+        /// Patterns of the cgroups below which they are; `[]` means no containers.
+        optional roots: Vec<At<CgroupRoot>>,
     }
 }
 
@@ -80,7 +87,10 @@ keys! {
         optional quiet_time: At<Span<10, 60_000>>,
         /// How often the files are compared, changes seen or not.
         optional rescan: At<Span<1000, 86_400_000>>,
-        later max_shrink_percent shrink_min_objects;
+        /// A set that loses more than this part of its objects is not applied unasked.
+        optional max_shrink_percent: At<Number<1, 100>>,
+        /// Sets with fewer objects than this may shrink as they like.
+        optional shrink_min_objects: At<Number<0, 1_000_000>>,
     }
 }
 
@@ -93,6 +103,16 @@ keys! {
         optional web_config: At<FilePath>,
         /// Customers with series of their own.
         optional customer_series_limit: At<Number<0, 1_000_000>>,
+    }
+}
+
+keys! {
+    /// Where commands reach the agent.
+    struct ControlMap {
+        /// Path of the socket.
+        optional socket: At<SocketPath>,
+        /// Group whose members may read and reload.
+        optional group: At<GroupName>,
     }
 }
 
@@ -124,39 +144,39 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
         enforcement,
         host,
         policy_dir,
+        state_dir,
         backend,
         guard: _,
         guarded_ports,
         block_return: _,
         interfaces,
-        cgroups: _,
+        cgroups,
         reload,
         http,
+        control,
         notice: _,
         log,
     } = map;
     let mut settings = Settings::default();
     set(&mut settings.enforcement, enforcement);
     settings.host = host.and_then(|host| host.value.0);
-    if let Some(At {
-        value: FilePath(path),
-        at: _,
-    }) = policy_dir
-    {
-        settings.policy_dir = path;
-    }
-    set(&mut settings.backend, backend);
     let mut judge = Judge { file, problems };
+    judge.directories(policy_dir, state_dir, &mut settings);
+    set(&mut settings.backend, backend);
     if let Some(ports) = guarded_ports {
         settings.guarded_ports = judge.ports(&ports);
     }
     if let Some(map) = interfaces {
         judge.interfaces(map, &mut settings.interfaces);
     }
+    if let Some(roots) = cgroups.and_then(|map| map.roots) {
+        settings.cgroups.roots = judge.roots(roots);
+    }
     if let Some(map) = http {
         judge.http(map, &mut settings.http);
     }
     set_reload(reload, &mut settings.reload);
+    set_control(control, &mut settings.control);
     set_log(log, &mut settings.log);
     Some(settings)
 }
@@ -168,7 +188,13 @@ fn set<T>(target: &mut T, value: Option<At<T>>) {
 }
 
 fn set_reload(map: Option<ReloadMap>, reload: &mut Reload) {
-    let Some(ReloadMap { quiet_time, rescan }) = map else {
+    let Some(ReloadMap {
+        quiet_time,
+        rescan,
+        max_shrink_percent,
+        shrink_min_objects,
+    }) = map
+    else {
         return;
     };
     if let Some(At {
@@ -185,6 +211,24 @@ fn set_reload(map: Option<ReloadMap>, reload: &mut Reload) {
     {
         reload.rescan = rescan;
     }
+    if let Some(Ok(percent)) = max_shrink_percent.map(|percent| percent.value.0.try_into()) {
+        reload.max_shrink_percent = percent;
+    }
+    if let Some(objects) = shrink_min_objects {
+        reload.shrink_min_objects = objects.value.0;
+    }
+}
+
+fn set_control(map: Option<ControlMap>, control: &mut Control) {
+    let Some(ControlMap { socket, group }) = map else {
+        return;
+    };
+    if let Some(socket) = socket {
+        control.socket = socket.value.0;
+    }
+    if let Some(group) = group {
+        control.group = group.value.0;
+    }
 }
 
 fn set_log(map: Option<LogMap>, log: &mut Log) {
@@ -196,12 +240,36 @@ fn set_log(map: Option<LogMap>, log: &mut Log) {
 }
 
 /// Rules that concern more than one scalar.
-struct Judge<'a> {
-    file: &'a Arc<Path>,
-    problems: &'a mut Problems,
+pub(super) struct Judge<'a> {
+    pub(super) file: &'a Arc<Path>,
+    pub(super) problems: &'a mut Problems,
 }
 
 impl Judge<'_> {
+    /// Where the policy and the state are: state inside the policy would be read as policy.
+    fn directories(
+        &mut self,
+        policy_dir: Option<At<FilePath>>,
+        state_dir: Option<At<FilePath>>,
+        settings: &mut Settings,
+    ) {
+        let at = state_dir.as_ref().or(policy_dir.as_ref()).map(|dir| dir.at);
+        if let Some(dir) = policy_dir {
+            settings.policy_dir = dir.value.0;
+        }
+        if let Some(dir) = state_dir {
+            settings.state_dir = dir.value.0;
+        }
+        let Some(at) = at.filter(|_| settings.state_dir.starts_with(&settings.policy_dir)) else {
+            return;
+        };
+        let message = "`state_dir` lies inside `policy_dir`";
+        self.problems.push(
+            Diagnostic::error("bad-path", Location::at(self.file, at), message)
+                .help("what the agent keeps would be read as policy: put it elsewhere"),
+        );
+    }
+
     fn ports(&mut self, list: &Placed<Vec<At<Number<1, 65535>>>>) -> Vec<u16> {
         let mut seen = BTreeMap::new();
         for At {
@@ -286,7 +354,12 @@ impl Judge<'_> {
         }
     }
 
-    fn once<T: Ord + ToString>(&mut self, seen: &mut BTreeMap<T, Position>, item: T, at: Position) {
+    pub(super) fn once<T: Ord + ToString>(
+        &mut self,
+        seen: &mut BTreeMap<T, Position>,
+        item: T,
+        at: Position,
+    ) {
         if let Some(first) = seen.get(&item) {
             let message = format!("{} is listed twice", quoted(&item.to_string()));
             self.problems.push(
@@ -334,77 +407,4 @@ impl JsonSchema for Nothing {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({ "type": "array", "maxItems": 0 })
     }
-}
-
-/// A host's name; empty means the one it has.
-#[derive(Debug, Clone)]
-struct HostName(Option<String>);
-
-impl Scalar for HostName {
-    const EXPECTED: &'static str = "a host name";
-
-    fn parse(text: &str, _: Style) -> Result<Self, Fault> {
-        let is_odd = |c: char| c.is_whitespace() || c.is_control() || "*?/".contains(c);
-        if text.chars().any(is_odd) {
-            return Err(
-                Fault::new("bad-name", format!("{} is not a host name", quoted(text)))
-                    .help("patterns go into the policy; here goes the name of this host"),
-            );
-        }
-        Ok(Self((!text.is_empty()).then(|| text.to_owned())))
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[^\\s*?/]*$" })
-    }
-}
-
-impl Scalar for SocketAddr {
-    const EXPECTED: &'static str = "an address and a port";
-
-    fn parse(text: &str, _: Style) -> Result<Self, Fault> {
-        text.parse().ok().ok_or_else(|| {
-            Fault::new(
-                "bad-address",
-                format!("{} is not an address and a port", quoted(text)),
-            )
-            .help("as in \"127.0.0.1:9425\" or \"[::1]:9425\"")
-        })
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "pattern": ":[0-9]+$" })
-    }
-}
-
-impl Words for Enforcement {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("policy", Self::Policy), ("observe", Self::Observe)];
-    const LATER: &'static [&'static str] = &[];
-}
-
-impl Words for Backend {
-    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
-    const LATER: &'static [&'static str] = &["nftables"];
-}
-
-impl Words for LogLevel {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("error", Self::Error),
-        ("warn", Self::Warn),
-        ("info", Self::Info),
-        ("debug", Self::Debug),
-        ("trace", Self::Trace),
-    ];
-    const LATER: &'static [&'static str] = &[];
-}
-
-impl Words for LogFormat {
-    const WORDS: &'static [(&'static str, Self)] = &[
-        ("auto", Self::Auto),
-        ("text", Self::Text),
-        ("json", Self::Json),
-        ("journal", Self::Journal),
-    ];
-    const LATER: &'static [&'static str] = &[];
 }

@@ -57,7 +57,7 @@ impl<const MIN: u32, const MAX: u32> Scalar for Number<MIN, MAX> {
 
     fn parse(text: &str, style: Style) -> Result<Self, Fault> {
         let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-        if !is_number || style == Style::Quoted {
+        if !is_number || style != Style::Plain {
             return Err(Fault::new(
                 "wrong-type",
                 format!("{} is not a whole number", quoted(text)),

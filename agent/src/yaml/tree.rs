@@ -37,6 +37,9 @@ pub(crate) enum Kind<'s> {
 pub(crate) enum Style {
     Plain,
     Quoted,
+    /// Between double quotes, with escapes other than that of the backslash itself, or on several
+    /// lines: the text is not what stands in the file.
+    Escaped,
 }
 
 #[derive(Debug)]
@@ -53,7 +56,10 @@ impl Node<'_> {
             Kind::Scalar(text, Style::Plain) => {
                 matches!(&**text, "" | "~" | "null" | "Null" | "NULL")
             }
-            Kind::Scalar(_, Style::Quoted) | Kind::List(_) | Kind::Map(_) | Kind::Refused => false,
+            Kind::Scalar(_, Style::Quoted | Style::Escaped)
+            | Kind::List(_)
+            | Kind::Map(_)
+            | Kind::Refused => false,
         }
     }
 }
@@ -188,7 +194,8 @@ impl<'s> Builder<'s, '_> {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
-                Kind::Scalar(text, style_of(style))
+                let style = style_of(style, &text, at);
+                Kind::Scalar(text, style)
             }
             Event::SequenceStart(anchor, tag) => {
                 self.refuse_anchor(span, anchor);
@@ -354,13 +361,19 @@ impl<'s> Builder<'s, '_> {
     }
 }
 
-fn style_of(style: ScalarStyle) -> Style {
+fn style_of(style: ScalarStyle, text: &str, at: Position) -> Style {
     match style {
         ScalarStyle::Plain => Style::Plain,
-        ScalarStyle::SingleQuoted
-        | ScalarStyle::DoubleQuoted
-        | ScalarStyle::Literal
-        | ScalarStyle::Folded => Style::Quoted,
+        ScalarStyle::DoubleQuoted => {
+            // Two quotes, and two characters for each backslash.
+            let backslashes = text.bytes().filter(|byte| *byte == b'\\').count();
+            if saturate(text.chars().count() + backslashes + 2) == at.width {
+                Style::Quoted
+            } else {
+                Style::Escaped
+            }
+        }
+        ScalarStyle::SingleQuoted | ScalarStyle::Literal | ScalarStyle::Folded => Style::Quoted,
     }
 }
 

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use gate25::cli::{check, schema};
 use gate25::diagnostic::terminal::Colour;
+use gate25::policy::Pattern;
 use gate25::policy::language;
 use gate25::policy::loader::{Loader, Purpose};
 use gate25::settings::{self, Enforcement, Missing, Settings};
 use serde_json::Value;
 
-use super::{NOW, circumstances, customer_key, file};
+use super::{DEFAULT, NOW, circumstances, customer_key, file};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -97,7 +98,13 @@ fn schema_refuses_what_the_reader_refuses() {
         "{schema: 1, customers: [{id: a b}]}",
         "{schema: 1, customers: [{id: a, workloads: [{interface: tap10*}]}]}",
         "{schema: 1, customers: [{id: a, workloads: [{interface: tap/1}]}]}",
-        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{hosts: [x]}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x, interface: y}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: /x}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/../y}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: lxc/10*}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x10*}]}]}",
+        "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/**}]}]}",
         "{schema: 1, allowlists: [{name: a}]}",
         "{schema: 1, allowlists: [{name: a, to: [mail.example.net]}]}",
         "{schema: 1, profiles: [{name: a, blocked: redirect}]}",
@@ -107,6 +114,29 @@ fn schema_refuses_what_the_reader_refuses() {
     for text in refused {
         let value: Value = serde_yaml::from_str(text).unwrap();
         assert!(!validator.is_valid(&value), "{text}");
+    }
+}
+
+#[test]
+fn schema_accepts_cgroups_that_the_reader_accepts() {
+    let validator = jsonschema::draft7::new(&language::json_schema()).unwrap();
+    let accepted = [
+        "machine.slice/libpod-*.scope",
+        "lxc/101",
+        "a/?1/*",
+        "libpod-0123456789ab*",
+        "'machine.slice/machine-qemu\\x2d1\\x2dweb*.scope'",
+        "'web\\x20*'",
+        "'a b/c d'",
+    ];
+    for pattern in accepted {
+        let text =
+            format!("{{schema: 1, customers: [{{id: a, workloads: [{{cgroup: {pattern}}}]}}]}}");
+        let value: Value = serde_yaml::from_str(&text).unwrap();
+        assert!(validator.is_valid(&value), "{text}");
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let loaded = Loader::default().load(&set, &circumstances(Purpose::Check));
+        assert!(loaded.is_ok(), "{pattern}: {loaded:?}");
     }
 }
 
@@ -212,16 +242,25 @@ fn settings_without_a_file_are_the_defaults_unless_it_was_named() {
 fn settings_given_in_full_are_all_read() {
     let text = concat!(
         "schema: 1\nenforcement: policy\nhost: hv-1\npolicy_dir: /srv/policy\nbackend: ebpf\n",
+        "state_dir: /srv/state\ncgroups: {roots: [a.slice, 'b\\x2d?/c d-*']}\n",
         "guarded_ports: [2525, 25]\ninterfaces: {match: [\"a*\"], ignore: [\"ab*\"]}\n",
-        "reload: {quiet_time: 1s, rescan: 5m}\n",
+        "reload: {quiet_time: 1s, rescan: 5m, max_shrink_percent: 100, shrink_min_objects: 0}\n",
         "http: {listen: [], web_config: /etc/web.yaml, customer_series_limit: 7}\n",
+        "control: {socket: /run/x.sock, group: noc}\n",
         "log: {level: debug, format: json}\n",
     );
     let path: Arc<Path> = Arc::from(Path::new("gate25.yaml"));
     let read = settings::parse(&path, text.as_bytes()).unwrap().settings;
     assert_eq!(read.host.as_deref(), Some("hv-1"));
     assert_eq!(read.policy_dir, Path::new("/srv/policy"));
+    assert_eq!(read.state_dir, Path::new("/srv/state"));
     assert_eq!(read.guarded_ports, [25, 2525]);
+    let roots: Vec<_> = read.cgroups.roots.iter().map(Pattern::as_str).collect();
+    assert_eq!(roots, ["a.slice", "b\\x2d?/c d-*"]);
+    assert_eq!(read.control.socket, Path::new("/run/x.sock"));
+    assert_eq!(read.control.group, "noc");
+    assert_eq!(read.reload.max_shrink_percent, 100);
+    assert_eq!(read.reload.shrink_min_objects, 0);
     assert_eq!(read.interfaces.ignored[0].as_str(), "ab*");
     assert_eq!(read.reload.rescan.as_secs(), 300);
     assert_eq!(

@@ -8,7 +8,7 @@ use gate25::policy::loader::{Loader, Purpose};
 use super::{DEFAULT, circumstances, file};
 
 /// What a glob matches, by its definition.
-fn oracle(glob: &[char], name: &[char]) -> bool {
+pub(super) fn oracle(glob: &[char], name: &[char]) -> bool {
     match (glob, name) {
         ([], []) => true,
         (['*', rest @ ..], _) => {
@@ -87,6 +87,23 @@ fn pattern_of_the_design_matches_its_guests_only() {
     assert!(!pattern.matches("xtap101i0"));
 }
 
+#[test]
+fn ten_thousand_patterns_are_compared_quickly() {
+    for shape in ["lxc/N", "lxc/N-*", "*/N", "lxc/*-N", "lxc/*/N/?", "*/N-*/*"] {
+        let mut text = "schema: 1\ncustomers:\n".to_owned();
+        for number in 0..10_000 {
+            let glob = shape.replace('N', &format!("c{number:05}x"));
+            text += &format!("  - {{id: c{number}, workloads: [{{cgroup: \"{glob}\"}}]}}\n");
+        }
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let begin = std::time::Instant::now();
+        let loaded = Loader::default().load(&set, &circumstances(Purpose::Check));
+        let elapsed = begin.elapsed();
+        assert!(loaded.is_ok(), "{shape}");
+        assert!(elapsed.as_secs() < 10, "{shape}: {elapsed:?}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -109,6 +126,30 @@ proptest! {
         let expected = pairs
             .filter(|(a, b)| {
                 shortest_by_trial(&patterns[*a], &patterns[*b], &['a', 'b', 'c'], 6).is_some()
+            })
+            .count();
+        prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn conflicts_on_cgroups_are_found_as_by_comparing_all_pairs(
+        globs in prop::collection::vec("[ab?*]{1,2}(/[ab?*]{1,2}){0,1}", 1..8),
+    ) {
+        let globs: Vec<_> = globs.into_iter().map(|glob| glob.replace("**", "*")).collect();
+        let mut text = "schema: 1\ncustomers:\n".to_owned();
+        for (number, glob) in globs.iter().enumerate() {
+            text += &format!("  - {{id: c{number}, workloads: [{{cgroup: \"{glob}\"}}]}}\n");
+        }
+        let set = [file("a.yaml", text), file("default.yaml", DEFAULT)];
+        let found = match Loader::default().load(&set, &circumstances(Purpose::Check)) {
+            Ok(_) => 0,
+            Err(refused) => refused.errors(),
+        };
+        let patterns: Vec<_> = globs.iter().map(Pattern::new).collect();
+        let pairs = (0..patterns.len()).flat_map(|a| (0..a).map(move |b| (a, b)));
+        let expected = pairs
+            .filter(|(a, b)| {
+                shortest_by_trial(&patterns[*a], &patterns[*b], &['a', 'b', 'c', '/'], 5).is_some()
             })
             .count();
         prop_assert_eq!(found, expected);

@@ -5,10 +5,10 @@ use std::path::Path;
 
 use gate25::cli::explain::Destination;
 use gate25::explain::report::{
-    Entry, ExemptionState, Explanation, Of, Outcome, Place, WorkloadState,
+    Entry, ExemptionState, Explanation, Of, Outcome, Place, RootStep, WorkloadName, WorkloadState,
 };
 use gate25::explain::{ExplainError, Host, Question, explain};
-use gate25::policy::{Destinations, Mode, Pattern, Policy};
+use gate25::policy::{Destinations, Mode, Pattern, Policy, Selector};
 use gate25::settings::{Enforcement, Settings};
 
 use super::{allowlist, at, customer, exemption, listed, policy, profile};
@@ -28,6 +28,7 @@ fn relay_of_the_profile_allows() {
     let WorkloadState::Customer {
         customer,
         pattern,
+        claimed: None,
         place,
     } = &answer.workload.unwrap().state
     else {
@@ -146,7 +147,11 @@ fn workload_without_owner_meets_the_default_profile() {
 fn workload_of_two_customers_is_nobodys() {
     let answer = ask("tap1i0x", "198.51.100.7");
     assert_judged(&answer, "reject", "unassigned", "default", None);
-    let WorkloadState::Conflict { claims } = answer.workload.unwrap().state else {
+    let WorkloadState::Conflict {
+        claims,
+        claimed: None,
+    } = answer.workload.unwrap().state
+    else {
         panic!("no conflict");
     };
     let ids: Vec<_> = claims.iter().map(|claim| claim.customer.as_str()).collect();
@@ -213,6 +218,130 @@ fn interface_that_is_no_workload_is_not_judged() {
         assert_eq!(answer.decision, Outcome::NotAWorkload);
         assert_eq!(answer.workload.unwrap().state, state);
     }
+}
+
+#[test]
+fn cgroup_below_a_claimed_one_is_its_customers() {
+    let answer = cgroup("machine.slice/libpod-1.scope/init", "192.0.2.25");
+    assert_judged(
+        &answer,
+        "allow",
+        "allowlist",
+        "relays",
+        Some("192.0.2.25/32"),
+    );
+    let step = answer.workload.unwrap();
+    let root = RootStep {
+        cgroup: "machine.slice".into(),
+        pattern: "machine.slice".into(),
+    };
+    assert_eq!(step.root, Some(root));
+    let WorkloadState::Customer {
+        customer,
+        pattern,
+        claimed,
+        place,
+    } = step.state
+    else {
+        panic!("not owned");
+    };
+    assert_eq!(customer, "acme");
+    assert_eq!(pattern, "machine.slice/libpod-*.scope");
+    assert_eq!(claimed.as_deref(), Some("machine.slice/libpod-1.scope"));
+    assert_eq!(place.line, 4);
+}
+
+#[test]
+fn cgroup_claimed_deeper_is_the_deeper_customers() {
+    let answer = cgroup("machine.slice/libpod-1.scope/tenant/x", "8.8.8.8");
+    assert_judged(&answer, "observe", "profile", "watch", None);
+}
+
+#[test]
+fn cgroup_of_two_customers_is_nobodys() {
+    let answer = cgroup("lxc/two/x", "8.8.8.8");
+    assert_judged(&answer, "reject", "unassigned", "default", None);
+    let WorkloadState::Conflict { claims, claimed } = answer.workload.unwrap().state else {
+        panic!("no conflict");
+    };
+    assert_eq!(claims.len(), 2);
+    assert_eq!(claimed.as_deref(), Some("lxc/two"));
+}
+
+#[test]
+fn cgroup_below_a_root_that_nobody_claims_meets_the_default_profile() {
+    for path in ["lxc/9", "lxc", "lxc.payload.web", "docker"] {
+        let answer = cgroup(path, "8.8.8.8");
+        assert_judged(&answer, "reject", "unassigned", "default", None);
+        assert_eq!(answer.workload.unwrap().state, WorkloadState::Unassigned);
+    }
+}
+
+#[test]
+fn cgroup_below_no_root_is_not_judged_whoever_claims_it() {
+    for (path, claimants) in [
+        ("system.slice/ssh.service", &[][..]),
+        ("elsewhere/x", &["acme"]),
+        ("elsewhere", &["acme"]),
+    ] {
+        let answer = cgroup(path, "8.8.8.8");
+        assert_eq!(answer.decision, Outcome::NotAWorkload);
+        assert_eq!(answer.chain, None);
+        let WorkloadState::OutsideRoots { roots, claims } = answer.workload.unwrap().state else {
+            panic!("below a root");
+        };
+        assert_eq!(roots.len(), 5);
+        let ids: Vec<_> = claims.iter().map(|claim| claim.customer.as_str()).collect();
+        assert_eq!(ids, claimants, "{path}");
+    }
+}
+
+#[test]
+fn cgroup_is_named_as_shells_and_proc_name_it() {
+    for word in [
+        "machine.slice/libpod-1.scope",
+        "/machine.slice/libpod-1.scope",
+        "/sys/fs/cgroup/machine.slice/libpod-1.scope/",
+        "/sys/fs/cgroup/unified/machine.slice/libpod-1.scope",
+    ] {
+        let name = WorkloadName::Cgroup("machine.slice/libpod-1.scope".into());
+        assert_eq!(cgroup(word, "8.8.8.8").workload.unwrap().name, name);
+    }
+    for word in ["/", "lxc//x", "lxc/../x", "./lxc", "/sys/fs/cgroup/"] {
+        let refusal = question(word, "8.8.8.8", None, NOW).unwrap_err();
+        assert_eq!(refusal, ExplainError::Path(word.into()));
+    }
+}
+
+#[test]
+fn interface_that_exists_comes_before_a_cgroup_of_its_name() {
+    let mut settings = Settings::default();
+    settings.cgroups.roots = vec![Pattern::new("eth0")];
+    let answer = on(&settings, "eth0", "8.8.8.8", None, NOW).unwrap();
+    let name = WorkloadName::Interface("eth0".into());
+    assert_eq!(answer.workload.unwrap().name, name);
+}
+
+#[test]
+fn json_of_a_cgroup_names_it_its_root_and_what_was_claimed() {
+    let answer = cgroup("machine.slice/libpod-1.scope/x", "192.0.2.25");
+    let json = serde_json::to_value(answer).unwrap();
+    assert_eq!(
+        json.pointer("/workload").unwrap(),
+        &serde_json::json!({
+            "cgroup": "machine.slice/libpod-1.scope/x",
+            "root": {"cgroup": "machine.slice", "pattern": "machine.slice"},
+            "state": "customer", "customer": "acme",
+            "pattern": "machine.slice/libpod-*.scope",
+            "claimed": "machine.slice/libpod-1.scope",
+            "place": {"file": "/policy/a.yaml", "line": 4, "column": 1},
+        })
+    );
+    let interface = serde_json::to_value(ask("tap9i0", "192.0.2.25")).unwrap();
+    assert_eq!(
+        interface.pointer("/workload").unwrap(),
+        &serde_json::json!({"interface": "tap9i0", "state": "unassigned"})
+    );
 }
 
 #[test]
@@ -315,6 +444,24 @@ fn fixture() -> Policy {
     ];
     policy.exemptions = exemptions.map(|(id, one)| (id.to_owned(), one)).into();
     policy
+}
+
+/// Asks about a cgroup, with customers that own some.
+fn cgroup(path: &str, destination: &str) -> Explanation {
+    let mut policy = fixture();
+    for (id, pattern) in [
+        ("acme", "machine.slice/libpod-*.scope"),
+        ("watched", "machine.slice/libpod-*.scope/tenant"),
+        ("acme", "lxc/two"),
+        ("watched", "lxc/t*"),
+        ("acme", "elsewhere"),
+    ] {
+        let customer = policy.customers.get_mut(id).unwrap();
+        let mut workload = customer.workloads[0].clone();
+        workload.selector = Selector::Cgroup(Pattern::new(pattern));
+        customer.workloads.push(workload);
+    }
+    of(&policy, &Settings::default(), path, destination, None, NOW).unwrap()
 }
 
 fn ask(subject: &str, destination: &str) -> Explanation {

@@ -157,7 +157,7 @@ fn owner<'p>(policy: &'p Policy, subject: &str) -> Option<&'p String> {
     }
     let claims = |customer: &Customer| {
         customer.workloads.iter().any(|workload| {
-            let Selector::Interface(pattern) = &workload.selector;
+            let (Selector::Interface(pattern) | Selector::Cgroup(pattern)) = &workload.selector;
             pattern.as_str() == subject
                 || (pattern.as_str() == "tap*" && subject.starts_with("tap"))
         })

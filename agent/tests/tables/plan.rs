@@ -7,7 +7,8 @@ use gate25::compile::{Prefix, compile};
 use gate25::dataplane::{CapacityError, MapImage, Step, plan};
 use gate25::policy::{Destinations, Policy};
 use gate25_common::abi::{
-    Blocked, CustomerId, CustomerPolicy, Exemption, MAX_CUSTOMERS, Mode, Quarantine, SetId,
+    Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, MAX_CUSTOMERS, Mode,
+    Quarantine, SetId,
 };
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, proptest};
 
@@ -30,10 +31,15 @@ proptest! {
             for id in a.customers.keys().filter(|id| b.customers.contains_key(id)) {
                 prop_assert!(now.customers.contains_key(id), "{id:?} without a policy");
             }
-            for (index, customer) in &now.workloads {
-                prop_assert!(now.customers.contains_key(customer), "{index} at {step:?}");
-                let known = [a.workloads.get(index), b.workloads.get(index)];
-                prop_assert!(known.contains(&Some(customer)), "{index} is neither old nor new");
+            for (index, owner) in &now.interfaces {
+                prop_assert!(now.customers.contains_key(&owner.customer()), "{index} at {step:?}");
+                let known = [a.interfaces.get(index), b.interfaces.get(index)];
+                prop_assert!(known.contains(&Some(owner)), "{index} is neither old nor new");
+            }
+            for (id, customer) in &now.cgroups {
+                prop_assert!(now.customers.contains_key(customer), "cgroup {id} at {step:?}");
+                let known = [a.cgroups.get(id), b.cgroups.get(id)];
+                prop_assert!(known.contains(&Some(customer)), "cgroup {id} is neither old nor new");
             }
         }
         prop_assert_eq!(now, b);
@@ -129,7 +135,7 @@ fn large_policy() -> Policy {
 
 fn tables(policy: &Policy) -> MapImage {
     let image = compile(policy, at(100)).unwrap();
-    MapImage::new(&image, 0, BTreeMap::new()).unwrap()
+    MapImage::new(&image, 0, BTreeMap::new(), BTreeMap::new()).unwrap()
 }
 
 /// Tables in which nothing refers to what is not there.
@@ -138,15 +144,22 @@ fn state() -> impl Strategy<Value = MapImage> {
         .prop_flat_map(|customers| {
             let ids: Vec<u64> = customers.keys().copied().collect();
             let owners = match ids.is_empty() {
-                true => Just(BTreeMap::new()).boxed(),
+                true => Just((BTreeMap::new(), BTreeMap::new())).boxed(),
                 false => {
-                    let owner = proptest::sample::select(ids);
-                    proptest::collection::btree_map(0u32..8, owner, 0..6).boxed()
+                    let customer = proptest::sample::select(ids).prop_map(CustomerId::from_raw);
+                    let counting = proptest::sample::select(vec![Counting::All, Counting::Refused]);
+                    let owner = (customer.clone(), counting)
+                        .prop_map(|(customer, counting)| InterfaceOwner::new(customer, counting));
+                    (
+                        proptest::collection::btree_map(0u32..8, owner, 0..6),
+                        proptest::collection::btree_map(0u64..8, customer, 0..6),
+                    )
+                        .boxed()
                 }
             };
             (Just(customers), owners)
         })
-        .prop_map(|(customers, owners)| {
+        .prop_map(|(customers, (interfaces, cgroups))| {
             let used: BTreeSet<SetId> = customers.values().flat_map(CustomerPolicy::sets).collect();
             MapImage {
                 sets: used
@@ -158,10 +171,8 @@ fn state() -> impl Strategy<Value = MapImage> {
                     .into_iter()
                     .map(|(id, policy)| (CustomerId::from_raw(id), policy))
                     .collect(),
-                workloads: owners
-                    .into_iter()
-                    .map(|(index, owner)| (index, CustomerId::from_raw(owner)))
-                    .collect(),
+                interfaces,
+                cgroups,
             }
         })
 }

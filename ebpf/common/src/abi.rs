@@ -8,8 +8,10 @@ use crate::address::Address;
 pub const MAX_GUARDED_PORTS: usize = 8;
 /// Exemptions of one customer that the kernel holds at the same time.
 pub const MAX_EXEMPTIONS: usize = 16;
-/// Workloads, customers and their counters that the kernel holds.
+/// Interfaces, control groups, customers and their counters that the kernel holds, of each.
 pub const MAX_CUSTOMERS: usize = 65_536;
+/// Levels below the root at which a control group can have an owner.
+pub const MAX_CGROUP_LEVELS: u32 = 32;
 /// Prefixes of all sets together that the kernel holds.
 pub const MAX_PREFIXES: usize = 4_194_304;
 /// Size of the events' ring buffer in bytes.
@@ -119,6 +121,53 @@ impl CustomerId {
     /// The number in the tables.
     pub const fn get(self) -> u64 {
         self.0
+    }
+}
+
+/// What is counted of an interface's packets, as a table's byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Counting {
+    /// Everything.
+    All = 1,
+    /// Only what is refused: what passes is a container's, judged and counted once more where its
+    /// sockets send.
+    Refused = 2,
+}
+
+/// Whose an interface is; replaced as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct InterfaceOwner {
+    customer: CustomerId,
+    counting: u8,
+    pad: [u8; 7],
+}
+
+impl InterfaceOwner {
+    /// Gives an interface to `customer`.
+    pub const fn new(customer: CustomerId, counting: Counting) -> Self {
+        Self {
+            customer,
+            counting: counting as u8,
+            pad: [0; 7],
+        }
+    }
+
+    /// Who answers for what comes from it.
+    #[inline(always)]
+    pub const fn customer(&self) -> CustomerId {
+        self.customer
+    }
+
+    /// What is counted of its packets; everything, for a byte that no agent of this version
+    /// writes.
+    #[inline(always)]
+    pub const fn counting(&self) -> Counting {
+        match self.counting {
+            2 => Counting::Refused,
+            _ => Counting::All,
+        }
     }
 }
 
@@ -246,6 +295,16 @@ impl Exemption {
     #[inline(always)]
     pub const fn set(&self) -> SetId {
         self.set
+    }
+
+    /// First moment at which it holds.
+    pub const fn starts(&self) -> u64 {
+        self.starts
+    }
+
+    /// First moment at which it holds no longer.
+    pub const fn expires(&self) -> u64 {
+        self.expires
     }
 
     /// Whether it holds at `now`.
@@ -388,6 +447,22 @@ impl CustomerPolicy {
         self.exemption_count > 0
     }
 
+    /// Whether `self` differs from `other` by nothing but times, none by more than `tolerance`
+    /// nanoseconds.
+    pub fn agrees(&self, other: &Self, tolerance: u64) -> bool {
+        let near = |one: u64, other: u64| one.abs_diff(other) <= tolerance;
+        let pairs = || self.exemptions.iter().zip(&other.exemptions);
+        let timeless = |mut policy: Self| {
+            for exemption in &mut policy.exemptions {
+                (exemption.starts, exemption.expires) = (0, 0);
+            }
+            policy
+        };
+        pairs().all(|(one, other)| {
+            near(one.starts, other.starts) && near(one.expires, other.expires)
+        }) && timeless(*self) == timeless(*other)
+    }
+
     /// Every set that the policy refers to, reserved ones included.
     pub fn sets(&self) -> impl Iterator<Item = SetId> {
         [self.profile_set, self.customer_set].into_iter().chain(
@@ -401,6 +476,7 @@ impl CustomerPolicy {
 
 const _: () = assert!(size_of::<SkbLayout>() == 8);
 const _: () = assert!(size_of::<CustomerId>() == 8);
+const _: () = assert!(size_of::<InterfaceOwner>() == 16);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);
 const _: () = assert!(size_of::<Exemption>() == 24);

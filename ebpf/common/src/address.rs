@@ -43,12 +43,17 @@ impl Address {
     #[inline(always)]
     pub const fn from_v6(v6: [u8; 16]) -> Self {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6;
-        let words = [
+        Self::from_v6_words([
             u32::from_ne_bytes([a, b, c, d]),
             u32::from_ne_bytes([e, f, g, h]),
             u32::from_ne_bytes([i, j, k, l]),
             u32::from_ne_bytes([m, n, o, p]),
-        ];
+        ])
+    }
+
+    /// The canonical form of an IPv6 address of four words, each in network order.
+    #[inline(always)]
+    pub const fn from_v6_words(words: [u32; 4]) -> Self {
         match words {
             [NAT64_WORD, 0, 0, v4] => Self([0, 0, MAPPED_WORD, v4]),
             words => Self(words),
@@ -78,6 +83,17 @@ impl Address {
     #[inline(always)]
     pub const fn words(&self) -> [u32; 4] {
         self.0
+    }
+
+    /// Whether it always means the host itself: 127/8 and `::1`, and the unspecified addresses,
+    /// which a connect turns into these.
+    #[inline(always)]
+    pub const fn is_loopback(&self) -> bool {
+        match self.0 {
+            [0, 0, MAPPED_WORD, v4] => v4 == 0 || v4.to_ne_bytes()[0] == 127,
+            [0, 0, 0, last] => last == 0 || last == 1u32.to_be(),
+            _ => false,
+        }
     }
 
     /// Whether the address stands for an IPv4 address.

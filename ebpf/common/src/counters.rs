@@ -18,6 +18,23 @@ const EVENTS_UNSAMPLED: u64 = 16;
 /// Beyond that, every so many-th attempt is reported.
 const EVENTS_SAMPLE: u64 = 64;
 
+/// How a counter of this CPU is moved.
+pub trait Add {
+    /// Adds `by`; wraps around.
+    fn add(counter: &mut u64, by: u64);
+}
+
+/// For programs that nothing interrupts that counts too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uninterrupted;
+
+impl Add for Uninterrupted {
+    #[inline(always)]
+    fn add(counter: &mut u64, by: u64) {
+        *counter = counter.wrapping_add(by);
+    }
+}
+
 /// Totals of a host; one per CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -45,60 +62,66 @@ impl HostCounters {
 
     /// Counts one buffer of `segments` packets and `bytes` bytes.
     #[inline(always)]
-    pub fn count(&mut self, decision: &Decision, family: Family, segments: u64, bytes: u64) {
+    pub fn count<A: Add>(
+        &mut self,
+        decision: &Decision,
+        family: Family,
+        segments: u64,
+        bytes: u64,
+    ) {
         let verdict = decision.verdict as usize;
         if let Some(packets) = self
             .packets
             .get_mut(verdict)
             .and_then(|row| row.get_mut(family as usize))
         {
-            *packets = packets.wrapping_add(segments);
+            A::add(packets, segments);
         }
         if let Some(total) = self
             .bytes
             .get_mut(verdict)
             .and_then(|row| row.get_mut(family as usize))
         {
-            *total = total.wrapping_add(bytes);
+            A::add(total, bytes);
         }
         if let Some(kind) = decision.malformed
             && let Some(malformed) = self.malformed.get_mut(kind as usize)
         {
-            *malformed = malformed.wrapping_add(1);
+            A::add(malformed, 1);
         }
     }
 
     /// Counts a connection attempt.
     #[inline(always)]
-    pub fn count_attempt(&mut self, decision: &Decision, family: Family) {
+    pub fn count_attempt<A: Add>(&mut self, decision: &Decision, family: Family) {
         if let Some(connections) = self
             .connections
             .get_mut(decision.verdict as usize)
             .and_then(|rows| rows.get_mut(decision.reason as usize))
             .and_then(|row| row.get_mut(family as usize))
         {
-            *connections = connections.wrapping_add(1);
+            A::add(connections, 1);
         }
     }
 
     /// Counts a packet of a tunnel, whose inside is not seen.
     #[inline(always)]
-    pub fn count_tunnel(&mut self, tunnel: Tunnel) {
+    pub fn count_tunnel<A: Add>(&mut self, tunnel: Tunnel) {
         if let Some(packets) = self.tunnels.get_mut(tunnel as usize) {
-            *packets = packets.wrapping_add(1);
+            A::add(packets, 1);
         }
     }
 
     /// Counts an event that found the ring buffer full.
     #[inline(always)]
-    pub fn count_event_lost(&mut self) {
-        self.events_lost = self.events_lost.wrapping_add(1);
+    pub fn count_event_lost<A: Add>(&mut self) {
+        A::add(&mut self.events_lost, 1);
     }
 
     /// Counts an attempt of a customer that has no counters of its own.
     #[inline(always)]
-    pub fn count_untracked(&mut self) {
-        self.untracked = self.untracked.wrapping_add(1);
+    pub fn count_untracked<A: Add>(&mut self) {
+        A::add(&mut self.untracked, 1);
     }
 
     /// Connection attempts (SYN without ACK, retransmissions included).
@@ -111,7 +134,7 @@ impl HostCounters {
         self.packets[verdict as usize][family as usize]
     }
 
-    /// Bytes of guarded packets, Ethernet headers included.
+    /// Bytes of guarded packets, on interfaces with their Ethernet headers.
     pub fn bytes(&self, verdict: Verdict, family: Family) -> u64 {
         self.bytes[verdict as usize][family as usize]
     }
@@ -175,15 +198,15 @@ impl CustomerCounters {
 
     /// Counts an attempt; tells whether it is one of those to be reported.
     #[inline(always)]
-    pub fn count_attempt(&mut self, decision: &Decision) -> Report {
+    pub fn count_attempt<A: Add>(&mut self, decision: &Decision) -> Report {
         if let Some(connections) = self.connections.get_mut(decision.verdict as usize) {
-            *connections = connections.wrapping_add(1);
+            A::add(connections, 1);
         }
         if matches!(decision.reason, Reason::Allowlist) {
             return Report::Skip;
         }
         let uncovered = self.uncovered;
-        self.uncovered = uncovered.wrapping_add(1);
+        A::add(&mut self.uncovered, 1);
         if uncovered < EVENTS_UNSAMPLED || uncovered.is_multiple_of(EVENTS_SAMPLE) {
             Report::Send
         } else {
@@ -259,11 +282,21 @@ impl Sketch {
     }
 }
 
+/// Where an attempt was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// On the interface with this index.
+    Interface(u32),
+    /// From a socket, or a task, of the control group with this id.
+    Cgroup(u64),
+}
+
 /// One connection attempt, reported by ring buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Event {
     customer: CustomerId,
+    cgroup: u64,
     interface: u32,
     port: [u8; 2],
     entry: u16,
@@ -275,18 +308,23 @@ pub struct Event {
 }
 
 impl Event {
-    /// Reports `decision` about an attempt to reach `destination` on `port` (network order)
-    /// through the interface with index `interface`.
+    /// Reports `decision` about an attempt from `origin` to reach `destination` on `port` (network
+    /// order).
     #[inline(always)]
     pub fn new(
         decision: &Decision,
-        interface: u32,
+        origin: Origin,
         family: Family,
         destination: Address,
         port: [u8; 2],
     ) -> Self {
+        let (interface, cgroup) = match origin {
+            Origin::Interface(index) => (index, 0),
+            Origin::Cgroup(id) => (0, id),
+        };
         Self {
             customer: decision.customer,
+            cgroup,
             interface,
             port,
             entry: decision.entry,
@@ -301,6 +339,7 @@ impl Event {
     /// The event in `bytes`; `None` for another length.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (customer, rest) = bytes.split_first_chunk::<8>()?;
+        let (cgroup, rest) = rest.split_first_chunk::<8>()?;
         let (interface, rest) = rest.split_first_chunk::<4>()?;
         let (port, rest) = rest.split_first_chunk::<2>()?;
         let (entry, rest) = rest.split_first_chunk::<2>()?;
@@ -310,6 +349,7 @@ impl Event {
         };
         Some(Self {
             customer: CustomerId::from_raw(u64::from_ne_bytes(*customer)),
+            cgroup: u64::from_ne_bytes(*cgroup),
             interface: u32::from_ne_bytes(*interface),
             port: *port,
             entry: u16::from_ne_bytes(*entry),
@@ -326,9 +366,14 @@ impl Event {
         self.customer
     }
 
-    /// Index of the interface it came from.
+    /// Index of the interface it came from; 0 if it was seen in a control group.
     pub fn interface(&self) -> u32 {
         self.interface
+    }
+
+    /// Id of the control group it came from; 0 if it was seen on an interface.
+    pub fn cgroup(&self) -> u64 {
+        self.cgroup
     }
 
     /// Where it went.
@@ -364,4 +409,4 @@ const _: () = assert!(
 );
 const _: () = assert!(size_of::<CustomerCounters>() == 8 * (VERDICTS + 1));
 const _: () = assert!(size_of::<Sketch>() == 8 * SKETCH_WORDS);
-const _: () = assert!(size_of::<Event>() == 40);
+const _: () = assert!(size_of::<Event>() == 48);

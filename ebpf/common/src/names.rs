@@ -2,13 +2,35 @@
 //! with what the built object holds. The kernel keeps at most 15 bytes of a name.
 
 /// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
+/// The program on what the sockets of a control group send.
+pub const PROGRAM_CGROUP_EGRESS: &str = "cgroup_egress";
+/// The program on IPv4 connects of a control group's tasks.
+pub const PROGRAM_CGROUP_CONNECT4: &str = "cgroup_connect4";
+/// The program on IPv6 connects of a control group's tasks.
+pub const PROGRAM_CGROUP_CONNECT6: &str = "cgroup_connect6";
+/// The program on sockets that a control group's tasks make.
+pub const PROGRAM_CGROUP_SOCKET: &str = "cgroup_socket";
 
-/// Interface index ([`u32`]) to owner ([`crate::abi::CustomerId`]).
-pub const MAP_WORKLOADS: &str = "WORKLOADS";
+/// All programs.
+pub const PROGRAMS: [&str; 5] = [
+    PROGRAM_CGROUP_CONNECT4,
+    PROGRAM_CGROUP_CONNECT6,
+    PROGRAM_CGROUP_EGRESS,
+    PROGRAM_CGROUP_SOCKET,
+    PROGRAM_TC_INGRESS,
+];
+
+/// Interface index ([`u32`]) to [`crate::abi::InterfaceOwner`].
+pub const MAP_INTERFACES: &str = "INTERFACES";
+/// Id of a control group ([`u64`], the inode number of its directory) to owner
+/// ([`crate::abi::CustomerId`]).
+pub const MAP_CGROUPS: &str = "CGROUPS";
+/// TCP socket to the id of the control group whose task made it ([`u64`]).
+pub const MAP_SOCKETS: &str = "SOCKETS";
 /// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
 pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
 /// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
@@ -23,8 +45,10 @@ pub const MAP_SKETCHES: &str = "SKETCHES";
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 7] = [
-    MAP_WORKLOADS,
+pub const MAPS: [&str; 9] = [
+    MAP_INTERFACES,
+    MAP_CGROUPS,
+    MAP_SOCKETS,
     MAP_CUSTOMERS,
     MAP_PREFIXES,
     MAP_HOST_COUNTERS,
@@ -39,5 +63,8 @@ pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
 /// Constant of the object: [`crate::abi::SkbLayout`].
 pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";
+/// Constant of the object: 1 where a connect can be refused with an error of our choice (kernel
+/// 5.18), `u8`.
+pub const GLOBAL_HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";

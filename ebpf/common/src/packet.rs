@@ -22,7 +22,7 @@ pub use network::{ipv4_route, network};
 /// Bytes from the start of the frame within which the TCP header must begin.
 pub const MAX_HEADERS: usize = 512;
 
-/// Reads a frame that begins with its Ethernet header.
+/// Reads a frame that begins with its Ethernet header, or a packet that begins with its IP header.
 pub trait Frame {
     /// `N` bytes at `offset`, at least 2; `None` if they are not (or not directly) there.
     fn load<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
@@ -138,6 +138,17 @@ impl Outline {
     /// The segment in `frame` that it is the outline of; `None` if the frame is another one.
     #[inline(always)]
     pub fn fill<F: Frame>(self, frame: &F) -> Option<Segment> {
+        let header: [u8; TCP_JUDGED] = frame.load(self.transport)?;
+        let destination = match self.family {
+            Family::V4 => Address::from_v4(frame.load(self.network + 16)?),
+            Family::V6 => Address::from_v6(frame.load(self.network + 24)?),
+        };
+        Some(self.segment(destination, [header[2], header[3]], header[13]))
+    }
+
+    /// The segment to `destination` and `port` with `flags`.
+    #[inline(always)]
+    fn segment(self, destination: Address, port: [u8; 2], flags: u8) -> Segment {
         let Self {
             family,
             route,
@@ -147,23 +158,18 @@ impl Outline {
             tcp_header,
             payload,
         } = self;
-        let header: [u8; TCP_JUDGED] = frame.load(transport)?;
-        let destination = match family {
-            Family::V4 => Address::from_v4(frame.load(network + 16)?),
-            Family::V6 => Address::from_v6(frame.load(network + 24)?),
-        };
-        Some(Segment {
+        Segment {
             family,
             destination,
-            port: [header[2], header[3]],
+            port,
             route,
             form,
             network,
             transport,
             tcp_header,
             payload,
-            flags: header[13],
-        })
+            flags,
+        }
     }
 }
 
@@ -288,9 +294,20 @@ pub fn evidently_other<F: Frame>(frame: &F) -> bool {
     let Some(ethertype) = frame.load(ETHERNET_HEADER - 2).map(u16::from_be_bytes) else {
         return false;
     };
-    let network = ETHERNET_HEADER;
-    let judged = match ethertype {
-        ETHERTYPE_IPV4 => {
+    match ethertype {
+        ETHERTYPE_IPV4 => evidently_other_packet(frame, Family::V4, ETHERNET_HEADER),
+        ETHERTYPE_IPV6 => evidently_other_packet(frame, Family::V6, ETHERNET_HEADER),
+        ETHERTYPE_ARP => frame.settled(ETHERNET_HEADER),
+        _ => false,
+    }
+}
+
+/// [`evidently_other`] for the IP packet whose header is at `network`. Whatever this does not
+/// settle is for [`network()`].
+#[inline(always)]
+pub fn evidently_other_packet<F: Frame>(frame: &F, family: Family, network: usize) -> bool {
+    let judged = match family {
+        Family::V4 => {
             let Some(header) = frame.load::<24>(network) else {
                 return false;
             };
@@ -314,7 +331,7 @@ pub fn evidently_other<F: Frame>(frame: &F) -> bool {
                 _ => return false,
             }
         }
-        ETHERTYPE_IPV6 => {
+        Family::V6 => {
             let Some(header) = frame.load::<8>(network) else {
                 return false;
             };
@@ -340,8 +357,6 @@ pub fn evidently_other<F: Frame>(frame: &F) -> bool {
                 _ => return false,
             }
         }
-        ETHERTYPE_ARP => network,
-        _ => return false,
     };
     frame.settled(judged)
 }

@@ -1,6 +1,6 @@
 //! The one place that declares which types may cross into the kernel as bytes.
 
-use crate::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SkbLayout};
+use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
 
 macro_rules! pod {
@@ -14,6 +14,7 @@ macro_rules! pod {
 pod!(
     CustomerId,
     CustomerPolicy,
+    InterfaceOwner,
     PrefixKey,
     PrefixValue,
     SkbLayout,

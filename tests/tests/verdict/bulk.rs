@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
 use gate25_common::address::Address;
-use gate25_common::counters::HostCounters;
+use gate25_common::counters::{HostCounters, Uninterrupted};
 use gate25_common::decide::{HostMode, Subject, Verdict, decide};
 use gate25_common::packet::{Malformed, ParseError, Parsed, parse};
 use gate25_common::testing::frames::{
@@ -230,7 +230,7 @@ fn expect(
     let (subject, family) = match parse(&MemoryFrame::new(frame)) {
         Ok(Parsed::Other) | Err(ParseError::ShortLink) => return None,
         Ok(Parsed::Tunnel(tunnel)) => {
-            counters.count_tunnel(tunnel);
+            counters.count_tunnel::<Uninterrupted>(tunnel);
             return None;
         }
         Ok(Parsed::Guarded(segment)) => {
@@ -239,9 +239,9 @@ fn expect(
                 route: segment.route,
             };
             let decision = decide(tables, host, &subject);
-            counters.count(&decision, segment.family, 1, length);
+            counters.count::<Uninterrupted>(&decision, segment.family, 1, length);
             if segment.is_attempt() {
-                counters.count_attempt(&decision, segment.family);
+                counters.count_attempt::<Uninterrupted>(&decision, segment.family);
             }
             return Some(decision.verdict);
         }
@@ -249,7 +249,7 @@ fn expect(
         Err(ParseError::Malformed(kind, family)) => (Subject::Malformed(kind), family),
     };
     let decision = decide(tables, host, &subject);
-    counters.count(&decision, family, 1, length);
+    counters.count::<Uninterrupted>(&decision, family, 1, length);
     Some(decision.verdict)
 }
 
@@ -331,7 +331,7 @@ fn report(line: &str) {
 fn same(kernel: &HostCounters, expected: &HostCounters, context: &str) {
     let mut expected = *expected;
     while expected.untracked() < kernel.untracked() {
-        expected.count_untracked();
+        expected.count_untracked::<Uninterrupted>();
     }
     assert_eq!(*kernel, expected, "{context}");
 }

@@ -10,7 +10,9 @@ use aya::maps::{
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
-use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue};
+use gate25_common::abi::{
+    Counting, CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue,
+};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -107,13 +109,13 @@ impl Kernel {
 
     /// Gives the workload at `interface` to `owner`.
     pub(crate) fn own(&mut self, interface: u32, owner: Option<CustomerId>) {
-        let mut workloads: HashMap<_, u32, CustomerId> = self.map(names::MAP_WORKLOADS);
+        let mut interfaces: HashMap<_, u32, InterfaceOwner> = self.map(names::MAP_INTERFACES);
         match owner {
-            Some(owner) => workloads
-                .insert(interface, owner, 0)
-                .expect("insert a workload"),
-            None if workloads.get(&interface, 0).is_ok() => {
-                workloads.remove(&interface).expect("remove a workload");
+            Some(owner) => interfaces
+                .insert(interface, InterfaceOwner::new(owner, Counting::All), 0)
+                .expect("insert an interface"),
+            None if interfaces.get(&interface, 0).is_ok() => {
+                interfaces.remove(&interface).expect("remove an interface");
             }
             None => {}
         }

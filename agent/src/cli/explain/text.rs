@@ -4,8 +4,9 @@ use std::io::{self, Write};
 
 use crate::diagnostic::{escape, quoted};
 use crate::explain::report::{
-    AllowlistStep, Asked, Chain, CustomerStep, Entry, EntryKind, ExemptionState, ExemptionStep,
-    Explanation, HostStep, Of, Outcome, Place, ProfileStep, WorkloadState, WorkloadStep,
+    AllowlistStep, Asked, Chain, ClaimStep, CustomerStep, Entry, EntryKind, ExemptionState,
+    ExemptionStep, Explanation, HostStep, Of, Outcome, Place, ProfileStep, RootStep, WorkloadName,
+    WorkloadState, WorkloadStep,
 };
 use crate::settings::Enforcement;
 
@@ -65,7 +66,10 @@ pub(super) fn print(
         decision,
     } = explanation;
     let mut lines = vec![asked(question)];
-    lines.extend(workload.as_ref().map(|workload| on_host(workload, host)));
+    if let Some(workload) = workload {
+        lines.push(on_host(workload, host));
+        lines.extend(workload.root.as_ref().map(root));
+    }
     if let Some(chain) = chain {
         describe(chain, &mut lines);
     }
@@ -117,30 +121,36 @@ fn asked(question: &Asked) -> Line {
 }
 
 fn on_host(workload: &WorkloadStep, host: &str) -> Line {
-    let WorkloadStep { interface, state } = workload;
-    let interface = escape(interface);
+    let WorkloadStep {
+        name: WorkloadName::Interface(name) | WorkloadName::Cgroup(name),
+        root: _,
+        state,
+    } = workload;
+    let name = escape(name);
     let host = escape(host);
     match state {
         WorkloadState::Customer {
             customer,
             pattern,
+            claimed,
             place,
         } => {
             let text = format!(
-                "{interface} on {host} is claimed by {} of customer {customer}",
-                quoted(pattern)
+                "{name} on {host} is claimed by {} of customer {customer}{}",
+                quoted(pattern),
+                above(claimed.as_deref(), &name)
             );
             Line::new("workload", text).at(place)
         }
-        WorkloadState::Unassigned => Line::new(
-            "workload",
-            format!("no customer claims {interface} on {host}"),
-        ),
-        WorkloadState::Conflict { claims } => {
+        WorkloadState::Unassigned => {
+            Line::new("workload", format!("no customer claims {name} on {host}"))
+        }
+        WorkloadState::Conflict { claims, claimed } => {
             let ids: Vec<&str> = claims.iter().map(|claim| claim.customer.as_str()).collect();
             let text = format!(
-                "{interface} on {host} is claimed by {}, so it is nobody's",
-                ids.join(" and ")
+                "{name} on {host} is claimed by {}{}, so it is nobody's",
+                ids.join(" and "),
+                above(claimed.as_deref(), &name)
             );
             let line = Line::new("workload", text);
             claims
@@ -149,19 +159,55 @@ fn on_host(workload: &WorkloadStep, host: &str) -> Line {
         }
         WorkloadState::Ignored { pattern } => {
             let pattern = quoted(pattern);
-            let text =
-                format!("{interface} is none here: {pattern} of `interfaces.ignore` matches");
+            let text = format!("{name} is none here: {pattern} of `interfaces.ignore` matches");
             Line::new("workload", text)
         }
         WorkloadState::Unmatched { patterns } => {
             let patterns: Vec<_> = patterns.iter().map(|pattern| quoted(pattern)).collect();
             let text = format!(
-                "{interface} is none here: `interfaces.match` has only {}",
+                "{name} is none here: `interfaces.match` has only {}",
                 patterns.join(", ")
             );
             Line::new("workload", text)
         }
+        WorkloadState::OutsideRoots { roots, claims } => outside(&name, roots, claims),
     }
+}
+
+fn outside(name: &str, roots: &[String], claims: &[ClaimStep]) -> Line {
+    let roots: Vec<_> = roots.iter().map(|root| quoted(root)).collect();
+    let roots = match &*roots {
+        [] => "is empty".to_owned(),
+        roots => format!("has only {}", roots.join(", ")),
+    };
+    let ids: Vec<&str> = claims.iter().map(|claim| claim.customer.as_str()).collect();
+    let claimed = match &*ids {
+        [] => String::new(),
+        ids => format!("; claimed in vain by {}", ids.join(" and ")),
+    };
+    let text = format!("{name} is none here: `cgroups.roots` {roots}{claimed}");
+    let line = Line::new("workload", text);
+    claims
+        .iter()
+        .fold(line, |line, claim| line.at(&claim.place))
+}
+
+/// Which cgroup above the one asked about a pattern matched.
+fn above(claimed: Option<&str>, name: &str) -> String {
+    match claimed.map(escape) {
+        Some(claimed) if claimed != name => format!(", with all of {claimed}"),
+        Some(_) | None => String::new(),
+    }
+}
+
+fn root(root: &RootStep) -> Line {
+    let RootStep { cgroup, pattern } = root;
+    let text = format!(
+        "{}, by {} of `cgroups.roots`",
+        escape(cgroup),
+        quoted(pattern)
+    );
+    Line::new("root", text)
 }
 
 fn describe(chain: &Chain, lines: &mut Vec<Line>) {

@@ -2,12 +2,10 @@
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
+use tokio::io::unix::AsyncFd;
 
 use crate::kernel::bpf::BpfError;
 use crate::kernel::readiness::readable;
-
-/// The map that only the object with debug lines has.
-const MAP: &str = "AYA_LOGS";
 
 struct ToTracing;
 
@@ -23,20 +21,20 @@ impl log::Log for ToTracing {
     fn flush(&self) {}
 }
 
-/// Follows the lines of `ebpf`; for an object without them there is nothing to follow.
-pub(super) fn follow(ebpf: &mut Ebpf) -> Result<impl Future<Output = ()> + Send + use<>, BpfError> {
-    let logger = match ebpf.map(MAP) {
-        Some(_) => Some(
-            EbpfLogger::init_with_logger(ebpf, ToTracing)
-                .map_err(BpfError::DebugLines)
-                .and_then(|logger| readable(logger).map_err(BpfError::Reactor))?,
-        ),
-        None => None,
-    };
-    Ok(async {
-        let Some(mut logger) = logger else { return };
+/// The lines of an object that has them.
+pub struct DebugLog(AsyncFd<EbpfLogger<ToTracing>>);
+
+impl DebugLog {
+    pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        let logger =
+            EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(BpfError::DebugLines)?;
+        Ok(Self(readable(logger).map_err(BpfError::Reactor)?))
+    }
+
+    /// Writes the lines to the log, as they come.
+    pub async fn follow(mut self) {
         loop {
-            match logger.readable_mut().await {
+            match self.0.readable_mut().await {
                 Ok(mut ready) => {
                     ready.get_inner_mut().flush();
                     ready.clear_ready();
@@ -47,5 +45,5 @@ pub(super) fn follow(ebpf: &mut Ebpf) -> Result<impl Future<Output = ()> + Send 
                 }
             }
         }
-    })
+    }
 }

@@ -31,6 +31,7 @@ fn line(event: &Event) {
     tracing::debug!(
         customer = event.customer().get(),
         interface = event.interface(),
+        cgroup = event.cgroup(),
         destination = %IpAddr::from(event.destination()),
         port = event.port(),
         verdict = event.verdict().map(|verdict| verdict.as_str()),

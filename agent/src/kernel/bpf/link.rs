@@ -1,14 +1,16 @@
-//! tcx links by interface index, pinned.
+//! Links by interface index and by cgroup, pinned, and what else of bpf(2) aya does not do.
 //!
 //! aya attaches by interface name, and a name may change hands between the event that announced
-//! it and the attachment; an index does not. Layouts are `union bpf_attr` and
-//! `struct bpf_link_info` of Linux 6.6 (include/uapi/linux/bpf.h).
+//! it and the attachment; an index does not. It replaces no program of a cgroup's link. Layouts are
+//! `union bpf_attr` and `struct bpf_link_info` of Linux 6.6 (include/uapi/linux/bpf.h).
 
 use std::ffi::CString;
-use std::io;
+use std::{fs, io};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+
+use super::place::{CgroupHook, Place};
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -19,46 +21,75 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_TCX_INGRESS: u32 = 46;
 /// Before all others, where no other is named.
 const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const MAX_PROGRAMS: usize = 64;
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct LinkInfo {
-    /// Index of the interface; 0 once that is gone.
-    pub(super) interface: u32,
+    /// What it holds on to; `None` once that is gone.
+    pub(super) place: Option<Place>,
     /// The kernel's number of the program.
     pub(super) program: u32,
+}
+
+/// What can be pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Object {
+    /// A table.
+    Map,
+    /// A program.
+    Program,
+    /// An attachment.
+    Link,
 }
 
 /// Whether the kernel has tcx (6.6).
 pub(super) fn tcx_supported(program: BorrowedFd<'_>) -> bool {
     // No interface has the index 0, which a kernel with tcx notices and one without does not get
     // to see.
-    create(program, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+    attach_interface(program, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
 /// Puts `program` in front of every other tcx program on the ingress of `interface`.
-pub(super) fn create(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attr {
-        program: u32,
-        interface: u32,
-        attach_type: u32,
-        flags: u32,
-        relative: u32,
-        pad: u32,
-        expected_revision: u64,
-    }
-    let mut attr = Attr {
+pub(super) fn attach_interface(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+    create(CreateAttr {
         program: raw(program),
-        interface,
+        target: interface,
         attach_type: BPF_TCX_INGRESS,
         flags: BPF_F_BEFORE,
-        relative: 0,
-        pad: 0,
-        expected_revision: 0,
-    };
+        ..CreateAttr::default()
+    })
+}
+
+/// Adds `program` to a hook of the cgroup whose directory `cgroup` is (kernel 5.7).
+pub(super) fn attach_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: CgroupHook,
+) -> io::Result<OwnedFd> {
+    create(CreateAttr {
+        program: raw(program),
+        target: raw(cgroup),
+        attach_type: hook.attach_type(),
+        ..CreateAttr::default()
+    })
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct CreateAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+fn create(mut attr: CreateAttr) -> io::Result<OwnedFd> {
     bpf_fd(BPF_LINK_CREATE, &mut attr)
 }
 
@@ -91,7 +122,7 @@ pub(super) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
-/// Opens what is pinned at `path`.
+/// Opens what is pinned at `path`, be it what it may.
 pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attr = PathAttr {
@@ -102,7 +133,18 @@ pub(super) fn open(path: &Path) -> io::Result<OwnedFd> {
     bpf_fd(BPF_OBJ_GET, &mut attr)
 }
 
-/// What the kernel says of `link`; an error for anything but a tcx link.
+/// What `object` is, by what the kernel calls its file.
+pub(super) fn kind(object: BorrowedFd<'_>) -> io::Result<Option<Object>> {
+    let name = fs::read_link(format!("/proc/self/fd/{}", object.as_raw_fd()))?;
+    Ok(match name.to_str() {
+        Some("anon_inode:bpf-map") => Some(Object::Map),
+        Some("anon_inode:bpf-prog") => Some(Object::Program),
+        Some("anon_inode:bpf_link" | "anon_inode:bpf-link") => Some(Object::Link),
+        Some(_) | None => None,
+    })
+}
+
+/// What the kernel says of `link`; an error for a link of a kind that gate25 does not make.
 pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     #[repr(C)]
     #[derive(Default)]
@@ -111,8 +153,7 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         id: u32,
         program: u32,
         pad: u32,
-        interface: u32,
-        attach_type: u32,
+        details: [u32; 4],
     }
     #[repr(C)]
     struct Attr {
@@ -127,16 +168,29 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         info: (&raw mut info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
-    if info.kind != BPF_LINK_TYPE_TCX || info.attach_type != BPF_TCX_INGRESS {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "not a tcx ingress link",
-        ));
-    }
+    let [first, second, third, _] = info.details;
+    let place = match info.kind {
+        BPF_LINK_TYPE_TCX if second == BPF_TCX_INGRESS => {
+            (first != 0).then_some(Place::Interface(first))
+        }
+        BPF_LINK_TYPE_CGROUP => {
+            let hook = CgroupHook::ALL
+                .into_iter()
+                .find(|hook| hook.attach_type() == third)
+                .ok_or_else(unknown)?;
+            let id = u64::from(first) | u64::from(second) << 32;
+            (id != 0).then_some(Place::Cgroup(id, hook))
+        }
+        _ => return Err(unknown()),
+    };
     Ok(LinkInfo {
-        interface: info.interface,
+        place,
         program: info.program,
     })
+}
+
+fn unknown() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a link of gate25's")
 }
 
 /// The kernel's numbers of the tcx programs on the ingress of `interface`, first to last.
@@ -181,7 +235,7 @@ struct PathAttr {
     flags: u32,
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd() as u32
 }
 
@@ -192,7 +246,8 @@ fn bpf_fd<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+/// A bpf(2) call with as much of `union bpf_attr` as it needs.
+pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live `repr(C)` prefix of `union bpf_attr` of the length given, and what
     // it points to lives as long as the caller's borrow.
     match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {

@@ -1,5 +1,6 @@
 //! The folder on the BPF filesystem that lets tables and links outlive the agent.
 
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -9,10 +10,13 @@ use gate25_common::names::ABI_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
+use super::place::Place;
+
 /// Where the BPF filesystem is expected.
 pub const DEFAULT_FILESYSTEM: &str = "/sys/fs/bpf";
-const OWN_FOLDER: &str = "gate25";
+pub(super) const OWN_FOLDER: &str = "gate25";
 const LINKS: &str = "links";
+const PROGRAMS: &str = "programs";
 
 /// Why the folder could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +44,7 @@ pub enum PinsError {
 /// The folder, named after the version of the tables.
 #[derive(Debug, Clone)]
 pub struct Pins {
+    filesystem: PathBuf,
     folder: PathBuf,
 }
 
@@ -51,36 +56,39 @@ impl Pins {
     ///
     /// [`PinsError`].
     pub fn open(filesystem: &Path) -> Result<Self, PinsError> {
-        let stat = statfs(filesystem).map_err(|source| PinsError::Mount {
-            path: filesystem.to_owned(),
+        let pins = Self {
+            filesystem: filesystem.to_owned(),
+            folder: filesystem.join(OWN_FOLDER).join(format!("v{ABI_VERSION}")),
+        };
+        pins.ensure()?;
+        Ok(pins)
+    }
+
+    /// Mounts the filesystem and makes the folders, whatever of it is missing.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError`].
+    pub fn ensure(&self) -> Result<(), PinsError> {
+        let filesystem = &self.filesystem;
+        let failed = |source| PinsError::Mount {
+            path: filesystem.clone(),
             source,
-        })?;
+        };
+        let stat = statfs(filesystem.as_path()).map_err(failed)?;
         if stat.filesystem_type() != BPF_FS_MAGIC {
-            mount(
-                Some("bpf"),
-                filesystem,
-                Some("bpf"),
-                MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
-                Some("mode=0700"),
-            )
-            .map_err(|source| PinsError::Mount {
-                path: filesystem.to_owned(),
-                source,
-            })?;
+            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+            mount(Some("bpf"), filesystem, Some("bpf"), flags, Some("mode=0700"))
+                .map_err(failed)?;
             tracing::info!(path = %filesystem.display(), "BPF filesystem mounted");
         }
-        let folder = filesystem.join(OWN_FOLDER).join(format!("v{ABI_VERSION}"));
-        let links = folder.join(LINKS);
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&links)
-            .map_err(|source| PinsError::Io {
-                action: "create folder",
-                path: links,
-                source,
-            })?;
-        Ok(Self { folder })
+        make_folder(&self.folder.join(LINKS))?;
+        make_folder(&self.folder.join(PROGRAMS))
+    }
+
+    /// gate25's own folder on the filesystem; one agent at a time works in it.
+    pub fn own_folder(&self) -> PathBuf {
+        self.filesystem.join(OWN_FOLDER)
     }
 
     /// Where a table is pinned.
@@ -88,49 +96,115 @@ impl Pins {
         self.folder.join(name)
     }
 
-    /// Where the link of an interface is pinned.
-    pub fn link(&self, interface: u32) -> PathBuf {
-        self.folder.join(LINKS).join(interface.to_string())
+    /// Where a link is pinned.
+    pub(super) fn link(&self, place: Place) -> PathBuf {
+        self.folder.join(LINKS).join(place.to_string())
     }
 
-    /// The interfaces whose links are pinned.
+    /// Where a link is pinned until it takes the place of another one. (The BPF filesystem takes
+    /// no dots in names.)
+    pub(super) fn new_link(&self, place: Place) -> PathBuf {
+        self.folder.join(LINKS).join(format!("new-{place}"))
+    }
+
+    /// Where the programs of a build are pinned, by a digest of all that went into them.
+    pub(super) fn programs(&self, digest: &str) -> PathBuf {
+        self.folder.join(PROGRAMS).join(digest)
+    }
+
+    /// Pins of links, in the folders of all versions, this one's first.
     ///
     /// # Errors
     ///
     /// [`PinsError::Io`].
-    pub fn links(&self) -> Result<Vec<u32>, PinsError> {
-        let path = self.folder.join(LINKS);
-        let failed = |source| PinsError::Io {
-            action: "list",
-            path: path.clone(),
-            source,
-        };
-        let mut interfaces = Vec::new();
-        for entry in fs::read_dir(&path).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            match name.to_str().and_then(|name| name.parse().ok()) {
-                Some(interface) => interfaces.push(interface),
-                None => tracing::warn!(?name, "a pin that is not gate25's own is left alone"),
-            }
+    pub(super) fn links(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let mut links = entries(&self.folder.join(LINKS))?;
+        for folder in self.other_versions()? {
+            links.extend(entries(&folder.join(LINKS))?);
         }
-        interfaces.sort_unstable();
-        Ok(interfaces)
+        Ok(links)
     }
 
-    /// Removes the link of an interface, and with it the attachment if nobody else holds it.
+    /// Removes the programs of other builds, and the folders of other versions.
     ///
     /// # Errors
     ///
-    /// [`PinsError::Io`], except where it is gone already.
-    pub fn remove_link(&self, interface: u32) -> Result<(), PinsError> {
-        let path = self.link(interface);
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PinsError::Io {
-                action: "remove",
-                path,
-                source,
-            }),
-            _ => Ok(()),
+    /// [`PinsError::Io`].
+    pub(super) fn remove_leftovers(&self, digest: &str) -> Result<(), PinsError> {
+        for folder in entries(&self.folder.join(PROGRAMS))? {
+            if folder.file_name() != Some(OsStr::new(digest)) {
+                remove_tree(&folder)?;
+            }
         }
+        self.other_versions()?
+            .iter()
+            .try_for_each(|folder| remove_tree(folder))
+    }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
+        let is_version = |path: &PathBuf| {
+            let name = path.file_name().and_then(OsStr::to_str);
+            let number = name.and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            number.is_some_and(|number| number != ABI_VERSION)
+        };
+        let mut folders = entries(&self.own_folder())?;
+        folders.retain(is_version);
+        Ok(folders)
+    }
+}
+
+pub(super) fn make_folder(path: &Path) -> Result<(), PinsError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| PinsError::Io {
+            action: "create folder",
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// What is in a folder, sorted; nothing if there is none.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, PinsError> {
+    let failed = |source| PinsError::Io {
+        action: "list",
+        path: folder.to_owned(),
+        source,
+    };
+    let listing = match fs::read_dir(folder) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut paths = Vec::new();
+    for entry in listing {
+        paths.push(entry.map_err(failed)?.path());
+    }
+    paths.sort_unstable();
+    Ok(paths)
+}
+
+fn remove_tree(path: &Path) -> Result<(), PinsError> {
+    fs::remove_dir_all(path).map_err(|source| PinsError::Io {
+        action: "remove",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Removes a pin, and with it what is pinned if nobody else holds it.
+///
+/// # Errors
+///
+/// [`PinsError::Io`], except where it is gone already.
+pub(super) fn remove(path: &Path) -> Result<(), PinsError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(PinsError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
     }
 }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues};
 use aya::util::nr_cpus;
-use gate25_common::abi::{CustomerId, CustomerPolicy, PrefixKey, PrefixValue, SetId};
+use gate25_common::abi::{
+    CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SetId,
+};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
 
@@ -19,7 +21,8 @@ const NO_REPLACE: u64 = 1;
 
 /// The tables that the policy is written into.
 pub(super) struct PolicyTables {
-    workloads: HashMap<MapData, u32, CustomerId>,
+    interfaces: HashMap<MapData, u32, InterfaceOwner>,
+    cgroups: HashMap<MapData, u64, CustomerId>,
     customers: HashMap<MapData, CustomerId, CustomerPolicy>,
     prefixes: LpmTrie<MapData, PrefixKey, PrefixValue>,
 }
@@ -29,7 +32,10 @@ impl PolicyTables {
         open: impl Fn(&'static str) -> Result<MapData, BpfError>,
     ) -> Result<Self, BpfError> {
         Ok(Self {
-            workloads: typed(&open, names::MAP_WORKLOADS, |map| {
+            interfaces: typed(&open, names::MAP_INTERFACES, |map| {
+                HashMap::try_from(aya::maps::Map::HashMap(map))
+            })?,
+            cgroups: typed(&open, names::MAP_CGROUPS, |map| {
                 HashMap::try_from(aya::maps::Map::HashMap(map))
             })?,
             customers: typed(&open, names::MAP_CUSTOMERS, |map| {
@@ -50,11 +56,16 @@ impl PolicyTables {
                 source,
             }
         };
-        let workloads = self
-            .workloads
+        let interfaces = self
+            .interfaces
             .iter()
             .collect::<Result<_, _>>()
-            .map_err(failed(names::MAP_WORKLOADS))?;
+            .map_err(failed(names::MAP_INTERFACES))?;
+        let cgroups = self
+            .cgroups
+            .iter()
+            .collect::<Result<_, _>>()
+            .map_err(failed(names::MAP_CGROUPS))?;
         let customers = self
             .customers
             .iter()
@@ -80,7 +91,8 @@ impl PolicyTables {
         Ok(MapImage {
             customers,
             sets,
-            workloads,
+            interfaces,
+            cgroups,
         })
     }
 
@@ -108,12 +120,18 @@ impl PolicyTables {
                 .map_err(failed("write into", names::MAP_CUSTOMERS)),
             Step::RemoveCustomer(id) => absent_is_fine(self.customers.remove(id))
                 .map_err(failed("remove from", names::MAP_CUSTOMERS)),
-            Step::PutWorkload(index, customer) => self
-                .workloads
-                .insert(index, customer, 0)
-                .map_err(failed("write into", names::MAP_WORKLOADS)),
-            Step::RemoveWorkload(index) => absent_is_fine(self.workloads.remove(index))
-                .map_err(failed("remove from", names::MAP_WORKLOADS)),
+            Step::PutInterface(index, owner) => self
+                .interfaces
+                .insert(index, owner, 0)
+                .map_err(failed("write into", names::MAP_INTERFACES)),
+            Step::RemoveInterface(index) => absent_is_fine(self.interfaces.remove(index))
+                .map_err(failed("remove from", names::MAP_INTERFACES)),
+            Step::PutCgroup(id, customer) => self
+                .cgroups
+                .insert(id, customer, 0)
+                .map_err(failed("write into", names::MAP_CGROUPS)),
+            Step::RemoveCgroup(id) => absent_is_fine(self.cgroups.remove(id))
+                .map_err(failed("remove from", names::MAP_CGROUPS)),
         }
     }
 }

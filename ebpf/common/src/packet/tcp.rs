@@ -1,7 +1,7 @@
 //! The TCP header.
 
 use super::network::Piece;
-use super::{Form, Frame, MAX_HEADERS, Malformed, ParseError, Segment};
+use super::{Form, Frame, MAX_HEADERS, Malformed, Outline, ParseError, Segment};
 use crate::address::{Address, Family};
 use crate::decide::Route;
 
@@ -38,18 +38,16 @@ impl Tcp {
             header: tcp_header,
             payload,
         } = self;
-        Segment {
+        Outline {
             family,
-            destination,
-            port,
             route,
             form,
             network,
             transport,
             tcp_header,
             payload,
-            flags,
         }
+        .segment(destination, port, flags)
     }
 }
 

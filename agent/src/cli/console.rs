@@ -1,0 +1,182 @@
+//! How commands that talk to the agent print, and how they exit.
+
+use std::error::Error;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use jiff::Timestamp;
+use nix::unistd::geteuid;
+use serde::Serialize;
+
+use crate::cli::files;
+use crate::control::client::ClientError;
+use crate::diagnostic::terminal::{Colour, render};
+use crate::diagnostic::{Diagnostic, escape};
+use crate::settings::{Missing, Settings};
+
+/// Invalid, refused, or not enforcing.
+pub(super) const FAILED: u8 = 1;
+/// The agent cannot be asked.
+pub(super) const UNREACHABLE: u8 = 4;
+
+/// How lists are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Fields between tabs, without headings.
+    Plain,
+    /// In columns, with headings.
+    Table,
+}
+
+/// What a command needs to know of its surroundings.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The settings file.
+    pub config: &'a Path,
+    /// What a missing settings file means: an error where somebody named it.
+    pub missing: Missing,
+    /// The time.
+    pub now: Timestamp,
+    /// The host's name, where the settings give none.
+    pub hostname: &'a str,
+    /// How lists are laid out.
+    pub layout: Layout,
+    /// Whether the output may hold colours.
+    pub colour: Colour,
+}
+
+/// Where a command prints.
+pub struct Console<'a> {
+    /// Answers.
+    pub out: &'a mut dyn Write,
+    /// What is wrong with the question or the surroundings.
+    pub complaints: &'a mut dyn Write,
+}
+
+/// What commands are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reader {
+    /// People.
+    People,
+    /// Programs: one JSON object.
+    Programs,
+}
+
+impl Reader {
+    pub(super) fn of(json: bool) -> Self {
+        if json { Self::Programs } else { Self::People }
+    }
+}
+
+impl Console<'_> {
+    /// The settings of this host, or what is wrong with them, printed.
+    pub(super) fn settings(
+        &mut self,
+        reader: Reader,
+        surroundings: &Surroundings<'_>,
+    ) -> io::Result<Result<Settings, ExitCode>> {
+        match files::settings(surroundings.config, surroundings.missing) {
+            Ok(loaded) => Ok(Ok(loaded.settings)),
+            Err(diagnostics) => self
+                .refuse(reader, surroundings.colour, &diagnostics)
+                .map(Err),
+        }
+    }
+
+    /// Prints what is wrong with settings or policy.
+    pub(super) fn refuse(
+        &mut self,
+        reader: Reader,
+        colour: Colour,
+        diagnostics: &[Diagnostic],
+    ) -> io::Result<ExitCode> {
+        match reader {
+            Reader::Programs => {
+                self.json(&serde_json::json!({ "valid": false, "diagnostics": diagnostics }))?;
+            }
+            Reader::People => {
+                for diagnostic in diagnostics {
+                    writeln!(self.out, "{}\n", render(diagnostic, colour))?;
+                }
+            }
+        }
+        Ok(ExitCode::from(FAILED))
+    }
+
+    /// Prints one JSON object.
+    pub(super) fn json(&mut self, content: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut *self.out, content)?;
+        writeln!(self.out)
+    }
+
+    /// Prints a list. Cells may hold text of tenants.
+    pub(super) fn rows(
+        &mut self,
+        layout: Layout,
+        headings: &[&str],
+        rows: &[Vec<String>],
+    ) -> io::Result<()> {
+        let rows: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| row.iter().map(|cell| escape(cell)).collect())
+            .collect();
+        match layout {
+            Layout::Plain => rows
+                .iter()
+                .try_for_each(|row| writeln!(self.out, "{}", row.join("\t"))),
+            Layout::Table => {
+                let heading: Vec<String> = headings.iter().map(|it| it.to_uppercase()).collect();
+                let all: Vec<&Vec<String>> = std::iter::once(&heading)
+                    .filter(|heading| !heading.is_empty())
+                    .chain(&rows)
+                    .collect();
+                all.iter()
+                    .try_for_each(|row| writeln!(self.out, "{}", aligned(row, &all)))
+            }
+        }
+    }
+
+    /// Prints what is wrong, reasons included, and tells how to exit.
+    pub(super) fn complain(&mut self, error: &dyn Error, code: u8) -> io::Result<ExitCode> {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(reason) = source {
+            text = format!("{text}: {reason}");
+            source = reason.source();
+        }
+        self.say(&text)?;
+        Ok(ExitCode::from(code))
+    }
+
+    /// Prints a remark that is not part of the answer.
+    pub(super) fn say(&mut self, text: &str) -> io::Result<()> {
+        writeln!(self.complaints, "gate25: {}", escape(text))
+    }
+
+    /// Prints why the agent gave no answer.
+    pub(super) fn no_answer(&mut self, error: &ClientError) -> io::Result<ExitCode> {
+        let code = if error.is_unreachable() {
+            UNREACHABLE
+        } else {
+            FAILED
+        };
+        self.complain(error, code)
+    }
+}
+
+/// Whether what a stopped agent left in the kernel may be read.
+pub(super) fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+fn aligned(row: &[String], all: &[&Vec<String>]) -> String {
+    let mut line = String::new();
+    for (column, cell) in row.iter().enumerate() {
+        let cells = all.iter().filter_map(|row| row.get(column));
+        let width = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
+        line.push_str(&format!("{cell:width$}  "));
+    }
+    line.truncate(line.trim_end().len());
+    line
+}

@@ -1,0 +1,96 @@
+//! `gate25 reload`: has the agent read its policy files now.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::cli::console::{Console, FAILED, Reader, Surroundings};
+use crate::control::client::Client;
+use crate::control::messages::{Reload, ReloadRequest};
+
+/// Has the agent read the policy files now
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Return when the files are in force or refused, and say which
+    #[arg(long)]
+    pub wait: bool,
+    /// Take a set over even if it lost much of the running one
+    #[arg(long)]
+    pub accept_shrink: bool,
+    /// Only say what would come of it
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object
+    #[arg(short, long)]
+    pub json: bool,
+}
+
+/// Asks the agent and prints what became of it.
+///
+/// # Errors
+/// Writing failed.
+pub fn run(
+    args: &Args,
+    surroundings: &Surroundings<'_>,
+    console: &mut Console<'_>,
+) -> io::Result<ExitCode> {
+    let reader = Reader::of(args.json);
+    let settings = match console.settings(reader, surroundings)? {
+        Ok(settings) => settings,
+        Err(code) => return Ok(code),
+    };
+    let request = ReloadRequest {
+        accept_shrink: args.accept_shrink,
+        dry_run: args.dry_run,
+        wait: args.wait,
+    };
+    let outcome = match Client::new(&settings.control.socket).reload(&request) {
+        Ok(outcome) => outcome,
+        Err(error) => return console.no_answer(&error),
+    };
+    match reader {
+        Reader::Programs => console.json(&outcome)?,
+        Reader::People => print(&outcome, console)?,
+    }
+    Ok(match outcome {
+        Reload::Accepted
+        | Reload::Applied { .. }
+        | Reload::WouldApply { .. }
+        | Reload::Unchanged => ExitCode::SUCCESS,
+        Reload::Refused { .. } | Reload::Shrunk { .. } => ExitCode::from(FAILED),
+    })
+}
+
+fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
+    let out = &mut console.out;
+    match outcome {
+        Reload::Accepted => writeln!(out, "accepted: the agent reads the files"),
+        Reload::Applied {
+            generation,
+            hash,
+            writes,
+        } => writeln!(
+            out,
+            "applied: generation {generation}, {writes} table writes, hash {hash}"
+        ),
+        Reload::WouldApply { hash, writes } => {
+            writeln!(out, "valid: {writes} table writes, hash {hash}")
+        }
+        Reload::Unchanged => writeln!(out, "unchanged: these files are in force"),
+        Reload::Refused {
+            message,
+            diagnostics,
+        } => {
+            for diagnostic in diagnostics {
+                writeln!(out, "{}\n", diagnostic.text)?;
+            }
+            writeln!(out, "refused: {message}; the running policy stays")
+        }
+        Reload::Shrunk { message } => {
+            writeln!(out, "refused: {message}; the running policy stays")?;
+            writeln!(
+                out,
+                "if that is meant: gate25 reload --wait --accept-shrink"
+            )
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `gate25 status`: whether this host enforces; with the agent stopped, what it left in the kernel.
+
+mod stopped;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::cli::console::{Console, FAILED, Reader, Surroundings};
+use crate::control::client::Client;
+use crate::control::messages::{Mode, Reloads, RunningPolicy, State, Status, Term};
+use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+
+/// Says whether this host enforces, and why not
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Print one JSON object
+    #[arg(short, long)]
+    pub json: bool,
+    /// BPF filesystem on which tables and links are pinned
+    #[arg(long, hide = true, value_name = "DIR", default_value = DEFAULT_FILESYSTEM)]
+    pub bpffs: PathBuf,
+}
+
+/// Asks the agent, or the kernel where no agent runs, and prints the answer.
+///
+/// # Errors
+/// Writing failed.
+pub fn run(
+    args: &Args,
+    surroundings: &Surroundings<'_>,
+    console: &mut Console<'_>,
+) -> io::Result<ExitCode> {
+    let reader = Reader::of(args.json);
+    let settings = match console.settings(reader, surroundings)? {
+        Ok(settings) => settings,
+        Err(code) => return Ok(code),
+    };
+    let status = match Client::new(&settings.control.socket).status() {
+        Ok(status) => status,
+        Err(error) if error.is_nobody() => {
+            return stopped::run(&args.bpffs, reader, surroundings.layout, console);
+        }
+        Err(error) => return console.no_answer(&error),
+    };
+    match reader {
+        Reader::Programs => console.json(&status)?,
+        Reader::People => console.rows(surroundings.layout, &[], &lines(&status))?,
+    }
+    Ok(if status.enforcing {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    })
+}
+
+fn lines(status: &Status) -> Vec<Vec<String>> {
+    let Status {
+        agent: _,
+        version,
+        started,
+        host,
+        enforcing,
+        mode,
+        backend,
+        policy,
+        workloads,
+        reload,
+        repairs,
+        tables,
+        connections,
+        problems,
+        warnings,
+    } = status;
+    let enforcing = match (enforcing, mode) {
+        (true, _) => "yes".to_owned(),
+        (false, Mode::Observe) => "no: this host only observes".to_owned(),
+        (false, Mode::Policy) => "no, or not everywhere: see the problems".to_owned(),
+    };
+    let RunningPolicy {
+        source,
+        generation,
+        hash,
+        customers,
+        exemptions,
+    } = policy;
+    let hash = hash.as_deref().unwrap_or("none");
+    let mut lines = vec![
+        line(
+            "agent",
+            format!("running, version {version}, since {started}"),
+        ),
+        line("host", host.clone()),
+        line("enforcing", enforcing),
+        line(
+            "backend",
+            format!(
+                "{} ({}), hook {}",
+                backend.name, backend.reason, backend.hook
+            ),
+        ),
+        line(
+            "policy",
+            format!("{source}, generation {generation}, hash {hash}"),
+        ),
+        line("customers", customers.to_string()),
+        line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
+    ];
+    for (kind, states) in workloads {
+        let states = counted(states, &State::ALL, State::as_str);
+        lines.push(line("workloads", format!("{}: {states}", kind.as_str())));
+    }
+    lines.push(line("reload", last(reload)));
+    lines.push(line("repairs", repairs.to_string()));
+    lines.push(line("connections", attempts(connections.as_ref())));
+    lines.extend(
+        tables
+            .iter()
+            .map(|(table, entries)| line("table", format!("{table}: {entries}"))),
+    );
+    lines.extend(problems.iter().map(|why| line("problem", why.clone())));
+    lines.extend(warnings.iter().map(|why| line("warning", why.clone())));
+    lines
+}
+
+fn line(label: &str, text: String) -> Vec<String> {
+    vec![label.to_owned(), text]
+}
+
+fn last(reload: &Reloads) -> String {
+    let Reloads {
+        attempts,
+        failures,
+        successful,
+        last_success,
+    } = reload;
+    let outcome = match (successful, attempts) {
+        (true, _) => "successful",
+        (false, 0) => "none yet",
+        (false, _) => "refused",
+    };
+    let success = match last_success {
+        Some(time) => format!("last success {time}"),
+        None => "no success yet".to_owned(),
+    };
+    format!("{outcome}, {success}, {attempts} attempts, {failures} refused")
+}
+
+fn counted<T: Ord + Copy>(
+    counts: &BTreeMap<T, u64>,
+    all: &[T],
+    word: impl Fn(T) -> &'static str,
+) -> String {
+    let counted = all.iter().map(|one| {
+        let count = counts.get(one).copied().unwrap_or_default();
+        format!("{count} {}", word(*one))
+    });
+    counted.collect::<Vec<_>>().join(", ")
+}
+
+fn attempts(connections: Option<&BTreeMap<String, u64>>) -> String {
+    let Some(connections) = connections else {
+        return "the kernel does not tell".to_owned();
+    };
+    let counted = connections
+        .iter()
+        .map(|(verdict, count)| format!("{count} {verdict}"));
+    counted.collect::<Vec<_>>().join(", ")
+}

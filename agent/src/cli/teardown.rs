@@ -1,0 +1,143 @@
+//! `gate25 teardown`: takes everything of gate25 out of the kernel. Nothing else does.
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
+use crate::control::client::Client;
+use crate::diagnostic::escape;
+use crate::kernel::bpf::leftover::{Leftover, Removal, Removals};
+use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use crate::state::lock::ExclusiveLock;
+
+/// Takes everything of gate25 out of the kernel: nothing is refused any more
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// Only say what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print one JSON object
+    #[arg(short, long)]
+    pub json: bool,
+    /// BPF filesystem on which tables and links are pinned
+    #[arg(long, hide = true, value_name = "DIR", default_value = DEFAULT_FILESYSTEM)]
+    pub bpffs: PathBuf,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    dry_run: bool,
+    removed: Vec<String>,
+    /// Interfaces that lose a filter.
+    filters: Vec<String>,
+    /// What is not gate25's.
+    foreign: Vec<String>,
+    errors: Vec<String>,
+}
+
+/// Removes, unless an agent runs, and prints what was removed.
+///
+/// # Errors
+/// Writing failed.
+pub fn run(
+    args: &Args,
+    surroundings: &Surroundings<'_>,
+    console: &mut Console<'_>,
+) -> io::Result<ExitCode> {
+    let reader = Reader::of(args.json);
+    if !is_root() {
+        console.say("only root may take gate25 out of the kernel")?;
+        return Ok(ExitCode::from(FAILED));
+    }
+    let settings = match console.settings(reader, surroundings)? {
+        Ok(settings) => settings,
+        Err(code) => return Ok(code),
+    };
+    if Client::new(&settings.control.socket).is_served() {
+        let socket = settings.control.socket.display();
+        console.say(&format!("an agent serves {socket}: stop it first"))?;
+        return Ok(ExitCode::from(FAILED));
+    }
+    let leftover = Leftover::at(&args.bpffs);
+    // Held to the end, so that no agent starts meanwhile.
+    let _lock = match leftover.exists() {
+        Ok(false) => None,
+        Ok(true) => match ExclusiveLock::acquire(leftover.folder()) {
+            Ok(lock) => Some(lock),
+            Err(error) => return console.complain(&error, FAILED),
+        },
+        Err(error) => return console.complain(&error, FAILED),
+    };
+    let removal = if args.dry_run {
+        Removal::DryRun
+    } else {
+        Removal::Real
+    };
+    let report = report(leftover.remove(removal), args.dry_run);
+    match reader {
+        Reader::Programs => console.json(&report)?,
+        Reader::People => print(&report, console)?,
+    }
+    Ok(if report.errors.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(FAILED)
+    })
+}
+
+fn report(removals: Removals, dry_run: bool) -> Report {
+    let Removals {
+        pins,
+        filters,
+        foreign,
+        errors,
+    } = removals;
+    let paths = |paths: Vec<PathBuf>| {
+        let paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
+        paths.collect()
+    };
+    let errors = errors
+        .iter()
+        .map(|error| match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        });
+    Report {
+        dry_run,
+        removed: paths(pins),
+        filters: filters.into_iter().map(|one| one.name).collect(),
+        foreign: paths(foreign),
+        errors: errors.collect(),
+    }
+}
+
+fn print(report: &Report, console: &mut Console<'_>) -> io::Result<()> {
+    let Report {
+        dry_run,
+        removed,
+        filters,
+        foreign,
+        errors,
+    } = report;
+    let verb = if *dry_run { "would remove" } else { "removed" };
+    let out = &mut console.out;
+    for interface in filters {
+        writeln!(out, "{verb} filter of interface {}", escape(interface))?;
+    }
+    for path in removed {
+        writeln!(out, "{verb} {}", escape(path))?;
+    }
+    for path in foreign {
+        writeln!(out, "left {}: not gate25's", escape(path))?;
+    }
+    if removed.is_empty() && filters.is_empty() && errors.is_empty() {
+        writeln!(out, "nothing of gate25 is in the kernel")?;
+    }
+    for error in errors {
+        console.say(error)?;
+    }
+    Ok(())
+}

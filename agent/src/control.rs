@@ -1,0 +1,232 @@
+//! The control socket: HTTP and JSON for the commands that need the running agent.
+//!
+//! What is read is served from the shared status, without the agent's loop; what changes something
+//! goes to the loop as a [`Command`] and is given up after a time. Root may do everything, members
+//! of the configured group may read and reload.
+
+pub mod client;
+pub mod messages;
+mod routes;
+mod server;
+mod socket;
+mod view;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use gate25_common::abi::CustomerId;
+use gate25_common::counters::{CustomerCounters, HostCounters};
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::diagnostic::Diagnostic;
+use crate::kernel::bpf::{BpfError, Counters};
+use crate::policy::loader::{SetHash, SourceFile};
+use crate::settings::Enforcement;
+use crate::source::SourceError;
+use crate::status::{Shared, Source};
+
+pub use server::serve;
+pub use socket::{Socket, SocketError};
+pub(crate) use view::{customer_connections, host_connections, number_of};
+
+/// Where the socket is and who may use it.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The socket's path. Its folder is made if there is none.
+    pub socket: PathBuf,
+    /// The group whose members may read and reload.
+    pub group: String,
+    /// Bounds on clients.
+    pub limits: Limits,
+}
+
+/// Bounds on what clients may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once, for root and for all others each. Beyond them the oldest one without
+    /// a whole request yet is cut off.
+    pub connections: usize,
+    /// Time for a request's header, and for its body.
+    pub request: Duration,
+    /// Time in which the agent's loop has to answer.
+    pub reply: Duration,
+    /// Time for a whole connection, answer included.
+    pub connection: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16,
+            request: Duration::from_secs(5),
+            reply: Duration::from_secs(60),
+            connection: Duration::from_secs(75),
+        }
+    }
+}
+
+/// What the server shows, and whom it asks.
+#[derive(Clone)]
+pub struct Agent {
+    /// What the agent knows of itself.
+    pub status: Shared,
+    /// The kernel's counters.
+    pub figures: Arc<dyn Figures>,
+    /// What never changes while the agent runs.
+    pub constants: Arc<Constants>,
+    /// The agent's loop.
+    pub commands: mpsc::Sender<Command>,
+}
+
+/// What never changes while the agent runs.
+#[derive(Debug, Clone)]
+pub struct Constants {
+    /// What `hosts:` is matched against.
+    pub host: String,
+    /// Whether refusals are carried out at all.
+    pub enforcement: Enforcement,
+    /// What enforces, and why that was chosen.
+    pub backend: (&'static str, &'static str),
+    /// How programs are attached to interfaces.
+    pub hook: &'static str,
+    /// The policy's files.
+    pub policy_dir: PathBuf,
+    /// When the agent started.
+    pub started: Timestamp,
+}
+
+/// Counters as the kernel holds them. The functions may block.
+pub trait Figures: Send + Sync + 'static {
+    /// Totals of the host.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn host(&self) -> Result<HostCounters, BpfError>;
+
+    /// Totals of a customer; `None` for one that never had a workload here.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError>;
+}
+
+impl Figures for Counters {
+    fn host(&self) -> Result<HostCounters, BpfError> {
+        Counters::host(self)
+    }
+
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+        Counters::customer(self, id)
+    }
+}
+
+/// What only the agent's loop can do. A reply that nobody waits for any more is no error.
+#[derive(Debug)]
+pub enum Command {
+    /// Read the files now.
+    Reload {
+        /// Whether a set that lost much may be taken over.
+        shrink: Shrink,
+        /// Whether a set that is valid is taken over.
+        execution: Execution,
+        /// What came of it, once the tables are written.
+        reply: oneshot::Sender<ReloadOutcome>,
+    },
+    /// Tell what runs.
+    Policy {
+        /// The running set.
+        reply: oneshot::Sender<RunningPolicy>,
+    },
+}
+
+/// Whether a set that lost much of what the running one has may be taken over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shrink {
+    /// It is refused.
+    Refused,
+    /// Somebody said that it is meant.
+    Accepted,
+}
+
+/// Whether a change is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Execution {
+    /// It is.
+    Apply,
+    /// It is only worked out.
+    DryRun,
+}
+
+/// What became of a reload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReloadOutcome {
+    /// The files are in force.
+    Applied {
+        /// Of the policy now running.
+        generation: u64,
+        /// Identifies the files.
+        hash: SetHash,
+        /// Table entries that were written.
+        writes: usize,
+    },
+    /// The files would be taken over.
+    WouldApply {
+        /// Identifies the files.
+        hash: SetHash,
+        /// Table entries that would be written.
+        writes: usize,
+    },
+    /// The files are those that run.
+    Unchanged,
+    /// The files are refused; the running policy stays.
+    Refused {
+        /// Why, in one line.
+        message: String,
+        /// Everything that is wrong, its paths relative to the policy directory or absolute.
+        diagnostics: Vec<Diagnostic>,
+    },
+    /// The files lost too much of the running policy, which stays.
+    Shrunk {
+        /// What was lost.
+        message: String,
+    },
+}
+
+impl ReloadOutcome {
+    /// The outcome for files that were not accepted; `policy_dir` is where they are.
+    #[must_use]
+    pub fn refused(error: &SourceError, policy_dir: &std::path::Path) -> Self {
+        let diagnostics = match error {
+            SourceError::Directory(error) => error.diagnostics(policy_dir),
+            SourceError::Refused(refused) => {
+                let all = refused.diagnostics.iter().cloned();
+                all.map(|one| one.below(policy_dir)).collect()
+            }
+            SourceError::Compile(_) => Vec::new(),
+        };
+        let source = std::error::Error::source(error);
+        let message = match (diagnostics.is_empty(), source) {
+            (true, Some(source)) => format!("{error}: {source}"),
+            (true, None) | (false, _) => error.to_string(),
+        };
+        Self::Refused {
+            message,
+            diagnostics,
+        }
+    }
+}
+
+/// The policy that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningPolicy {
+    /// Where it comes from.
+    pub source: Source,
+    /// How often a policy was put into the kernel since the start.
+    pub generation: u64,
+    /// Identifies the files; `None` where no files run.
+    pub hash: Option<SetHash>,
+    /// The files, verbatim; empty where no files run.
+    pub files: Arc<[SourceFile]>,
+}

@@ -1,0 +1,236 @@
+//! Asks the running agent, for commands.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, to_bytes};
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::http::{Method, Request, StatusCode};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+
+use super::messages::{
+    Customers, Exemptions, Failure, Policy, Reload, ReloadRequest, Status, Workloads,
+};
+
+/// Longer than the agent takes to say that it is busy.
+const PATIENCE: Duration = Duration::from_secs(80);
+/// Bytes of an answer: a policy set comes in one.
+const ANSWER_BYTES: usize = 1 << 30;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot reach the agent at {}", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// It did not answer in time.
+    #[error("the agent did not answer in {PATIENCE:?}")]
+    Slow,
+    /// It is there but does not get to it.
+    #[error("{0}")]
+    Busy(String),
+    /// It said no.
+    #[error("the agent refuses: {0}")]
+    Refused(String),
+    /// The connection broke off.
+    #[error("talk to the agent")]
+    Http(#[from] hyper::Error),
+    /// The answer broke off, or is too long.
+    #[error("read the agent's answer")]
+    Answer(#[source] axum::Error),
+    /// The answer is none that this version knows.
+    #[error("the agent's answer is not understood; is its version another?")]
+    Message(#[from] serde_json::Error),
+    /// The request could not be made.
+    #[error("make a request to the agent")]
+    Request(#[from] axum::http::Error),
+    /// There is no runtime.
+    #[error("start the runtime")]
+    Runtime(#[source] io::Error),
+}
+
+impl ClientError {
+    /// Whether the agent cannot be asked at all, as opposed to saying no.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Slow | Self::Busy(_) => true,
+            Self::Refused(_)
+            | Self::Http(_)
+            | Self::Answer(_)
+            | Self::Message(_)
+            | Self::Request(_)
+            | Self::Runtime(_) => false,
+        }
+    }
+
+    /// Whether no agent serves the socket.
+    #[must_use]
+    pub fn is_nobody(&self) -> bool {
+        match self {
+            Self::Unreachable { path: _, source } => is_nobody(source),
+            Self::Slow
+            | Self::Busy(_)
+            | Self::Refused(_)
+            | Self::Http(_)
+            | Self::Answer(_)
+            | Self::Message(_)
+            | Self::Request(_)
+            | Self::Runtime(_) => false,
+        }
+    }
+}
+
+/// Whether a connection failed because no process listens.
+fn is_nobody(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+/// The agent behind a socket. Every call blocks.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    /// The agent behind this socket.
+    #[must_use]
+    pub fn new(socket: &Path) -> Self {
+        Self {
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// Whether anybody serves the socket, whether he answers or not.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        match std::os::unix::net::UnixStream::connect(&self.socket) {
+            Ok(_) => true,
+            Err(error) => !is_nobody(&error),
+        }
+    }
+
+    /// How it is.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status")
+    }
+
+    /// The workloads of its host.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn workloads(&self) -> Result<Workloads, ClientError> {
+        self.get("/v1/workloads")
+    }
+
+    /// The customers of its policy.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn customers(&self) -> Result<Customers, ClientError> {
+        self.get("/v1/customers")
+    }
+
+    /// The exemptions of its policy.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn exemptions(&self) -> Result<Exemptions, ClientError> {
+        self.get("/v1/exemptions")
+    }
+
+    /// The running set.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn policy(&self) -> Result<Policy, ClientError> {
+        self.get("/v1/policy")
+    }
+
+    /// Has it read its files.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn reload(&self, request: &ReloadRequest) -> Result<Reload, ClientError> {
+        self.ask(Method::POST, "/v1/reload", Some(request))
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.ask(Method::GET, path, None::<&()>)
+    }
+
+    fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        content: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let body = match content {
+            Some(content) => Body::from(serde_json::to_vec(content)?),
+            None => Body::empty(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, "gate25")
+            .header(CONTENT_TYPE, "application/json")
+            .body(body)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(ClientError::Runtime)?;
+        let (status, body) = runtime
+            .block_on(async { timeout(PATIENCE, self.exchange(request)).await })
+            .map_err(|_elapsed| ClientError::Slow)??;
+        if status.is_success() {
+            return Ok(serde_json::from_slice(&body)?);
+        }
+        let error = match serde_json::from_slice(&body) {
+            Ok(Failure { error }) => error,
+            Err(_) => status.to_string(),
+        };
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            Err(ClientError::Busy(error))
+        } else {
+            Err(ClientError::Refused(error))
+        }
+    }
+
+    async fn exchange(&self, request: Request<Body>) -> Result<(StatusCode, Bytes), ClientError> {
+        let connected = UnixStream::connect(&self.socket).await;
+        let stream = connected.map_err(|source| ClientError::Unreachable {
+            path: self.socket.clone(),
+            source,
+        })?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = to_bytes(Body::new(response.into_body()), ANSWER_BYTES).await;
+            Ok((status, body.map_err(ClientError::Answer)?))
+        };
+        tokio::pin!(answer);
+        tokio::select! {
+            // Both are polled until the answer is whole; the connection ends after it.
+            answered = &mut answer => answered,
+            Err(error) = connection => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Paths, methods and messages.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::messages::{Failure, Reload, ReloadRequest};
+use super::{Agent, Command, Execution, Figures, Shrink, view};
+use crate::kernel::bpf::BpfError;
+
+#[derive(Clone)]
+struct Desk {
+    agent: Agent,
+    reply: Duration,
+}
+
+/// All paths. The agent's loop has `reply` to answer.
+pub(super) fn router(agent: Agent, reply: Duration) -> Router {
+    let refuse = || async { failure(StatusCode::METHOD_NOT_ALLOWED, "not with this method") };
+    Router::new()
+        .route("/v1/status", get(status).fallback(refuse))
+        .route("/v1/workloads", get(workloads).fallback(refuse))
+        .route("/v1/customers", get(customers).fallback(refuse))
+        .route("/v1/exemptions", get(exemptions).fallback(refuse))
+        .route("/v1/policy", get(policy).fallback(refuse))
+        .route("/v1/reload", post(reload).fallback(refuse))
+        .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing here") })
+        .with_state(Desk { agent, reply })
+}
+
+async fn status(State(desk): State<Desk>) -> Response {
+    let Agent {
+        status, constants, ..
+    } = desk.agent.clone();
+    let now = Timestamp::now();
+    match figures(&desk.agent, |figures| figures.host()).await {
+        Ok(counters) => success(&view::status(
+            status.get(),
+            &constants,
+            Some(&counters),
+            now,
+        )),
+        Err(error) => {
+            warn!(error, "status without counters");
+            success(&view::status(status.get(), &constants, None, now))
+        }
+    }
+}
+
+async fn workloads(State(desk): State<Desk>) -> Response {
+    let Agent {
+        status, constants, ..
+    } = &desk.agent;
+    success(&view::workloads(&status.get(), constants))
+}
+
+async fn customers(State(desk): State<Desk>) -> Response {
+    let status = desk.agent.status.get();
+    let now = Timestamp::now();
+    let listed = figures(&desk.agent, move |figures| {
+        view::customers(&status, now, |id| figures.customer(id))
+    });
+    match listed.await {
+        Ok(customers) => success(&customers),
+        Err(error) => failure(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn exemptions(State(desk): State<Desk>) -> Response {
+    let status = desk.agent.status.get();
+    success(&view::exemptions(&status.policy, Timestamp::now()))
+}
+
+async fn policy(State(desk): State<Desk>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Policy { reply }, answer).await {
+        Ok(policy) => success(&view::policy(policy)),
+        Err(busy) => busy,
+    }
+}
+
+async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
+    let request = if body.is_empty() {
+        Ok(ReloadRequest::default())
+    } else {
+        // Not at once: serde takes an array for an object, by position.
+        serde_json::from_slice(&body)
+            .and_then(|object| serde_json::from_value(serde_json::Value::Object(object)))
+    };
+    let ReloadRequest {
+        accept_shrink,
+        dry_run,
+        wait,
+    } = match request {
+        Ok(request) => request,
+        Err(error) => {
+            let message = format!("the body is no such request: {error}");
+            return failure(StatusCode::BAD_REQUEST, message);
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    let command = Command::Reload {
+        shrink: match accept_shrink {
+            true => Shrink::Accepted,
+            false => Shrink::Refused,
+        },
+        execution: match dry_run {
+            true => Execution::DryRun,
+            false => Execution::Apply,
+        },
+        reply,
+    };
+    if !wait && !dry_run {
+        return match desk.send(command).await {
+            Ok(()) => message(StatusCode::ACCEPTED, &Reload::Accepted),
+            Err(busy) => busy,
+        };
+    }
+    match desk.ask(command, answer).await {
+        Ok(outcome) => success(&view::reload(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+impl Desk {
+    async fn ask<T>(&self, command: Command, answer: oneshot::Receiver<T>) -> Result<T, Response> {
+        let asked = async {
+            self.agent.commands.send(command).await.ok()?;
+            answer.await.ok()
+        };
+        self.in_time(asked).await
+    }
+
+    async fn send(&self, command: Command) -> Result<(), Response> {
+        let sent = async { self.agent.commands.send(command).await.ok() };
+        self.in_time(sent).await
+    }
+
+    async fn in_time<T>(&self, asked: impl Future<Output = Option<T>>) -> Result<T, Response> {
+        match timeout(self.reply, asked).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err(failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the agent is stopping",
+            )),
+            Err(_elapsed) => Err(failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                format!("the agent did not answer in {:?}", self.reply),
+            )),
+        }
+    }
+}
+
+/// Reads counters where that may block.
+async fn figures<T: Send + 'static>(
+    agent: &Agent,
+    read: impl FnOnce(&dyn Figures) -> Result<T, BpfError> + Send + 'static,
+) -> Result<T, String> {
+    let figures = Arc::clone(&agent.figures);
+    match spawn_blocking(move || read(&*figures)).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => Err(match std::error::Error::source(&error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        }),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn success(content: &impl Serialize) -> Response {
+    message(StatusCode::OK, content)
+}
+
+/// The answer to what comes to nothing.
+pub(super) fn failure(status: StatusCode, error: impl Into<String>) -> Response {
+    let error = error.into();
+    message(status, &Failure { error })
+}
+
+fn message(status: StatusCode, content: &impl Serialize) -> Response {
+    let json = [(CONTENT_TYPE, "application/json")];
+    match serde_json::to_vec(content) {
+        Ok(body) => (status, json, body).into_response(),
+        Err(error) => {
+            let text = error.to_string();
+            (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+        }
+    }
+}

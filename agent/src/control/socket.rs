@@ -1,0 +1,203 @@
+//! The socket's file: made whole before it bears its name, taken away when the agent stops.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown,
+};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Group;
+use tokio::net::UnixListener;
+use tracing::warn;
+
+/// Everybody may look into the folder; the socket's own mode says who may connect.
+const FOLDER_MODE: u32 = 0o755;
+/// The owner and the group may connect.
+const GROUP_MODE: u32 = 0o660;
+/// Only the owner may connect.
+const OWNER_MODE: u32 = 0o600;
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Something else has the name.
+    #[error("{} is not a socket: it is left alone", path.display())]
+    NotASocket {
+        /// The name.
+        path: PathBuf,
+    },
+    /// Somebody serves there.
+    #[error("another process serves {}", path.display())]
+    InUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The path has no last component.
+    #[error("{} names no file", path.display())]
+    NoName {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file operation failed.
+    #[error("{action} {}", path.display())]
+    Io {
+        /// What was attempted.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+/// A socket that listens, and its file.
+#[derive(Debug)]
+pub struct Socket {
+    path: PathBuf,
+    listener: UnixListener,
+    group: Option<u32>,
+    identity: (u64, u64),
+}
+
+impl Socket {
+    /// Listens at `path`, for root and the members of `group`. The socket file of an agent that is
+    /// dead is replaced.
+    ///
+    /// # Errors
+    /// See [`SocketError`].
+    pub fn bind(path: &Path, group: &str) -> Result<Self, SocketError> {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+            let path = path.to_owned();
+            return Err(SocketError::NoName { path });
+        };
+        make_folder(folder)?;
+        refuse_occupied(path)?;
+        let group = find_group(group);
+        // Nobody but its owner gets into this folder, so that the socket is reached only once its
+        // mode is right.
+        let mut nursery = OsString::from(".");
+        nursery.push(name);
+        nursery.push(".new");
+        let nursery = Nursery::new(folder.join(nursery))?;
+        let young = nursery.0.join("s");
+        let listener = UnixListener::bind(&young).map_err(failed("bind", path))?;
+        if let Some(group) = group {
+            chown(&young, None, Some(group)).map_err(failed("give to its group", path))?;
+        }
+        let mode = group.map_or(OWNER_MODE, |_| GROUP_MODE);
+        let permissions = Permissions::from_mode(mode);
+        fs::set_permissions(&young, permissions).map_err(failed("set the mode of", path))?;
+        let identity = identity(&young).map_err(failed("look at", path))?;
+        fs::rename(&young, path).map_err(failed("rename to", path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+            group,
+            identity,
+        })
+    }
+
+    /// The listener.
+    pub(super) fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// The group that may read and reload.
+    pub(super) fn group(&self) -> Option<u32> {
+        self.group
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // A successor's file stays.
+        if !identity(&self.path).is_ok_and(|found| found == self.identity) {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            warn!(path = %self.path.display(), %error, "the control socket's file stays");
+        }
+    }
+}
+
+/// The folder in which a socket gets its mode.
+struct Nursery(PathBuf);
+
+impl Nursery {
+    fn new(path: PathBuf) -> Result<Self, SocketError> {
+        // An agent that was killed just here has left it.
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &path)(source));
+            }
+            _ => {}
+        }
+        let made = DirBuilder::new().mode(0o700).create(&path);
+        made.map_err(failed("create folder", &path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Nursery {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            warn!(path = %self.0.display(), %error, "a folder of the control socket stays");
+        }
+    }
+}
+
+fn make_folder(folder: &Path) -> Result<(), SocketError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let made = DirBuilder::new().recursive(true).create(folder);
+    made.map_err(failed("create folder", folder))?;
+    // Whatever the umask was.
+    fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE))
+        .map_err(failed("set the mode of", folder))
+}
+
+/// Lets pass what may be replaced: nothing, or a socket that nobody serves.
+fn refuse_occupied(path: &Path) -> Result<(), SocketError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(failed("look at", path)(source)),
+    };
+    let path = path.to_owned();
+    if !metadata.file_type().is_socket() {
+        return Err(SocketError::NotASocket { path });
+    }
+    match UnixStream::connect(&path) {
+        Ok(_) => Err(SocketError::InUse { path }),
+        Err(_) => Ok(()),
+    }
+}
+
+fn find_group(name: &str) -> Option<u32> {
+    match Group::from_name(name) {
+        Ok(Some(group)) => return Some(group.gid.as_raw()),
+        Ok(None) => warn!(group = name, "no such group: only root may use the socket"),
+        Err(error) => {
+            warn!(group = name, %error, "group not looked up: only root may use the socket");
+        }
+    }
+    None
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> SocketError {
+    let path = path.to_owned();
+    move |source| SocketError::Io {
+        action,
+        path,
+        source,
+    }
+}

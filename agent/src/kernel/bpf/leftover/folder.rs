@@ -1,0 +1,308 @@
+//! The folder `gate25` on the BPF filesystem: `v<ABI>/<TABLE>`, `v<ABI>/links/<place>`,
+//! `v<ABI>/programs/<digest>/<program>`.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::objects::{self, Place};
+use super::{LeftoverError, Removal, Removals, failed};
+
+const LINKS: &str = "links";
+const PROGRAMS: &str = "programs";
+const HOOKS: [&str; 4] = ["egress", "connect4", "connect6", "socket"];
+/// Bytes that the kernel keeps of a name.
+const NAME_BYTES: usize = 15;
+
+/// Everything that agents have pinned.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// By version of the layout.
+    pub versions: Vec<Version>,
+    /// What is not gate25's.
+    pub foreign: Vec<PathBuf>,
+}
+
+/// What agents of one version of the layout have pinned.
+#[derive(Debug, Default)]
+pub struct Version {
+    /// The version.
+    pub number: u32,
+    /// Tables and how many entries each holds, where it is filled entry by entry.
+    pub tables: Vec<(String, Option<u64>)>,
+    /// Links, and whether each still attaches its program where its name says.
+    pub links: Vec<(Point, bool)>,
+    /// Programs by name.
+    pub programs: Vec<String>,
+}
+
+/// What a link attaches a program to.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    /// The interface with this index.
+    Interface(u32),
+    /// A hook of the cgroup with this id.
+    Cgroup(u64, &'static str),
+}
+
+/// A file that is gate25's by its place.
+enum Own {
+    Link(Point),
+    Program(String),
+    Table(String),
+}
+
+/// Files and folders, each kind in the order in which it is to be removed.
+#[derive(Default)]
+struct Found {
+    files: Vec<(u32, PathBuf, Own)>,
+    /// Deepest first.
+    folders: Vec<PathBuf>,
+    foreign: Vec<PathBuf>,
+}
+
+/// Describes what is in the folder.
+pub(super) fn survey(folder: &Path) -> Result<Survey, LeftoverError> {
+    let Found {
+        files,
+        folders: _,
+        foreign,
+    } = find(folder)?;
+    let mut survey = Survey {
+        versions: Vec::new(),
+        foreign,
+    };
+    for (number, path, own) in files {
+        let known = survey.versions.iter_mut().find(|it| it.number == number);
+        let version = match known {
+            Some(version) => version,
+            None => {
+                survey.versions.push(Version {
+                    number,
+                    ..Version::default()
+                });
+                match survey.versions.last_mut() {
+                    Some(version) => version,
+                    None => continue,
+                }
+            }
+        };
+        match own {
+            Own::Link(point) => {
+                let attached = is_attached(&point, &path)?;
+                version.links.push((point, attached));
+            }
+            Own::Program(name) => version.programs.push(name),
+            Own::Table(name) => {
+                let entries = objects::entries(&path).map_err(failed("read table", &path))?;
+                version.tables.push((name, entries));
+            }
+        }
+    }
+    Ok(survey)
+}
+
+/// Where the links in the folder attach programs.
+pub(super) fn links(folder: &Path) -> Result<Vec<Point>, LeftoverError> {
+    let mut points = Vec::new();
+    for (_, path, own) in find(folder)?.files {
+        match own {
+            Own::Link(point) if is_attached(&point, &path)? => points.push(point),
+            Own::Link(_) | Own::Program(_) | Own::Table(_) => {}
+        }
+    }
+    Ok(points)
+}
+
+/// Whether the link attaches its program where its name says.
+fn is_attached(point: &Point, path: &Path) -> Result<bool, LeftoverError> {
+    let place = objects::place(path).map_err(failed("look at link", path))?;
+    Ok(match (point, place) {
+        (Point::Interface(named), Place::Interface(found)) => *named == found,
+        (Point::Cgroup(named, _), Place::Cgroup(found)) => *named == found,
+        (Point::Interface(_) | Point::Cgroup(..), _) => false,
+    })
+}
+
+/// Removes what is gate25's in the folder, and the folder if nothing else is in it.
+pub(super) fn remove(folder: &Path, removal: Removal, removals: &mut Removals) {
+    let Found {
+        mut files,
+        folders,
+        foreign,
+    } = match find(folder) {
+        Ok(found) => found,
+        Err(error) => {
+            removals.errors.push(error);
+            return;
+        }
+    };
+    // Programs first stop being called, then go, then their tables.
+    files.sort_by_key(|(_, path, own)| {
+        let rank = match own {
+            Own::Link(_) => 0,
+            Own::Program(_) => 1,
+            Own::Table(_) => 2,
+        };
+        (rank, path.clone())
+    });
+    for (_, path, _) in files {
+        take(path, |path| fs::remove_file(path), removal, removals);
+    }
+    for path in folders {
+        let holds_foreign = foreign.iter().any(|other| other.starts_with(&path));
+        if !holds_foreign {
+            take(path, |path| fs::remove_dir(path), removal, removals);
+        }
+    }
+    removals.foreign.extend(foreign);
+}
+
+fn take(
+    path: PathBuf,
+    remove: impl FnOnce(&Path) -> io::Result<()>,
+    removal: Removal,
+    removals: &mut Removals,
+) {
+    let taken = match removal {
+        Removal::Real => remove(&path),
+        Removal::DryRun => Ok(()),
+    };
+    match taken {
+        Ok(()) => removals.pins.push(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(source) => removals.errors.push(failed("remove", &path)(source)),
+    }
+}
+
+fn find(folder: &Path) -> Result<Found, LeftoverError> {
+    let mut found = Found::default();
+    let (folders, files) = list(folder)?;
+    found
+        .foreign
+        .extend(files.into_iter().map(|(_, path)| path));
+    for (name, path) in folders {
+        match version(&name) {
+            Some(number) => find_version(number, path, &mut found)?,
+            None => found.foreign.push(path),
+        }
+    }
+    found.folders.push(folder.to_owned());
+    Ok(found)
+}
+
+fn find_version(number: u32, folder: PathBuf, found: &mut Found) -> Result<(), LeftoverError> {
+    let (folders, files) = list(&folder)?;
+    sort_out(number, files, |name| table(name).map(Own::Table), found);
+    for (name, path) in folders {
+        match name.as_str() {
+            LINKS => {
+                let (folders, files) = list(&path)?;
+                sort_out(number, files, |name| point(name).map(Own::Link), found);
+                found
+                    .foreign
+                    .extend(folders.into_iter().map(|(_, path)| path));
+                found.folders.push(path);
+            }
+            PROGRAMS => find_programs(number, path, found)?,
+            _ => found.foreign.push(path),
+        }
+    }
+    found.folders.push(folder);
+    Ok(())
+}
+
+fn find_programs(number: u32, folder: PathBuf, found: &mut Found) -> Result<(), LeftoverError> {
+    let (digests, files) = list(&folder)?;
+    found
+        .foreign
+        .extend(files.into_iter().map(|(_, path)| path));
+    for (digest, path) in digests {
+        if digest.is_empty() || !digest.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            found.foreign.push(path);
+            continue;
+        }
+        let (folders, files) = list(&path)?;
+        sort_out(number, files, |name| program(name).map(Own::Program), found);
+        found
+            .foreign
+            .extend(folders.into_iter().map(|(_, path)| path));
+        found.folders.push(path);
+    }
+    found.folders.push(folder);
+    Ok(())
+}
+
+fn sort_out(
+    number: u32,
+    files: Vec<(String, PathBuf)>,
+    own: impl Fn(&str) -> Option<Own>,
+    found: &mut Found,
+) {
+    for (name, path) in files {
+        match own(&name) {
+            Some(own) => found.files.push((number, path, own)),
+            None => found.foreign.push(path),
+        }
+    }
+}
+
+/// Names and paths, in order.
+type Entries = Vec<(String, PathBuf)>;
+
+/// The folders and everything else in a folder, by name. Links are not followed.
+fn list(folder: &Path) -> Result<(Entries, Entries), LeftoverError> {
+    let (mut folders, mut files) = (Vec::new(), Vec::new());
+    for entry in fs::read_dir(folder).map_err(failed("list", folder))? {
+        let entry = entry.map_err(failed("list", folder))?;
+        let kind = entry.file_type().map_err(failed("look at", folder))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if kind.is_dir() {
+            folders.push((name, entry.path()));
+        } else if kind.is_file() {
+            files.push((name, entry.path()));
+        } else {
+            // A name that no pin of ours has.
+            files.push((String::new(), entry.path()));
+        }
+    }
+    folders.sort();
+    files.sort();
+    Ok((folders, files))
+}
+
+fn version(name: &str) -> Option<u32> {
+    canonical(name.strip_prefix('v')?)
+}
+
+fn point(name: &str) -> Option<Point> {
+    if let Some(rest) = name.strip_prefix("cgroup-") {
+        let (id, hook) = rest.split_once('-')?;
+        let hook = HOOKS.into_iter().find(|known| *known == hook)?;
+        return Some(Point::Cgroup(canonical(id)?, hook));
+    }
+    // The first layout had the index alone.
+    let index = name.strip_prefix("interface-").unwrap_or(name);
+    canonical(index).map(Point::Interface)
+}
+
+fn program(name: &str) -> Option<String> {
+    named(name, |byte| byte.is_ascii_lowercase())
+}
+
+fn table(name: &str) -> Option<String> {
+    named(name, |byte| byte.is_ascii_uppercase())
+}
+
+fn named(name: &str, letter: impl Fn(u8) -> bool) -> Option<String> {
+    let fits = (1..=NAME_BYTES).contains(&name.len());
+    let own = |byte: u8| letter(byte) || byte.is_ascii_digit() || byte == b'_';
+    (fits && name.bytes().all(own)).then(|| name.to_owned())
+}
+
+/// A number written the one way in which the agent writes it.
+fn canonical<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse()
+        .ok()
+        .filter(|number: &N| number.to_string() == text)
+}

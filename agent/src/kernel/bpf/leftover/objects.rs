@@ -1,0 +1,182 @@
+//! Pinned objects of any layout, as the kernel describes them.
+//!
+//! Layouts are `union bpf_attr`, `struct bpf_map_info` and `struct bpf_link_info` of Linux 6.6
+//! (include/uapi/linux/bpf.h); the kernel fills what it knows.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
+
+use crate::kernel::bpf::link::{bpf, open, raw};
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
+const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
+const BPF_LINK_TYPE_CGROUP: u32 = 3;
+const BPF_LINK_TYPE_TCX: u32 = 11;
+
+/// Where a link attaches its program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// On the interface with this index.
+    Interface(u32),
+    /// On the cgroup with this id.
+    Cgroup(u64),
+    /// Nowhere any more, or elsewhere than gate25 puts programs.
+    Nowhere,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// Where the link pinned at `path` attaches its program.
+pub(super) fn place(path: &Path) -> io::Result<Place> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        program: u32,
+        pad: u32,
+        target: [u8; 8],
+        attach_type: u32,
+    }
+    let link = open(path)?;
+    let mut info = Info::default();
+    describe(link.as_fd(), &mut info)?;
+    let [a, b, c, d, ..] = info.target;
+    Ok(match info.kind {
+        BPF_LINK_TYPE_TCX => match u32::from_ne_bytes([a, b, c, d]) {
+            0 => Place::Nowhere,
+            index => Place::Interface(index),
+        },
+        BPF_LINK_TYPE_CGROUP => match u64::from_ne_bytes(info.target) {
+            0 => Place::Nowhere,
+            id => Place::Cgroup(id),
+        },
+        _ => Place::Nowhere,
+    })
+}
+
+/// Entries of the table pinned at `path`; `None` for kinds that are not filled entry by entry.
+pub(super) fn entries(path: &Path) -> io::Result<Option<u64>> {
+    let map = open(path)?;
+    let info = map_info(map.as_fd())?;
+    match info.kind {
+        BPF_MAP_TYPE_HASH | BPF_MAP_TYPE_PERCPU_HASH | BPF_MAP_TYPE_LPM_TRIE => {}
+        _ => return Ok(None),
+    }
+    let mut entries = 0;
+    each_key(map.as_fd(), &info, |_| {
+        entries += 1;
+        Ok(())
+    })?;
+    Ok(Some(entries))
+}
+
+/// Keys and values of the hash table pinned at `path`.
+pub(super) fn rows(path: &Path) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let map = open(path)?;
+    let info = map_info(map.as_fd())?;
+    // The values of other kinds are larger than what the kernel says.
+    if info.kind != BPF_MAP_TYPE_HASH {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a hash table",
+        ));
+    }
+    let mut rows = Vec::new();
+    each_key(map.as_fd(), &info, |key| {
+        if let Some(value) = look_up(map.as_fd(), &info, key)? {
+            rows.push((key.to_vec(), value));
+        }
+        Ok(())
+    })?;
+    Ok(rows)
+}
+
+fn each_key(
+    map: BorrowedFd<'_>,
+    info: &MapInfo,
+    mut see: impl FnMut(&[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut key = vec![0u8; info.key_size as usize];
+    let mut next = vec![0u8; info.key_size as usize];
+    let mut first = true;
+    // Keys that go meanwhile make the kernel begin anew: somebody is writing, and no count is right.
+    for _ in 0..info.max_entries {
+        let mut attr = ElementAttr {
+            map: raw(map),
+            pad: 0,
+            key: if first { 0 } else { key.as_ptr() as u64 },
+            value: next.as_mut_ptr() as u64,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            Err(error) => return Err(error),
+        }
+        see(&next)?;
+        std::mem::swap(&mut key, &mut next);
+        first = false;
+    }
+    Ok(())
+}
+
+fn look_up(map: BorrowedFd<'_>, info: &MapInfo, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+    let mut value = vec![0u8; info.value_size as usize];
+    let mut attr = ElementAttr {
+        map: raw(map),
+        pad: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_mut_ptr() as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = MapInfo::default();
+    describe(map, &mut info)?;
+    Ok(info)
+}
+
+fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: raw(object),
+        length: size_of::<T>() as u32,
+        info: (&raw mut *info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}

@@ -1,0 +1,80 @@
+//! Whether an address is the namespace's own.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use super::SocketsError;
+use crate::kernel::netlink::{NetlinkError, Request, Requests};
+
+const RTM_GETROUTE: u16 = 26;
+/// Bytes of `rtmsg`.
+const RTMSG: usize = 12;
+const RTA_DST: u16 = 1;
+const RTA_OIF: u16 = 4;
+/// Where `rtmsg` says what kind of route it is.
+const TYPE: usize = 7;
+const RTN_LOCAL: u8 = 2;
+
+/// The routes of the namespace that its socket was made in.
+pub(super) struct Routes {
+    requests: Requests,
+    known: HashMap<(IpAddr, u32), bool>,
+}
+
+impl Routes {
+    pub(super) fn new(requests: Requests) -> Self {
+        Self {
+            requests,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Whether what is sent to `destination` stays in the namespace; `interface` is what the
+    /// sending socket is bound to, or 0.
+    pub(super) fn is_local(
+        &mut self,
+        destination: IpAddr,
+        interface: u32,
+    ) -> Result<bool, SocketsError> {
+        if destination.is_loopback() {
+            return Ok(true);
+        }
+        if let Some(known) = self.known.get(&(destination, interface)) {
+            return Ok(*known);
+        }
+        let is_local = self.ask(destination, interface)?;
+        self.known.insert((destination, interface), is_local);
+        Ok(is_local)
+    }
+
+    fn ask(&mut self, destination: IpAddr, interface: u32) -> Result<bool, SocketsError> {
+        let mut fixed = [0; RTMSG];
+        let request = match destination {
+            IpAddr::V4(v4) => {
+                fixed[..2].copy_from_slice(&[libc::AF_INET as u8, 32]);
+                Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v4.octets())
+            }
+            IpAddr::V6(v6) => {
+                fixed[..2].copy_from_slice(&[libc::AF_INET6 as u8, 128]);
+                Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v6.octets())
+            }
+        };
+        let request = if interface == 0 {
+            request
+        } else {
+            request.attribute(RTA_OIF, &interface.to_ne_bytes())
+        };
+        let mut is_local = false;
+        let outcome = self.requests.get(request, |payload| {
+            let kind = payload.get(TYPE).ok_or(NetlinkError::Malformed)?;
+            is_local = *kind == RTN_LOCAL;
+            Ok(())
+        });
+        match outcome {
+            Ok(()) => Ok(is_local),
+            // No way there, or none any more.
+            Err(NetlinkError::Refused { .. }) => Ok(false),
+            Err(error) => Err(SocketsError::Route(error)),
+        }
+    }
+}

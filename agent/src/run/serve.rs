@@ -1,0 +1,411 @@
+//! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use crate::clock::{ClockWatch, Offset};
+use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
+use crate::kernel::bpf::Bpf;
+use crate::kernel::cgroups::CgroupEvent;
+use crate::kernel::links::{LinkEvent, Links, Subscription};
+use crate::notify::Notifier;
+use crate::reconcile::files::Occasion;
+use crate::reconcile::{Noted, RETRY, Reconciler};
+use crate::run::containers::{Containers, Happened};
+use crate::run::mounts::Mounts;
+use crate::run::sockets::{Next, Sweeper};
+use crate::run::store::Store;
+use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
+use crate::status::{Shared, Source};
+use crate::watch::{PolicyWatch, Reason};
+
+pub(super) struct Agent {
+    pub(super) links: Links,
+    pub(super) subscription: Subscription,
+    pub(super) watch: PolicyWatch,
+    pub(super) clock: ClockWatch,
+    pub(super) mounts: Mounts,
+    pub(super) containers: Containers,
+    pub(super) sweeper: Sweeper,
+    pub(super) files: Files,
+
+    pub(super) store: Store,
+    pub(super) requests: mpsc::Receiver<Command>,
+    pub(super) reloads: Reloads,
+    pub(super) notifier: Notifier,
+    pub(super) announced: bool,
+    pub(super) reconciler: Reconciler<Bpf>,
+    pub(super) status: Shared,
+    pub(super) dirty: bool,
+}
+
+/// The policy's files, at rest or being read on another thread.
+pub(super) enum Files {
+    Idle(PolicyFiles),
+    Loading(JoinHandle<(PolicyFiles, Result<Accepted, SourceError>)>),
+    Taken,
+}
+
+/// Reloads that were asked for. Each is answered by a reading of the files that began after it.
+#[derive(Default)]
+pub(super) struct Reloads {
+    /// The files may have changed since the reading that is under way began.
+    again: bool,
+    waiting: Vec<Request>,
+    serving: Option<Request>,
+}
+
+struct Request {
+    shrink: Shrink,
+    execution: Execution,
+    reply: oneshot::Sender<ReloadOutcome>,
+}
+
+impl Agent {
+    /// The first policy goes in before the first program is attached, so that an exempt customer
+    /// is not cut off for a moment; what an earlier start attached is covered all the while.
+    pub(super) async fn start(&mut self) -> anyhow::Result<()> {
+        let interfaces = self.links.snapshot().await?;
+        self.reconciler.interfaces(interfaces, Instant::now());
+        self.list_containers();
+        self.kept_policy();
+        self.load();
+        let loaded = loading(&mut self.files).await?;
+        self.take(loaded);
+        Ok(())
+    }
+
+    /// The set that was last accepted is what the files are measured by.
+    fn kept_policy(&mut self) {
+        let stored = self.store.load();
+        self.reconciler.complain("state", self.store.complaint());
+        let (Some(stored), Files::Idle(files)) = (stored, &mut self.files) else {
+            return;
+        };
+        match files.load_stored(&stored, Timestamp::now()) {
+            Ok(set) => self.reconciler.last_known_good(set),
+            Err(refusal) => report_stored_refusal(&refusal),
+        }
+    }
+
+    pub(super) async fn serve(&mut self) -> anyhow::Result<()> {
+        let mut retry = tokio::time::interval(RETRY);
+        let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
+        loop {
+            let busy = self.dirty || self.reconciler.has_waiting();
+            tokio::select! {
+                biased;
+                result = self.clock.set() => {
+                    result?;
+                    self.reconciler.clock(Offset::sample()?);
+                    self.dirty = true;
+                }
+                () = tick(watchdog.as_mut()) => self.ping(),
+                loaded = loading(&mut self.files) => self.take(loaded?),
+                Some(command) = self.requests.recv() => self.command(command),
+                reason = self.watch.changed() => {
+                    match reason? {
+                        Reason::Changed => {}
+                        Reason::Rescan => self.rescan().await?,
+                    }
+                    self.load();
+                }
+                event = self.links.next() => match event {
+                    Ok(event) => self.link(event).await?,
+                    Err(error) => {
+                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
+                        self.links = Links::open(self.subscription)?;
+                        self.rescan().await?;
+                    }
+                },
+                happened = self.containers.next() => self.container(happened).await?,
+                result = self.mounts.changed() => {
+                    result?;
+                    self.reconciler.verify_pins();
+                    self.mounts.lock_again()?;
+                }
+                complaint = self.store.saved() => self.reconciler.complain("state", complaint),
+                next = self.sweeper.next() => match next {
+                    Next::Due => self.sweep(),
+                    Next::Done(complaint) => self.reconciler.complain("sockets", complaint),
+                },
+                _ = retry.tick(), if self.reconciler.has_failed() => {
+                    self.reconciler.retry(Instant::now());
+                    self.dirty = true;
+                }
+                () = std::future::ready(()), if busy => {
+                    if std::mem::take(&mut self.dirty) {
+                        self.converge();
+                    } else {
+                        self.reconciler.attach_next(Instant::now());
+                        // Others get their turn: an attachment takes milliseconds.
+                        tokio::task::yield_now().await;
+                    }
+                    self.announce();
+                }
+            }
+        }
+    }
+
+    fn converge(&mut self) {
+        self.reconciler.converge();
+        if self.reconciler.take_revoked() {
+            self.sweeper.now();
+        }
+    }
+
+    /// Tells the service manager once everything that is there has its programs.
+    fn announce(&mut self) {
+        if self.announced || self.dirty || self.reconciler.has_waiting() {
+            return;
+        }
+        let status = self.status.get();
+        let text = format!(
+            "policy from {}, {} workloads",
+            status.source.as_str(),
+            status.workloads.len()
+        );
+        match self.notifier.ready(&text) {
+            Ok(()) => self.announced = true,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                warn!(error, "the service manager does not hear us");
+            }
+        }
+    }
+
+    fn ping(&self) {
+        if let Err(error) = self.notifier.ping() {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the service manager's watchdog does not hear us");
+        }
+    }
+
+    pub(super) fn stopping(&self) {
+        if let Err(error) = self.notifier.stopping() {
+            let error = &error as &dyn std::error::Error;
+            warn!(error, "the service manager does not hear us");
+        }
+    }
+
+    async fn link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match event {
+            LinkEvent::Upsert(interface) => {
+                let is_container = self.containers.concerns(&interface);
+                match self.reconciler.interface(interface, now) {
+                    Noted::News if is_container => self.containers.look_soon(),
+                    Noted::News => {}
+                    Noted::Known => return Ok(()),
+                }
+            }
+            LinkEvent::Gone { index } => self.reconciler.interface_gone(index),
+            LinkEvent::QdiscGone { index } => self.reconciler.displaced(index, now),
+            LinkEvent::Lost => self.rescan().await?,
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    async fn container(&mut self, happened: Happened) -> anyhow::Result<()> {
+        let now = Instant::now();
+        match happened {
+            Happened::Cgroup(CgroupEvent::Created(cgroup)) => self.reconciler.cgroup(cgroup, now),
+            Happened::Cgroup(CgroupEvent::Gone { id, path: _ }) => self.reconciler.cgroup_gone(id),
+            Happened::Cgroup(CgroupEvent::Populated { .. }) => {
+                self.containers.look_soon();
+                return Ok(());
+            }
+            Happened::Cgroup(CgroupEvent::WatchLimit) => {
+                let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
+                self.reconciler.complain("cgroup watches", Some(why.to_owned()));
+                return Ok(());
+            }
+            Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
+            Happened::Broken(why) => {
+                self.reconciler.complain("cgroups", Some(why));
+                self.containers.reopen();
+                self.list_containers();
+            }
+            Happened::TimeToLook => {
+                let cgroups = &self.reconciler.inventory().cgroups;
+                self.containers.look(cgroups.values().cloned().collect());
+                return Ok(());
+            }
+            Happened::Looked(found) => {
+                // The kernel does not say when the other end of a veth moves.
+                let interfaces = self.links.snapshot().await?;
+                let unknown = interfaces.iter().any(|it| found.lacks(it));
+                self.containers.look_again_if(unknown);
+                self.reconciler.interfaces(interfaces, now);
+                self.reconciler.complain("namespaces", found.complaint);
+                if self.reconciler.namespaces(found.namespaces) == Noted::News {
+                    self.sweeper.now();
+                }
+            }
+        }
+        self.dirty = true;
+        Ok(())
+    }
+
+    fn list_containers(&mut self) {
+        let depth = self.containers.depth_for(self.reconciler.policy());
+        match self.containers.list(depth) {
+            Ok(Some(cgroups)) => {
+                self.reconciler.cgroups(cgroups, Instant::now());
+                self.containers.look_soon();
+            }
+            Ok(None) => {}
+            Err(why) => self.containers.broken(why),
+        }
+        self.reconciler
+            .complain("cgroups", self.containers.complaint());
+        self.dirty = true;
+    }
+
+    async fn rescan(&mut self) -> anyhow::Result<()> {
+        let interfaces = self.links.snapshot().await?;
+        self.reconciler.interfaces(interfaces, Instant::now());
+        self.list_containers();
+        self.converge();
+        self.reconciler.verify(Offset::sample()?);
+        self.mounts.lock_again()?;
+        self.sweeper.now();
+        self.dirty = true;
+        Ok(())
+    }
+
+    fn sweep(&mut self) {
+        self.sweeper.sweep(&self.reconciler, self.containers.hierarchy());
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Reload {
+                shrink,
+                execution,
+                reply,
+            } => {
+                self.reloads.waiting.push(Request {
+                    shrink,
+                    execution,
+                    reply,
+                });
+                self.load();
+            }
+            Command::Policy { reply } => {
+                let status = self.status.get();
+                let running = self.reconciler.policy();
+                // Whoever asked may be gone.
+                let _gone = reply.send(RunningPolicy {
+                    source: status.source,
+                    generation: status.generation,
+                    hash: running.map(|running| running.hash),
+                    files: running.map_or_else(|| [].into(), |running| running.files.clone()),
+                });
+            }
+        }
+    }
+
+    /// Begins to read the files, or sees to it that they are read again after the reading that is
+    /// under way.
+    fn load(&mut self) {
+        match std::mem::replace(&mut self.files, Files::Taken) {
+            Files::Idle(mut files) => {
+                self.reloads.serving = self.reloads.waiting.pop();
+                self.files = Files::Loading(tokio::task::spawn_blocking(move || {
+                    let loaded = files.load(Timestamp::now());
+                    (files, loaded)
+                }));
+            }
+            loading @ (Files::Loading(_) | Files::Taken) => {
+                self.files = loading;
+                self.reloads.again = true;
+            }
+        }
+    }
+
+    fn take(&mut self, (files, loaded): (PolicyFiles, Result<Accepted, SourceError>)) {
+        self.files = Files::Idle(files);
+        let now = Timestamp::now();
+        match self.reloads.serving.take() {
+            None => {
+                let outcome = self.reconciler.files(loaded, Occasion::Watch, now);
+                self.took_over(&outcome);
+            }
+            Some(request) => {
+                let outcome = match request.execution {
+                    Execution::Apply => {
+                        let occasion = Occasion::Request(request.shrink);
+                        self.reconciler.files(loaded, occasion, now)
+                    }
+                    Execution::DryRun => self.reconciler.rehearse(loaded, request.shrink, now),
+                };
+                self.took_over(&outcome);
+                // Whoever asked may be gone.
+                let _gone = request.reply.send(outcome);
+            }
+        }
+        if std::mem::take(&mut self.reloads.again) || !self.reloads.waiting.is_empty() {
+            self.load();
+        }
+    }
+
+    fn took_over(&mut self, outcome: &ReloadOutcome) {
+        self.dirty = true;
+        match outcome {
+            ReloadOutcome::Applied { .. } => {}
+            ReloadOutcome::WouldApply { .. }
+            | ReloadOutcome::Unchanged
+            | ReloadOutcome::Refused { .. }
+            | ReloadOutcome::Shrunk { .. } => return,
+        }
+        let Some(running) = self.reconciler.policy() else {
+            return;
+        };
+        if running.source == Source::Files {
+            self.store.save(running.stored(Timestamp::now()));
+        }
+        self.sweeper.schedule(&running.policy, Timestamp::now());
+        let depth = self.containers.depth_for(Some(running));
+        if self.containers.is_shallower_than(depth) {
+            info!(depth, "cgroups are followed to another depth");
+            self.list_containers();
+        }
+        self.sweeper.now();
+    }
+}
+
+async fn tick(interval: Option<&mut tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What the reading came to; never, while there is none.
+async fn loading(
+    files: &mut Files,
+) -> anyhow::Result<(PolicyFiles, Result<Accepted, SourceError>)> {
+    match files {
+        Files::Loading(task) => Ok(task.await?),
+        Files::Idle(_) | Files::Taken => std::future::pending().await,
+    }
+}
+
+/// Sleeps until `moment`; for ever without one.
+pub(super) async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How long after a failure something is tried again.
+pub(super) const PAUSE: Duration = Duration::from_secs(1);

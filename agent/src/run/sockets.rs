@@ -1,0 +1,221 @@
+//! Cuts connections of containers that the policy no longer allows. The kernel drops their packets
+//! in any case; destroying their sockets tells the programs that hold them.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use gate25_common::abi::CustomerId;
+use gate25_common::decide::{HostMode, Route, Subject, Verdict, decide};
+use jiff::Timestamp;
+use tokio::task::{JoinError, JoinHandle};
+use tracing::{info, warn};
+
+use super::serve::until;
+use crate::clock;
+use crate::dataplane::{Dataplane, MapImage};
+use crate::explain::tables::TablesAt;
+use crate::kernel::cgroups::{Cgroup, Hierarchy};
+use crate::kernel::namespaces;
+use crate::kernel::sockets::{self, Destroyed, SocketsError, TcpSocket};
+use crate::policy::Policy;
+use crate::reconcile::Reconciler;
+
+/// How long after an exemption's end its connections are looked for.
+const GRACE: Duration = Duration::from_millis(5);
+
+pub(super) struct Sweeper {
+    ports: Vec<u16>,
+    mode: HostMode,
+    now: Option<Instant>,
+    /// When the next exemption ends.
+    expiry: Option<Instant>,
+    task: Option<JoinHandle<Result<usize, SweepError>>>,
+}
+
+/// What the loop should do.
+pub(super) enum Next {
+    /// Connections should be looked for.
+    Due,
+    /// A look is over: this is wrong.
+    Done(Option<String>),
+}
+
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error("connections of containers that are no longer allowed hang instead of ending")]
+    Sockets(#[from] SocketsError),
+    #[error("containers' network namespaces were not found")]
+    Namespaces(#[from] namespaces::NamespaceError),
+    #[error("the clock was not read")]
+    Clock(#[from] clock::ClockError),
+}
+
+impl Sweeper {
+    pub(super) fn new(ports: Vec<u16>, mode: HostMode) -> Self {
+        Self {
+            ports,
+            mode,
+            now: None,
+            expiry: None,
+            task: None,
+        }
+    }
+
+    /// Something may have been revoked.
+    pub(super) fn now(&mut self) {
+        self.now = Some(Instant::now());
+    }
+
+    /// Takes note of when the exemptions of `policy` end.
+    pub(super) fn schedule(&mut self, policy: &Policy, now: Timestamp) {
+        let ends = policy.exemptions.values().map(|exemption| exemption.expires);
+        let next = ends.filter(|end| *end > now).min();
+        self.expiry = next.and_then(|end| {
+            let wait = Duration::try_from(end.duration_since(now)).ok()?;
+            Instant::now().checked_add(wait + GRACE)
+        });
+    }
+
+    /// What is next. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Next {
+        match &mut self.task {
+            None => {
+                until([self.now, self.expiry].into_iter().flatten().min()).await;
+                Next::Due
+            }
+            Some(task) => {
+                let result = task.await;
+                self.task = None;
+                Next::Done(complaint(result))
+            }
+        }
+    }
+
+    /// Begins to look for connections that the tables do not allow.
+    pub(super) fn sweep<D: Dataplane>(
+        &mut self,
+        reconciler: &Reconciler<D>,
+        hierarchy: Option<&Hierarchy>,
+    ) {
+        self.now = None;
+        self.expiry = None;
+        if let Some(running) = reconciler.policy() {
+            self.schedule(&running.policy, Timestamp::now());
+        }
+        let inventory = reconciler.inventory();
+        let (Some(hierarchy), false) = (hierarchy, inventory.cgroups.is_empty()) else {
+            return;
+        };
+        let sweep = Sweep {
+            hierarchy: hierarchy.clone(),
+            owners: Owners::new(&inventory.cgroups, &reconciler.installed().cgroups),
+            cgroups: inventory.roots().cloned().collect(),
+            image: reconciler.installed().clone(),
+            ports: self.ports.clone(),
+            mode: self.mode,
+        };
+        self.task = Some(tokio::task::spawn_blocking(move || sweep.run()));
+    }
+}
+
+/// What is wrong after a look.
+fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<String> {
+    match result {
+        Ok(Ok(0)) => None,
+        Ok(Ok(destroyed)) => {
+            info!(destroyed, "connections ended that are no longer allowed");
+            None
+        }
+        Ok(Err(error)) => Some(complain(&error)),
+        Err(error) => Some(complain(&error)),
+    }
+}
+
+fn complain(error: &(dyn Error + 'static)) -> String {
+    warn!(error, "connections were not looked for");
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+/// Everything that a look needs, on a thread of its own.
+struct Sweep {
+    hierarchy: Hierarchy,
+    cgroups: Vec<Cgroup>,
+    owners: Owners,
+    image: MapImage,
+    ports: Vec<u16>,
+    mode: HostMode,
+}
+
+impl Sweep {
+    fn run(&self) -> Result<usize, SweepError> {
+        let found = namespaces::of_cgroups(&self.hierarchy, &self.cgroups)?;
+        let mut destroyed = 0;
+        for namespace in &found.namespaces {
+            for socket in sockets::to_ports(namespace.file.as_fd(), &self.ports)? {
+                if !self.refuses(&socket)? {
+                    continue;
+                }
+                match sockets::destroy(namespace.file.as_fd(), &socket)? {
+                    Destroyed::Yes => destroyed += 1,
+                    Destroyed::AlreadyGone => {}
+                }
+            }
+        }
+        Ok(destroyed)
+    }
+
+    fn refuses(&self, socket: &TcpSocket) -> Result<bool, SweepError> {
+        // A group that is gone may have belonged to anybody: its sockets are left to the programs.
+        let path = match self.hierarchy.path_of(socket.cgroup) {
+            Ok(Some(path)) => path,
+            Ok(None) => return Ok(false),
+            Err(error) => {
+                warn!(error = &error as &dyn Error, "socket of an unknown cgroup");
+                return Ok(false);
+            }
+        };
+        let Some(owner) = self.owners.of(&path) else {
+            return Ok(false);
+        };
+        let tables = TablesAt {
+            image: &self.image,
+            owner,
+            now: u64::try_from(clock::boot()?).unwrap_or(0),
+        };
+        let subject = Subject::Guarded {
+            destination: socket.destination,
+            route: Route::Direct,
+        };
+        Ok(match decide(&tables, self.mode, &subject).verdict {
+            Verdict::Allow | Verdict::Observe | Verdict::Throttle => false,
+            Verdict::Reject | Verdict::Drop | Verdict::Redirect | Verdict::Notice => true,
+        })
+    }
+}
+
+/// Whose a control group is, by its path, as the programs find it.
+struct Owners(BTreeMap<PathBuf, Option<CustomerId>>);
+
+impl Owners {
+    fn new(cgroups: &BTreeMap<u64, Cgroup>, claims: &BTreeMap<u64, CustomerId>) -> Self {
+        Self(
+            cgroups
+                .values()
+                .map(|cgroup| (cgroup.path.clone(), claims.get(&cgroup.id).copied()))
+                .collect(),
+        )
+    }
+
+    /// `None` for a group that no root is above.
+    fn of(&self, path: &Path) -> Option<CustomerId> {
+        let mut known = path.ancestors().filter_map(|path| self.0.get(path)).peekable();
+        known.peek()?;
+        Some(known.find_map(|owner| *owner).unwrap_or(CustomerId::UNASSIGNED))
+    }
+}

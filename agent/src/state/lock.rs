@@ -1,0 +1,77 @@
+//! Keeps a second agent away.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+
+/// Why the lock was not acquired.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// Another process has it.
+    #[error(
+        "another gate25 runs on this host: it holds the lock on {}; `systemctl status gate25` and \
+         `fuser -v {}` tell which", directory.display(), directory.display()
+    )]
+    Held {
+        /// The directory.
+        directory: PathBuf,
+    },
+    /// The directory cannot be opened.
+    #[error("opening {} to lock it", directory.display())]
+    Open {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refuses the lock for another reason.
+    #[error("locking {}", directory.display())]
+    Lock {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        source: Errno,
+    },
+}
+
+/// Held by the one agent of a host for as long as it lives.
+///
+/// A directory is locked, since ordinary files cannot be made on the BPF filesystem: flock(2) works
+/// on every open file. The kernel releases the lock when the process ends, however it ends. Programs
+/// that the agent starts do not inherit it: the descriptor is close-on-exec.
+#[derive(Debug)]
+pub struct ExclusiveLock {
+    _locked: Flock<File>,
+}
+
+impl ExclusiveLock {
+    /// Locks `directory` without waiting.
+    ///
+    /// # Errors
+    /// [`LockError`].
+    pub fn acquire(directory: &Path) -> Result<Self, LockError> {
+        // The standard library opens everything close-on-exec.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECTORY)
+            .open(directory)
+            .map_err(|source| LockError::Open {
+                directory: directory.to_owned(),
+                source,
+            })?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Ok(Self { _locked: locked }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(LockError::Held {
+                directory: directory.to_owned(),
+            }),
+            Err((_, source)) => Err(LockError::Lock {
+                directory: directory.to_owned(),
+                source,
+            }),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The commands: what they print and how they exit.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command as Process, Output};
+use std::sync::Arc;
+
+use gate25::control::{Command, ReloadOutcome, RunningPolicy};
+use gate25::policy::loader::{SetHash, SourceFile};
+use gate25::settings::Enforcement;
+use gate25::state::{LastKnownGood, StoredSet};
+use gate25::status::Source;
+
+use crate::lab::{Lab, configure};
+
+const BASE: &str = "schema: 1
+allowlists: [{name: relays, to: [192.0.2.25]}]
+profiles: [{name: default, allow: [relays]}]
+customers:
+  - id: acme
+    workloads: [{interface: tap7i0}]
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_exits_0_when_enforcing_and_1_when_not() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    let output = lab.gate25(&["status"]).await;
+    let text = stdout(&output);
+    assert!(text.contains("enforcing\tyes\n"), "{text}");
+    assert!(
+        text.contains("exemptions\t0 scheduled, 1 active, 1 expired\n"),
+        "{text}"
+    );
+    assert_eq!(output.status.code(), Some(0));
+    lab.status
+        .update(|status| status.problems.push("a\u{1b}[2Jb".to_owned()));
+    let output = lab.gate25(&["status"]).await;
+    let text = stdout(&output);
+    assert!(text.contains("problem\ta\\u{1b}[2Jb\n"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_json_is_what_the_agent_says() {
+    let lab = Lab::with(Enforcement::Observe, |_| {}).await;
+    let output = lab.gate25(&["status", "--json"]).await;
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(printed, lab.get("/v1/status").await.1);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_prints_fields_between_tabs_and_names_of_tenants_escaped() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    lab.status.update(|status| {
+        if let Some(workload) = status.workloads.get_mut(&6) {
+            workload.name = "tap\t\u{1b}[31m\u{202e}".to_owned();
+        }
+    });
+    let text = stdout(&lab.gate25(&["list", "workloads"]).await);
+    let expected = "interface\t4\ttap101i0\tunassigned\tunassigned
+interface\t5\ttap101i1\tunassigned\tunassigned
+interface\t6\ttap\\t\\u{1b}[31m\\u{202e}\tenforced\tacme
+interface\t7\ttap8i0\tconflict\tacme,blue
+";
+    assert_eq!(text, expected);
+    let text = stdout(&lab.gate25(&["list", "exemptions"]).await);
+    let expected = "news\tacme\tactive\t-\t2999-01-01T00:00:00Z
+past\tacme\texpired\t2020-01-01T00:00:00Z\t2020-02-01T00:00:00Z
+";
+    assert_eq!(text, expected);
+    let text = stdout(&lab.gate25(&["list", "customers"]).await);
+    assert!(
+        text.lines().any(|line| line.starts_with("acme\t")),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_unassigned_as_yaml_is_a_policy_once_the_ids_are_filled_in() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    lab.status.update(|status| {
+        let odd = ["it's", "tap*", "tap{1}", "a#b", "tap\u{1b}"];
+        for (index, name) in (20..).zip(odd) {
+            let mut workload = status.workloads[&4].clone();
+            workload.name = name.to_owned();
+            status.workloads.insert(index, workload);
+        }
+    });
+    let output = lab
+        .gate25(&["list", "workloads", "--unassigned", "--as-yaml"])
+        .await;
+    let stanzas = stdout(&output);
+    let dir = lab.dir.path().join("filled");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("base.yaml"), BASE).unwrap();
+    fs::write(dir.join("new.yaml"), &stanzas).unwrap();
+    let check = |word: &str| {
+        let mut process = Process::new(env!("CARGO_BIN_EXE_gate25"));
+        process.arg("check").arg(&dir).arg(word).output().unwrap()
+    };
+    assert_eq!(
+        check("--json").status.code(),
+        Some(1),
+        "unfilled stanzas are refused"
+    );
+    let mut filled = String::new();
+    for (number, part) in stanzas.split("- id:\n").enumerate() {
+        if number > 0 {
+            filled.push_str(&format!("- id: c-{number}\n"));
+        }
+        filled.push_str(part);
+    }
+    fs::write(dir.join("new.yaml"), &filled).unwrap();
+    let checked = check("--json");
+    assert_eq!(
+        checked.status.code(),
+        Some(0),
+        "{filled}{}",
+        stdout(&checked)
+    );
+    let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    // Guest 101 with both its cards, `it's` and `a#b`, beside the one that was there.
+    assert_eq!(report["policy"]["customers"], 4, "{filled}");
+    assert!(
+        !filled.contains("tap8i0"),
+        "a conflict is not unassigned: {filled}"
+    );
+    assert!(!filled.contains('\u{1b}'), "{filled:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_as_yaml_of_assigned_workloads_is_misuse() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    let output = lab.gate25(&["list", "workloads", "--as-yaml"]).await;
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reload_exits_by_what_came_of_it() {
+    let lab = Lab::with(Enforcement::Policy, |command| {
+        let Command::Reload { reply, .. } = command else {
+            return;
+        };
+        let _gone = reply.send(ReloadOutcome::Shrunk {
+            message: "60 of 100 customers went".to_owned(),
+        });
+    })
+    .await;
+    let output = lab.gate25(&["reload", "--wait"]).await;
+    let text = stdout(&output);
+    assert!(text.contains("60 of 100 customers went"), "{text}");
+    assert!(text.contains("--accept-shrink"), "{text}");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(lab.gate25(&["reload"]).await.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reload_that_nobody_answers_exits_4() {
+    let (lab, _asked) = Lab::silent().await;
+    assert_eq!(
+        lab.gate25(&["reload", "--wait"]).await.status.code(),
+        Some(4)
+    );
+    let dir = lab.stop().await;
+    let config = configure(dir.path(), &dir.path().join("run/control.sock"));
+    let output = gate25(&config, &["reload", "--wait"]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot reach the agent"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn diff_tells_what_the_files_would_change() {
+    let lab = Lab::with(Enforcement::Policy, |command| {
+        let Command::Policy { reply } = command else {
+            return;
+        };
+        let _gone = reply.send(RunningPolicy {
+            source: Source::Files,
+            generation: 1,
+            hash: None,
+            files: base_files(),
+        });
+    })
+    .await;
+    let dir = lab.dir.path().join("policy.d");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("same-in-another-file.yaml"), BASE).unwrap();
+    assert_eq!(stdout(&lab.gate25(&["diff"]).await), "no difference\n");
+    let other = BASE
+        .replace("[192.0.2.25]", "[192.0.2.26]")
+        .replace("id: acme", "id: blue");
+    fs::write(dir.join("same-in-another-file.yaml"), other).unwrap();
+    let expected = "~ allowlist relays
+    - to: 192.0.2.25/32
+    + to: 192.0.2.26/32
+~ profile default
+    - prefixes: 192.0.2.25/32
+    + prefixes: 192.0.2.26/32
+- customer acme
+    - profile: default
+    - workloads: interface tap7i0
++ customer blue
+    + profile: default
+    + workloads: interface tap7i0
+";
+    let output = lab.gate25(&["diff"]).await;
+    assert_eq!(stdout(&output), expected);
+    assert_eq!(output.status.code(), Some(0));
+    fs::write(
+        dir.join("same-in-another-file.yaml"),
+        "schema: 1\nprofils: []\n",
+    )
+    .unwrap();
+    assert_eq!(lab.gate25(&["diff"]).await.status.code(), Some(1));
+}
+
+#[test]
+fn diff_without_an_agent_takes_what_it_last_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = configure(dir.path(), &dir.path().join("control.sock"));
+    fs::create_dir(dir.path().join("policy.d")).unwrap();
+    fs::write(
+        dir.path().join("policy.d/a.yaml"),
+        BASE.replace("acme", "blue"),
+    )
+    .unwrap();
+    assert_eq!(gate25(&config, &["diff"]).status.code(), Some(4));
+    assert!(
+        !dir.path().join("state").exists(),
+        "a command that reads makes nothing"
+    );
+    let stored = StoredSet {
+        files: base_files(),
+        hash: SetHash([7; 32]),
+        accepted: "2026-11-23T08:00:00Z".parse().unwrap(),
+    };
+    let store = LastKnownGood::open(&dir.path().join("state")).unwrap();
+    store.save(&stored).unwrap();
+    let output = gate25(&config, &["diff", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["agent"], "stopped");
+    let told = |at: usize| {
+        let change = &report["changes"][at];
+        (
+            change["name"].as_str().unwrap(),
+            change["change"].as_str().unwrap(),
+        )
+    };
+    assert_eq!((told(0), told(1)), (("acme", "removed"), ("blue", "added")));
+}
+
+fn base_files() -> Arc<[SourceFile]> {
+    Arc::from([SourceFile {
+        path: Arc::from(Path::new("policy.yaml")),
+        bytes: BASE.into(),
+    }])
+}
+
+fn gate25(config: &Path, words: &[&str]) -> Output {
+    Process::new(env!("CARGO_BIN_EXE_gate25"))
+        .arg("--config")
+        .arg(config)
+        .args(words)
+        .output()
+        .unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}

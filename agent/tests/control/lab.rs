@@ -1,0 +1,297 @@
+//! A server on a socket of its own, with a status as told, a loop that answers as told, and raw
+//! clients.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command as Process, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use gate25::control::{Agent, Command, Constants, Figures, Limits, Settings, serve};
+use gate25::kernel::bpf::BpfError;
+use gate25::policy::Origin;
+use gate25::settings::Enforcement;
+use gate25::status::{
+    ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
+};
+use gate25::workloads::Claim;
+use gate25_common::abi::CustomerId;
+use gate25_common::address::Family;
+use gate25_common::counters::{CustomerCounters, HostCounters};
+use gate25_common::decide::{Decision, Reason, Verdict};
+use nix::unistd::{Group, getgid};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const LIMITS: Limits = Limits {
+    connections: 4,
+    request: Duration::from_millis(300),
+    reply: Duration::from_millis(500),
+    connection: Duration::from_millis(1500),
+};
+
+/// A running server.
+pub(crate) struct Lab {
+    pub(crate) dir: TempDir,
+    pub(crate) socket: PathBuf,
+    pub(crate) status: Shared,
+    shutdown: CancellationToken,
+    server: JoinHandle<()>,
+}
+
+impl Lab {
+    /// With a loop that carries out `answer` for each command.
+    pub(crate) async fn with(
+        enforcement: Enforcement,
+        answer: impl Fn(Command) + Send + 'static,
+    ) -> Self {
+        let (commands, mut asked) = mpsc::channel(4);
+        tokio::spawn(async move {
+            while let Some(command) = asked.recv().await {
+                answer(command);
+            }
+        });
+        Self::start(enforcement, commands).await
+    }
+
+    /// With a loop that answers nothing.
+    pub(crate) async fn silent() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, asked) = mpsc::channel(4);
+        (Self::start(Enforcement::Policy, commands).await, asked)
+    }
+
+    async fn start(enforcement: Enforcement, commands: mpsc::Sender<Command>) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("run/control.sock");
+        let status = Shared::default();
+        status.update(|it| *it = sample());
+        let agent = Agent {
+            status: status.clone(),
+            figures: Arc::new(Counted),
+            constants: Arc::new(Constants {
+                host: "hv-1".to_owned(),
+                enforcement,
+                backend: ("ebpf", "preferred"),
+                hook: "tcx",
+                policy_dir: dir.path().join("policy.d"),
+                started: "2026-11-23T08:00:00Z".parse().unwrap(),
+            }),
+            commands,
+        };
+        let settings = Settings {
+            socket: socket.clone(),
+            group: own_group(),
+            limits: LIMITS,
+        };
+        let shutdown = CancellationToken::new();
+        let server = tokio::spawn(serve(settings, agent, shutdown.clone()));
+        let lab = Self {
+            dir,
+            socket,
+            status,
+            shutdown,
+            server,
+        };
+        lab.until_open().await;
+        lab
+    }
+
+    async fn until_open(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while UnixStream::connect(&self.socket).await.is_err() {
+            assert!(
+                Instant::now() < deadline,
+                "the server did not open its socket"
+            );
+            tokio::task::yield_now().await;
+        }
+    }
+
+    pub(crate) async fn connect(&self) -> UnixStream {
+        UnixStream::connect(&self.socket).await.unwrap()
+    }
+
+    /// Status code and body of the answer.
+    pub(crate) async fn get(&self, path: &str) -> (u16, serde_json::Value) {
+        self.send(&format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"))
+            .await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: &str) -> (u16, serde_json::Value) {
+        let length = body.len();
+        let head = format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        self.send(&format!("{head}{body}")).await
+    }
+
+    async fn send(&self, request: &str) -> (u16, serde_json::Value) {
+        let mut stream = self.connect().await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        parse(&rest(&mut stream).await)
+    }
+
+    /// Runs the command against this server.
+    pub(crate) async fn gate25(&self, words: &[&str]) -> Output {
+        let config = self.config();
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let run = move || {
+            let mut process = Process::new(env!("CARGO_BIN_EXE_gate25"));
+            process.arg("--config").arg(config).args(words);
+            process.output().unwrap()
+        };
+        tokio::task::spawn_blocking(run).await.unwrap()
+    }
+
+    fn config(&self) -> PathBuf {
+        configure(self.dir.path(), &self.socket)
+    }
+
+    /// Stops the server and leaves the folder.
+    pub(crate) async fn stop(self) -> TempDir {
+        self.shutdown.cancel();
+        self.server.await.unwrap();
+        self.dir
+    }
+}
+
+/// Writes settings that lead to `socket` and to folders in `dir`.
+pub(crate) fn configure(dir: &Path, socket: &Path) -> PathBuf {
+    let path = dir.join("gate25.yaml");
+    let settings = format!(
+        "schema: 1\nhost: hv-1\npolicy_dir: {0}/policy.d\nstate_dir: {0}/state\n\
+         control: {{socket: {1}}}\n",
+        dir.display(),
+        socket.display()
+    );
+    std::fs::write(&path, settings).unwrap();
+    path
+}
+
+/// Everything that still comes.
+pub(crate) async fn rest(stream: &mut UnixStream) -> String {
+    let mut bytes = Vec::new();
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut bytes));
+    // Whoever is cut off while writing may be told so by an error.
+    let _cut = read.await.expect("the server neither answered nor hung up");
+    String::from_utf8(bytes).unwrap()
+}
+
+#[track_caller]
+pub(crate) fn parse(answer: &str) -> (u16, serde_json::Value) {
+    let (head, body) = answer.split_once("\r\n\r\n").expect(answer);
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, serde_json::from_str(body).expect(answer))
+}
+
+/// The group that this process is in: a test need not be root.
+pub(crate) fn own_group() -> String {
+    Group::from_gid(getgid()).unwrap().unwrap().name
+}
+
+struct Counted;
+
+impl Figures for Counted {
+    fn host(&self) -> Result<HostCounters, BpfError> {
+        let mut counters = HostCounters::ZERO;
+        for (verdict, reason) in [
+            (Verdict::Allow, Reason::Allowlist),
+            (Verdict::Allow, Reason::Exemption),
+            (Verdict::Reject, Reason::Unassigned),
+        ] {
+            counters.count_attempt(&decision(verdict, reason), Family::V4);
+        }
+        Ok(counters)
+    }
+
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+        if id != CustomerId::from_name("acme") {
+            return Ok(None);
+        }
+        let mut counters = CustomerCounters::ZERO;
+        let _report = counters.count_attempt(&decision(Verdict::Allow, Reason::Allowlist));
+        let _report = counters.count_attempt(&decision(Verdict::Reject, Reason::Profile));
+        Ok(Some(counters))
+    }
+}
+
+fn decision(verdict: Verdict, reason: Reason) -> Decision {
+    Decision {
+        customer: CustomerId::UNASSIGNED,
+        verdict,
+        reason,
+        entry: 0,
+        malformed: None,
+    }
+}
+
+/// A host with one workload of each kind of claim.
+fn sample() -> Status {
+    let workload = |name: &str, claim, state| WorkloadStatus {
+        name: name.to_owned(),
+        claim,
+        state,
+    };
+    let origin = |line| Origin {
+        file: Arc::from(Path::new("customers.yaml")),
+        line,
+        column: 7,
+    };
+    let customers = ["acme", "blue"].map(|id| (CustomerId::from_name(id), id.to_owned()));
+    let mut customers = BTreeMap::from(customers);
+    customers.insert(CustomerId::UNASSIGNED, "unassigned".to_owned());
+    let exemption = |id: &str, starts: Option<&str>, expires: &str| ExemptionStatus {
+        customer: "acme".to_owned(),
+        id: id.to_owned(),
+        starts: starts.map(|time| time.parse().unwrap()),
+        expires: expires.parse().unwrap(),
+    };
+    let conflict = vec![
+        ("acme".to_owned(), origin(5)),
+        ("blue".to_owned(), origin(9)),
+    ];
+    Status {
+        source: Source::Files,
+        policy: Arc::new(PolicyStatus {
+            customers,
+            exemptions: vec![
+                exemption("past", Some("2020-01-01T00:00:00Z"), "2020-02-01T00:00:00Z"),
+                exemption("news", None, "2999-01-01T00:00:00Z"),
+            ],
+        }),
+        generation: 3,
+        hash: None,
+        reloads: 4,
+        reload_failures: 1,
+        reload_successful: true,
+        reload_success: Some("2026-11-23T09:30:00Z".parse().unwrap()),
+        workloads: BTreeMap::from([
+            (
+                4,
+                workload("tap101i0", Claim::Unassigned, State::Unassigned),
+            ),
+            (
+                5,
+                workload("tap101i1", Claim::Unassigned, State::Unassigned),
+            ),
+            (
+                6,
+                workload(
+                    "tap7i0",
+                    Claim::Customer("acme".to_owned()),
+                    State::Enforced,
+                ),
+            ),
+            (
+                7,
+                workload("tap8i0", Claim::Conflict(conflict), State::Conflict),
+            ),
+        ]),
+        repairs: 0,
+        entries: BTreeMap::from([("CUSTOMERS", 3)]),
+        problems: Vec::new(),
+    }
+}
