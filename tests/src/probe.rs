@@ -122,6 +122,7 @@ pub fn connect(from: &NetNs, to: SocketAddr, limit: Duration) -> anyhow::Result<
 pub struct Held {
     stream: TcpStream,
     to: SocketAddr,
+    greeting: String,
 }
 
 impl Held {
@@ -147,9 +148,19 @@ impl Held {
         stream
             .set_write_timeout(Some(limit))
             .context("set the write timeout")?;
-        let mut held = Self { stream, to };
-        held.line()?;
+        let mut held = Self {
+            stream,
+            to,
+            greeting: String::new(),
+        };
+        held.greeting = held.line()?;
         Ok(held)
+    }
+
+    /// The server's first line.
+    #[must_use]
+    pub fn greeting(&self) -> &str {
+        &self.greeting
     }
 
     /// Sends nothing, only waits, and says how the connection ended.

@@ -178,12 +178,12 @@ impl Tenant {
         self.ask(&["enter", &cgroup.to_string_lossy()]).map(drop)
     }
 
-    /// Opens a connection and reads the greeting.
+    /// Opens a connection and returns the greeting.
     ///
     /// # Errors
     /// When there is none.
-    pub fn hold(&self, name: &str, to: SocketAddr) -> anyhow::Result<()> {
-        self.ask(&["hold", name, &to.to_string()]).map(drop)
+    pub fn hold(&self, name: &str, to: SocketAddr) -> anyhow::Result<String> {
+        self.ask(&["hold", name, &to.to_string()])
     }
 
     /// Sends an SMTP command over an open connection; returns the answer's first line.

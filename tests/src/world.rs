@@ -118,6 +118,27 @@ impl World {
         Ok(container)
     }
 
+    /// Runs the tenant's program in a new cgroup of that name, which connects to these addresses
+    /// as the first thing it does, and returns what became of it. The cgroup is removed.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn connect_at_birth(
+        &self,
+        name: &str,
+        to: &[std::net::SocketAddr],
+    ) -> anyhow::Result<Vec<Outcome>> {
+        let cgroup = self.containers.root.child(name)?;
+        let host = &self.hosting.hypervisor;
+        let mut command = host.command_in(cgroup.dir(), tenant::program()?);
+        command.arg("once").args(to.iter().map(ToString::to_string));
+        let said = host.ask(command, PROMPT)?;
+        if said.code != Some(0) {
+            bail!("{name}: {said:?}");
+        }
+        Ok(said.out.lines().map(Outcome::from).collect())
+    }
+
     /// Starts a container in a cgroup of the caller's choice, on the hypervisor's network.
     ///
     /// # Errors
@@ -199,6 +220,46 @@ impl World {
         text.trim().parse().context("an interface's index")
     }
 
+    /// Waits until the kernel's tables hold a container's veth as such: what its cgroup's hooks
+    /// have counted is not counted there again. Nothing to wait for without a veth.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn settle(&self, container: &Container) -> anyhow::Result<()> {
+        const REFUSED_ONLY: &str = "0x02";
+        let Some(guest) = container.guest() else {
+            return Ok(());
+        };
+        let host = &self.hosting.hypervisor;
+        let map = host.run(|| pins().join("INTERFACES"))?;
+        let key = self.index(&guest.interface)?.to_le_bytes();
+        let mut words = vec!["-j".to_owned(), "map".to_owned(), "lookup".to_owned()];
+        words.extend(["pinned".to_owned(), map.to_string_lossy().into_owned()]);
+        words.push("key".to_owned());
+        words.extend(key.iter().map(ToString::to_string));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        poll("a container's veth to be known as such", PROMPT, || {
+            // An entry that is not there yet is an error of bpftool's.
+            let text = host.exec("bpftool", &words).unwrap_or_default();
+            let value = text.split_once("\"value\":[").map(|(_, value)| value);
+            let counting = value.and_then(|value| value.split(',').nth(8));
+            let counting = counting.map(|byte| byte.trim_matches(['"', ']', '}']));
+            Ok((counting == Some(REFUSED_ONLY)).then_some(()))
+        })
+    }
+
+    /// The hardware address of an interface.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn hardware_address(&self, ns: &crate::NetNs, interface: &str) -> anyhow::Result<String> {
+        let path = format!("/sys/class/net/{interface}/address");
+        let text = ns
+            .run(|| fs::read_to_string(&path))?
+            .with_context(|| format!("read {path}"))?;
+        Ok(text.trim().to_owned())
+    }
+
     /// Waits until this many workloads are in this state.
     ///
     /// # Errors
@@ -250,13 +311,7 @@ impl World {
     /// # Errors
     /// Naming what is not so.
     pub fn check_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        let before = self.witness.packets()?;
-        for to in three(Hosting::EXCHANGER, 25) {
-            let attempt = tenant.connect(to)?;
-            if attempt.outcome != Outcome::Refused || attempt.took > Duration::from_millis(900) {
-                bail!("{to}: {attempt}, not refused at once");
-            }
-        }
+        self.check_refused(tenant)?;
         for to in three(Hosting::RELAY, 25)
             .into_iter()
             .chain(both(Hosting::EXCHANGER, 587))
@@ -266,10 +321,33 @@ impl World {
                 bail!("{to}: {attempt}");
             }
         }
+        Ok(())
+    }
+
+    /// The part of [`World::check_contained`] that holds without a policy as well.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        let before = self.witness.settled()?;
+        for to in three(Hosting::EXCHANGER, 25) {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Refused || attempt.took > Duration::from_millis(900) {
+                bail!("{to}: {attempt}, not refused at once");
+            }
+        }
         match self.witness.packets()? - before {
             0 => Ok(()),
             arrived => bail!("{arrived} packets to port 25 arrived"),
         }
+    }
+
+    /// Waits until [`World::check_refused`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_refused(tenant))
     }
 
     /// Checks that a container reaches the exchanger's port 25, by an IPv4 address in IPv6 clothes

@@ -90,8 +90,9 @@ impl State {
             ["enter", cgroup] => enter(cgroup),
             ["hold", name, to] => {
                 let held = Held::open_here(address(to)?, LIMIT)?;
+                let greeting = held.greeting().to_owned();
                 self.held.insert((*name).to_owned(), held);
-                Ok(String::new())
+                Ok(greeting)
             }
             ["say", name, text] => self.held(name)?.command(text),
             ["wait-cut", name] => Ok(told(&self.held(name)?.wait_cut(LIMIT)?)),
