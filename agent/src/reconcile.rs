@@ -232,7 +232,10 @@ impl<D: Dataplane> Reconciler<D> {
             Err(error) => {
                 let error = error as &dyn Error;
                 error!(error, "tables not brought up to date");
-                Some(format!("the kernel's tables are not up to date: {}", deep(error)))
+                Some(format!(
+                    "the kernel's tables are not up to date: {}",
+                    deep(error)
+                ))
             }
         };
         self.attachments.stale = stale;

@@ -84,7 +84,9 @@ pub async fn run(
     let hook = bpf.hook();
     info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
     let events = tokio::spawn(events::log(bpf.take_events()?));
-    let debug_lines = bpf.take_debug_lines().map(|lines| tokio::spawn(lines.follow()));
+    let debug_lines = bpf
+        .take_debug_lines()
+        .map(|lines| tokio::spawn(lines.follow()));
     let counters = bpf.counters();
     let status = Shared::default();
     let timings = Timings::new()?;

@@ -201,11 +201,10 @@ fn inside<'i>(
 ) -> Option<&'i BTreeSet<u64>> {
     match interface.kind {
         Kind::Veth {
-            peer:
-                Some(Peer {
-                    netns: Some(number),
-                    ..
-                }),
+            peer: Some(Peer {
+                netns: Some(number),
+                ..
+            }),
         } => namespaces.get(&number),
         Kind::Veth { .. } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
     }

@@ -4,6 +4,8 @@
 
 #[path = "policy/cases.rs"]
 mod cases;
+#[path = "policy/changes.rs"]
+mod changes;
 #[path = "policy/directory.rs"]
 mod directory;
 #[path = "policy/examples.rs"]

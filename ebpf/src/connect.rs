@@ -3,7 +3,7 @@
 //! They see the task's control group; packets are judged by the socket's ([`crate::egress`]). So
 //! they refuse only what is certain to be refused there, and count only what they refuse.
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_addr, bpf_sock_tuple, sockaddr};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple, sockaddr};
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -91,9 +91,9 @@ fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
 #[inline(always)]
 fn judge(ctx: &SockAddrContext, peer: Peer, port: [u8; 2], bind: impl FnOnce() -> i64) -> i32 {
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
-    let (kind, protocol) = unsafe { ((*ctx.sock_addr).type_, (*ctx.sock_addr).protocol) };
+    let fields = unsafe { &*ctx.sock_addr };
     // Not TCP to a guarded port.
-    if kind != SOCK_STREAM || !is_tcp(protocol) || !guarded(port) {
+    if fields.type_ != SOCK_STREAM || !is_tcp(fields.protocol) || !guarded(port) {
         return PASS;
     }
     let destination = peer.address();
@@ -130,8 +130,10 @@ pub(crate) fn is_tcp(protocol: u32) -> bool {
 /// Whether the socket is known to come from another control group than the task's.
 #[inline(always)]
 fn made_elsewhere(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the socket is the context's own.
+    let maker = unsafe { SOCKETS.get_ptr_mut(ctx) };
     // SAFETY: null, or storage that RCU keeps while the program runs.
-    match unsafe { SOCKETS.get_ptr_mut(ctx).as_ref() } {
+    match unsafe { maker.as_ref() } {
         Some(cgroup) => *cgroup != task_cgroup(),
         None => false,
     }
@@ -194,8 +196,7 @@ fn refuse() -> i32 {
 
 #[inline(always)]
 fn port(ctx: &SockAddrContext) -> [u8; 2] {
-    let sock_addr: *const bpf_sock_addr = ctx.sock_addr;
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
-    let port = unsafe { (*sock_addr).user_port };
+    let port = unsafe { (*ctx.sock_addr).user_port };
     (port as u16).to_ne_bytes()
 }

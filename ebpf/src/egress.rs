@@ -25,12 +25,12 @@ const PROTOCOL_IPV6: u32 = 0x86ddu16.to_be() as u32;
 fn cgroup_egress(ctx: SkBuffContext) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: the kernel hands every program a valid `__sk_buff`.
-    let (interface, protocol) = unsafe { ((*skb).ifindex, (*skb).protocol) };
+    let fields = unsafe { &*skb };
     // A container that talks to itself, by whatever address, sends nothing out.
-    if interface == LOOPBACK {
+    if fields.ifindex == LOOPBACK {
         return PASS;
     }
-    let family = match protocol {
+    let family = match fields.protocol {
         PROTOCOL_IPV4 => Family::V4,
         PROTOCOL_IPV6 => Family::V6,
         // Not IP; the kernel calls the hook for nothing else.

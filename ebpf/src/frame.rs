@@ -175,23 +175,27 @@ pub(crate) fn guarded(port: [u8; 2]) -> bool {
     false
 }
 
-/// [`packet::parse`], its layers each a function of its own for the verifier: it goes through the
-/// network layer once and not once for every stack of tags, and through what follows once and not
-/// once for every chain of headers.
+/// [`packet::parse`], as a number for [`unpack_frame`]. Its layers are each a function of its own
+/// for the verifier: it goes through the network layer once and not once for every stack of tags.
+#[inline(always)]
+pub(crate) fn parse_frame(skb: *mut __sk_buff, late: u32) -> u64 {
+    let link = opaque(link_layer(skb, late));
+    if packed::is_ip(link) {
+        network_layer(skb, link, late)
+    } else {
+        link
+    }
+}
+
+/// What [`parse_frame`] found.
 ///
 /// # Errors
 ///
 /// As [`packet::parse`].
 #[inline(always)]
-pub(crate) fn parse(skb: *mut __sk_buff, late: u32) -> Result<Parsed, ParseError> {
-    let link = opaque(link_layer(skb, late));
-    match packed::unpack_link(link)? {
-        Link::Other => Ok(Parsed::Other),
-        Link::Ip { .. } => {
-            let parsed = opaque(network_layer(skb, link, late));
-            packed::unpack_parsed(parsed, &LinearFrame::new(skb, late))
-        }
-    }
+pub(crate) fn unpack_frame(skb: *mut __sk_buff, parsed: u64) -> Result<Parsed, ParseError> {
+    // Only what was found settled is read again.
+    packed::unpack_parsed(opaque(parsed), &LinearFrame::new(skb, checksum::NONE))
 }
 
 /// [`packet::network`] for a packet that begins with its IP header, as a number for

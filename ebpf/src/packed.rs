@@ -143,6 +143,13 @@ pub(crate) fn unpack_parsed<F: Frame>(packed: u64, frame: &F) -> Result<Parsed, 
     }
 }
 
+/// Whether it says where an IP packet begins. What does not means the same as a packed outcome of
+/// the whole parser.
+#[inline(always)]
+pub(crate) fn is_ip(packed: u64) -> bool {
+    packed & KIND == IP
+}
+
 /// Whether it says that bytes could not be loaded.
 #[inline(always)]
 pub(crate) fn is_short(packed: u64) -> bool {

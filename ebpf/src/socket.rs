@@ -16,8 +16,8 @@ const ALLOW: i32 = 1;
 #[cgroup_sock(sock_create)]
 fn cgroup_socket(ctx: SockContext) -> i32 {
     // SAFETY: the kernel hands every program a valid `bpf_sock`.
-    let (kind, protocol) = unsafe { ((*ctx.sock).type_, (*ctx.sock).protocol) };
-    if kind != SOCK_STREAM || !is_tcp(protocol) {
+    let socket = unsafe { &*ctx.sock };
+    if socket.type_ != SOCK_STREAM || !is_tcp(socket.protocol) {
         return ALLOW;
     }
     let mut cgroup = task_cgroup();

@@ -12,6 +12,7 @@ use crate::checksum;
 use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer};
 use crate::owner::{self, Workload};
+use crate::packed;
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
@@ -19,36 +20,30 @@ use crate::reset;
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 
-/// What [`inspect`] returns besides actions: the headers are not all in the linear part.
-const MORE_HEADERS: i32 = -2;
-/// Argument of [`inspect`]: what is not there can still be loaded.
-const FIRST_LOOK: u32 = 0;
-/// Argument of [`inspect`]: what is not there does not exist.
-const LAST_LOOK: u32 = 1;
-
 /// Judges what leaves a guest.
 #[classifier]
 fn tc_ingress(ctx: TcContext) -> i32 {
-    let late = checksum::late_checksum(ctx.skb.skb);
-    if evidently_other(&LinearFrame::new(ctx.skb.skb, late)) {
+    let skb = ctx.skb.skb;
+    let late = checksum::late_checksum(skb);
+    if evidently_other(&LinearFrame::new(skb, late)) {
         return PASS;
     }
-    match inspect(ctx.skb.skb, FIRST_LOOK, late) {
-        MORE_HEADERS => {
-            load_headers(&ctx);
-            inspect(ctx.skb.skb, LAST_LOOK, late)
-        }
-        action => action,
+    let mut parsed = frame::opaque(frame::parse_frame(skb, late));
+    if packed::is_short(parsed) {
+        load_headers(&ctx);
+        parsed = frame::parse_frame(skb, late);
     }
+    inspect(skb, parsed)
 }
 
-/// Parses, judges and acts. A function of its own for the verifier, which checks it once however
-/// often it is called (global functions, kernel 5.6).
+/// Judges and acts on what [`frame::parse_frame`] found. A function of its own for the verifier,
+/// which checks it once (global functions, kernel 5.6), and not called from deep within others:
+/// the stacks of a chain of calls are 512 bytes together, each rounded up to 32 before 6.8.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
+extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
     let ctx = TcContext::new(skb);
-    match frame::parse(skb, late) {
+    match frame::unpack_frame(skb, parsed) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => PASS,
         // Its inside is out of reach: counted, so that it can be seen.
@@ -60,9 +55,6 @@ extern "C" fn inspect(skb: *mut __sk_buff, look: u32, late: u32) -> i32 {
             let decision =
                 judge::segment::<Uninterrupted>(&workload(skb), &Buffer::new(skb), &segment);
             act(&ctx, &decision, Some(&segment))
-        }
-        Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) if look == FIRST_LOOK => {
-            MORE_HEADERS
         }
         // Too short to name a protocol: no receiver takes it for IP.
         Err(ParseError::ShortLink) => PASS,
@@ -106,7 +98,7 @@ fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
 }
 
 /// Brings headers that lie outside the linear part of the packet into it. Where that fails, or
-/// where there is no more of the packet, the last look finds them missing.
+/// where there is no more of the packet, they are found missing again.
 #[inline(always)]
 fn load_headers(ctx: &TcContext) {
     let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));

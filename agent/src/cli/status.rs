@@ -66,6 +66,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         backend,
         policy,
         workloads,
+        cgroup_roots,
         reload,
         repairs,
         tables,
@@ -78,14 +79,6 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         (false, Mode::Observe) => "no: this host only observes".to_owned(),
         (false, Mode::Policy) => "no, or not everywhere: see the problems".to_owned(),
     };
-    let RunningPolicy {
-        source,
-        generation,
-        hash,
-        customers,
-        exemptions,
-    } = policy;
-    let hash = hash.as_deref().unwrap_or("none");
     let mut lines = vec![
         line(
             "agent",
@@ -100,17 +93,13 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
                 backend.name, backend.reason, backend.hook
             ),
         ),
-        line(
-            "policy",
-            format!("{source}, generation {generation}, hash {hash}"),
-        ),
-        line("customers", customers.to_string()),
-        line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
     ];
+    lines.extend(policy_lines(policy));
     for (kind, states) in workloads {
         let states = counted(states, &State::ALL, State::as_str);
         lines.push(line("workloads", format!("{}: {states}", kind.as_str())));
     }
+    lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("reload", last(reload)));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("connections", attempts(connections.as_ref())));
@@ -122,6 +111,25 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.extend(problems.iter().map(|why| line("problem", why.clone())));
     lines.extend(warnings.iter().map(|why| line("warning", why.clone())));
     lines
+}
+
+fn policy_lines(policy: &RunningPolicy) -> [Vec<String>; 3] {
+    let RunningPolicy {
+        source,
+        generation,
+        hash,
+        customers,
+        exemptions,
+    } = policy;
+    let hash = hash.as_deref().unwrap_or("none");
+    [
+        line(
+            "policy",
+            format!("{source}, generation {generation}, hash {hash}"),
+        ),
+        line("customers", customers.to_string()),
+        line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
+    ]
 }
 
 fn line(label: &str, text: String) -> Vec<String> {

@@ -118,10 +118,7 @@ impl Client {
     /// Whether anybody serves the socket, whether he answers or not.
     #[must_use]
     pub fn is_served(&self) -> bool {
-        match std::os::unix::net::UnixStream::connect(&self.socket) {
-            Ok(_) => true,
-            Err(error) => !is_nobody(&error),
-        }
+        super::socket::is_served(&self.socket)
     }
 
     /// How it is.

@@ -44,6 +44,8 @@ pub struct Status {
     pub policy: RunningPolicy,
     /// Workloads by kind and state.
     pub workloads: BTreeMap<Kind, BTreeMap<State, u64>>,
+    /// Cgroups whose programs judge all below them.
+    pub cgroup_roots: u64,
     /// Attempts to load the files.
     pub reload: Reloads,
     /// Times that somebody else's change was put right.

@@ -3,12 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{
     DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _, chown,
 };
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::Group;
 use tokio::net::UnixListener;
 use tracing::warn;
@@ -171,10 +173,22 @@ fn refuse_occupied(path: &Path) -> Result<(), SocketError> {
     if !metadata.file_type().is_socket() {
         return Err(SocketError::NotASocket { path });
     }
-    match UnixStream::connect(&path) {
-        Ok(_) => Err(SocketError::InUse { path }),
-        Err(_) => Ok(()),
+    if is_served(&path) {
+        Err(SocketError::InUse { path })
+    } else {
+        Ok(())
     }
+}
+
+/// Whether a process listens at `path`. One that is too busy to accept does, too: nothing waits
+/// for it here.
+pub(super) fn is_served(path: &Path) -> bool {
+    let connected = UnixAddr::new(path).and_then(|address| {
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        connect(socket.as_raw_fd(), &address)
+    });
+    !matches!(connected, Err(Errno::ENOENT | Errno::ECONNREFUSED))
 }
 
 fn find_group(name: &str) -> Option<u32> {

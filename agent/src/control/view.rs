@@ -47,7 +47,7 @@ pub(super) fn status(
         workloads,
         repairs,
         entries,
-        roots: _,
+        roots,
         problems,
         warnings,
     } = status;
@@ -59,19 +59,7 @@ pub(super) fn status(
         policy_dir: _,
         started,
     } = constants;
-    let mode = match enforcement {
-        Enforcement::Observe => Mode::Observe,
-        Enforcement::Policy => Mode::Policy,
-    };
-    let no_workloads = || State::ALL.map(|state| (state, 0)).into();
-    let mut counts: BTreeMap<Kind, BTreeMap<State, u64>> = [Kind::Interface, Kind::Cgroup]
-        .map(|kind| (kind, no_workloads()))
-        .into();
-    for (id, workload) in &workloads {
-        let (kind, _) = identity(*id);
-        let states = counts.entry(kind).or_default();
-        *states.entry(state(workload.state)).or_default() += 1;
-    }
+    let mode = mode(*enforcement);
     Status {
         agent: Teller::Running,
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -88,10 +76,11 @@ pub(super) fn status(
             source: source.as_str().to_owned(),
             generation,
             hash: hash.map(|hash| hash.to_string()),
-            customers: named(&policy).count() as u64,
+            customers: named(&policy),
             exemptions: terms(&policy, now),
         },
-        workloads: counts,
+        workloads: counts(&workloads),
+        cgroup_roots: roots as u64,
         reload: Reloads {
             attempts: reloads,
             failures: reload_failures,
@@ -99,10 +88,7 @@ pub(super) fn status(
             last_success: reload_success,
         },
         repairs,
-        tables: entries
-            .into_iter()
-            .map(|(table, entries)| (table.to_owned(), entries as u64))
-            .collect(),
+        tables: tables(&entries),
         connections: counters.map(host_connections),
         problems,
         warnings,
@@ -324,9 +310,42 @@ fn state(state: status::State) -> State {
     }
 }
 
-fn named(policy: &PolicyStatus) -> impl Iterator<Item = &String> {
-    let named = |(number, _): &(&CustomerId, &String)| **number != CustomerId::UNASSIGNED;
-    policy.customers.iter().filter(named).map(|(_, id)| id)
+fn mode(enforcement: Enforcement) -> Mode {
+    match enforcement {
+        Enforcement::Observe => Mode::Observe,
+        Enforcement::Policy => Mode::Policy,
+    }
+}
+
+/// Workloads by kind and state; what there is none of counts 0.
+fn counts(
+    workloads: &BTreeMap<WorkloadId, WorkloadStatus>,
+) -> BTreeMap<Kind, BTreeMap<State, u64>> {
+    let none = || State::ALL.map(|state| (state, 0)).into();
+    let mut counts: BTreeMap<Kind, BTreeMap<State, u64>> = [Kind::Interface, Kind::Cgroup]
+        .map(|kind| (kind, none()))
+        .into();
+    for (id, workload) in workloads {
+        let (kind, _) = identity(*id);
+        let states = counts.entry(kind).or_default();
+        *states.entry(state(workload.state)).or_default() += 1;
+    }
+    counts
+}
+
+fn tables(entries: &BTreeMap<&'static str, usize>) -> BTreeMap<String, u64> {
+    let entries = entries.iter();
+    entries
+        .map(|(table, entries)| ((*table).to_owned(), *entries as u64))
+        .collect()
+}
+
+/// Customers, the built-in one not counted.
+fn named(policy: &PolicyStatus) -> u64 {
+    let numbers = policy.customers.keys();
+    numbers
+        .filter(|number| **number != CustomerId::UNASSIGNED)
+        .count() as u64
 }
 
 fn terms(policy: &PolicyStatus, now: Timestamp) -> BTreeMap<Term, u64> {

@@ -236,14 +236,17 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), BpfError> {
         name,
     };
     let program = ebpf.program_mut(name).ok_or(missing)?;
-    match program {
-        Program::SchedClassifier(program) => program.load(),
-        Program::CgroupSkb(program) => program.load(),
-        Program::CgroupSockAddr(program) => program.load(),
-        Program::CgroupSock(program) => program.load(),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
-    .map_err(failed)?;
+    let loaded = if let Program::CgroupSkb(program) = program {
+        program.load()
+    } else if let Program::CgroupSockAddr(program) = program {
+        program.load()
+    } else if let Program::CgroupSock(program) = program {
+        program.load()
+    } else {
+        let program: Result<&mut SchedClassifier, _> = program.try_into();
+        program.and_then(SchedClassifier::load)
+    };
+    loaded.map_err(failed)?;
     let info = program.info().map_err(failed)?;
     tracing::debug!(
         name,

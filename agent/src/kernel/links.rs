@@ -4,7 +4,6 @@
 //! whoever follows them reads a [`Links::snapshot`] whenever they say that something was lost, and
 //! every so often anyway.
 
-mod inventory;
 mod parse;
 
 use std::collections::VecDeque;
@@ -17,8 +16,6 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
-
-pub use inventory::{Change, Inventory};
 
 use super::netlink::{DATAGRAM, NetlinkError, Request, Requests};
 use super::readiness::readable;

@@ -242,18 +242,25 @@ impl Walk<'_> {
     fn namespace_of(&self, pid: u32, path: &Path) -> nix::Result<Option<(u64, OwnedFd)>> {
         let look = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let process = open(Path::new(&format!("/proc/{pid}")), look, Mode::empty())?;
-        let read = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let file = openat(&process, "ns/net", read, Mode::empty())?;
+        let opened = open_below(&process, "ns/net");
         let mut text = Vec::new();
-        File::from(openat(&process, "cgroup", read, Mode::empty())?)
+        // A process that has just ended denies access to its namespaces; only this says that it is
+        // gone, so it is read either way.
+        File::from(open_below(&process, "cgroup")?)
             .read_to_end(&mut text)
             .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        let file = opened?;
         let within = self.hierarchy.path_in(&text);
         if !within.is_some_and(|within| within.starts_with(path)) {
             return Ok(None);
         }
         Ok(Some((fstat(&file)?.st_ino, file)))
     }
+}
+
+fn open_below(process: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
+    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+    openat(process, path, flags, Mode::empty())
 }
 
 /// This namespace's number for another.

@@ -17,9 +17,6 @@ use route::Routes;
 
 pub(super) use diag::listener_cgroup;
 
-/// Listings torn in a row after which [`to_ports`] takes what it saw.
-const ATTEMPTS: u32 = 3;
-
 /// A TCP socket that may send; a subflow of MPTCP is one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpSocket {
@@ -72,7 +69,7 @@ pub enum SocketsError {
 }
 
 /// The TCP sockets of `namespace` that may still send to one of `ports` (host order) on another
-/// machine or namespace.
+/// machine or namespace. What connects while they are listed may be missed.
 ///
 /// # Errors
 /// When the namespace cannot be entered or the kernel refuses to list; Linux 5.8 or later.
@@ -135,26 +132,16 @@ pub fn destroy(namespace: BorrowedFd<'_>, socket: &TcpSocket) -> Result<Destroye
 fn listed(requests: &mut Requests, ports: &[u16]) -> Result<Vec<Found>, SocketsError> {
     let mut found = Vec::new();
     for family in [libc::AF_INET, libc::AF_INET6] {
-        for attempt in 1..=ATTEMPTS {
-            let mut batch = Vec::new();
-            let outcome = requests.list(diag::listing(family as u8, ports), |payload| {
-                batch.extend(diag::found(payload)?);
-                Ok(())
-            });
-            match outcome {
-                Ok(()) => {}
-                Err(NetlinkError::Interrupted) if attempt < ATTEMPTS => continue,
-                Err(NetlinkError::Interrupted) => {}
-                Err(error) if error.errno() == Some(libc::ENOENT) => {
-                    return Err(SocketsError::Unsupported {
-                        attempted: "list TCP sockets",
-                    });
-                }
-                Err(error) => return Err(SocketsError::List(error)),
-            }
-            found.append(&mut batch);
-            break;
-        }
+        let outcome = requests.list(diag::listing(family as u8, ports), |payload| {
+            found.extend(diag::found(payload)?);
+            Ok(())
+        });
+        outcome.map_err(|error| match error.errno() {
+            Some(libc::ENOENT) => SocketsError::Unsupported {
+                attempted: "list TCP sockets",
+            },
+            Some(_) | None => SocketsError::List(error),
+        })?;
     }
     // What has no owner any more has no cgroup either; everything else has one since Linux 5.8.
     if found

@@ -198,7 +198,10 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(displaced) => {
                 for site in displaced {
                     let name = self.name(site);
-                    warn!(?site, name, "program was removed or displaced by somebody else");
+                    warn!(
+                        ?site,
+                        name, "program was removed or displaced by somebody else"
+                    );
                     self.circumstances
                         .status
                         .update(|status| status.repairs += 1);

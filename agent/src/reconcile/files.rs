@@ -106,7 +106,10 @@ impl<D: Dataplane> Reconciler<D> {
             }
         };
         if let Err(shrunk) = self.check_shrink(&accepted, shrink, now) {
-            error!(error = &shrunk as &dyn Error, "policy refused, the running one stays");
+            error!(
+                error = &shrunk as &dyn Error,
+                "policy refused, the running one stays"
+            );
             return outcome_of(&shrunk);
         }
         let hash = accepted.hash;
@@ -175,7 +178,10 @@ impl<D: Dataplane> Reconciler<D> {
             Totals::of(&before.policy, now),
             Totals::of(&accepted.policy, now),
         );
-        match (shrink::check(before, after, self.circumstances.shrink), shrink) {
+        match (
+            shrink::check(before, after, self.circumstances.shrink),
+            shrink,
+        ) {
             (Err(shrunk), Shrink::Accepted) => {
                 info!(loss = %shrunk, "a smaller policy is taken over as asked");
                 Ok(())

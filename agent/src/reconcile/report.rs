@@ -151,9 +151,8 @@ impl<D: Dataplane> Reconciler<D> {
         problems.extend(self.attachments.stale.clone());
         match source {
             Source::Files => {}
-            Source::LastKnownGood => problems.push(
-                "no valid policy files: the policy that was last accepted runs".to_owned(),
-            ),
+            Source::LastKnownGood => problems
+                .push("no valid policy files: the policy that was last accepted runs".to_owned()),
             Source::Kernel => problems
                 .push("no valid policy files: the policy of an earlier start goes on".to_owned()),
             Source::Builtin => {
@@ -195,10 +194,7 @@ fn report_changes(
             }
         }
     }
-    for (id, workload) in before
-        .iter()
-        .filter(|(id, _)| !after.contains_key(id))
-    {
+    for (id, workload) in before.iter().filter(|(id, _)| !after.contains_key(id)) {
         info!(?id, name = workload.name, "workload gone");
     }
 }

@@ -57,7 +57,6 @@ impl Mounts {
 }
 
 fn identity(folder: &PathBuf) -> anyhow::Result<(u64, u64)> {
-    let metadata =
-        fs::metadata(folder).with_context(|| format!("look at {}", folder.display()))?;
+    let metadata = fs::metadata(folder).with_context(|| format!("look at {}", folder.display()))?;
     Ok((metadata.dev(), metadata.ino()))
 }

@@ -222,7 +222,8 @@ impl Agent {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler.complain("cgroup watches", Some(why.to_owned()));
+                self.reconciler
+                    .complain("cgroup watches", Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
@@ -280,7 +281,8 @@ impl Agent {
     }
 
     fn sweep(&mut self) {
-        self.sweeper.sweep(&self.reconciler, self.containers.hierarchy());
+        self.sweeper
+            .sweep(&self.reconciler, self.containers.hierarchy());
     }
 
     fn command(&mut self, command: Command) {

@@ -71,7 +71,10 @@ impl Sweeper {
 
     /// Takes note of when the exemptions of `policy` end.
     pub(super) fn schedule(&mut self, policy: &Policy, now: Timestamp) {
-        let ends = policy.exemptions.values().map(|exemption| exemption.expires);
+        let ends = policy
+            .exemptions
+            .values()
+            .map(|exemption| exemption.expires);
         let next = ends.filter(|end| *end > now).min();
         self.expiry = next.and_then(|end| {
             let wait = Duration::try_from(end.duration_since(now)).ok()?;
@@ -214,8 +217,15 @@ impl Owners {
 
     /// `None` for a group that no root is above.
     fn of(&self, path: &Path) -> Option<CustomerId> {
-        let mut known = path.ancestors().filter_map(|path| self.0.get(path)).peekable();
+        let mut known = path
+            .ancestors()
+            .filter_map(|path| self.0.get(path))
+            .peekable();
         known.peek()?;
-        Some(known.find_map(|owner| *owner).unwrap_or(CustomerId::UNASSIGNED))
+        Some(
+            known
+                .find_map(|owner| *owner)
+                .unwrap_or(CustomerId::UNASSIGNED),
+        )
     }
 }

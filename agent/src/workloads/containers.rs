@@ -46,7 +46,10 @@ impl<'p> Containers<'p> {
         let mut groups: BTreeMap<u64, Group<'p>> = BTreeMap::new();
         let mut above: Vec<(&Path, u64)> = Vec::new();
         for cgroup in sorted {
-            while above.pop_if(|(path, _)| !cgroup.path.starts_with(path)).is_some() {}
+            while above
+                .pop_if(|(path, _)| !cgroup.path.starts_with(path))
+                .is_some()
+            {}
             let parent = match cgroup.role {
                 Role::Root => None,
                 Role::Below => above.last().and_then(|(_, id)| groups.get_mut(id)),

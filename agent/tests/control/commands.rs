@@ -10,6 +10,7 @@ use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::state::{LastKnownGood, StoredSet};
 use gate25::status::Source;
+use gate25::workloads::WorkloadId;
 
 use crate::lab::{Lab, configure};
 
@@ -53,7 +54,7 @@ async fn status_json_is_what_the_agent_says() {
 async fn list_prints_fields_between_tabs_and_names_of_tenants_escaped() {
     let lab = Lab::with(Enforcement::Policy, |_| {}).await;
     lab.status.update(|status| {
-        if let Some(workload) = status.workloads.get_mut(&6) {
+        if let Some(workload) = status.workloads.get_mut(&WorkloadId::Interface(6)) {
             workload.name = "tap\t\u{1b}[31m\u{202e}".to_owned();
         }
     });
@@ -62,6 +63,7 @@ async fn list_prints_fields_between_tabs_and_names_of_tenants_escaped() {
 interface\t5\ttap101i1\tunassigned\tunassigned
 interface\t6\ttap\\t\\u{1b}[31m\\u{202e}\tenforced\tacme
 interface\t7\ttap8i0\tconflict\tacme,blue
+cgroup\t9000000001\tlxc/it's \\x2d\tunassigned\tunassigned
 ";
     assert_eq!(text, expected);
     let text = stdout(&lab.gate25(&["list", "exemptions"]).await);
@@ -82,9 +84,11 @@ async fn list_unassigned_as_yaml_is_a_policy_once_the_ids_are_filled_in() {
     lab.status.update(|status| {
         let odd = ["it's", "tap*", "tap{1}", "a#b", "tap\u{1b}"];
         for (index, name) in (20..).zip(odd) {
-            let mut workload = status.workloads[&4].clone();
+            let mut workload = status.workloads[&WorkloadId::Interface(4)].clone();
             workload.name = name.to_owned();
-            status.workloads.insert(index, workload);
+            status
+                .workloads
+                .insert(WorkloadId::Interface(index), workload);
         }
     });
     let output = lab
@@ -120,8 +124,8 @@ async fn list_unassigned_as_yaml_is_a_policy_once_the_ids_are_filled_in() {
         stdout(&checked)
     );
     let report: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
-    // Guest 101 with both its cards, `it's` and `a#b`, beside the one that was there.
-    assert_eq!(report["policy"]["customers"], 4, "{filled}");
+    // Guest 101 with both its cards, `it's`, `a#b` and the container, beside the one that was there.
+    assert_eq!(report["policy"]["customers"], 5, "{filled}");
     assert!(
         !filled.contains("tap8i0"),
         "a conflict is not unassigned: {filled}"

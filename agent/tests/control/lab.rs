@@ -14,7 +14,7 @@ use gate25::settings::Enforcement;
 use gate25::status::{
     ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
 };
-use gate25::workloads::Claim;
+use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters};
@@ -175,16 +175,21 @@ pub(crate) fn configure(dir: &Path, socket: &Path) -> PathBuf {
 pub(crate) async fn rest(stream: &mut UnixStream) -> String {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut bytes));
-    // Whoever is cut off while writing may be told so by an error.
-    let _cut = read.await.expect("the server neither answered nor hung up");
+    match read.await {
+        // Whoever is cut off while writing may be told so by an error.
+        Ok(Ok(_) | Err(_)) => {}
+        Err(elapsed) => panic!("neither an answer nor a hang-up: {elapsed}"),
+    }
     String::from_utf8(bytes).unwrap()
 }
 
 #[track_caller]
 pub(crate) fn parse(answer: &str) -> (u16, serde_json::Value) {
-    let (head, body) = answer.split_once("\r\n\r\n").expect(answer);
+    let Some((head, body)) = answer.split_once("\r\n\r\n") else {
+        panic!("no answer: {answer:?}");
+    };
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
-    (status, serde_json::from_str(body).expect(answer))
+    (status, serde_json::from_str(body).unwrap())
 }
 
 /// The group that this process is in: a test need not be root.
@@ -270,15 +275,19 @@ fn sample() -> Status {
         reload_success: Some("2026-11-23T09:30:00Z".parse().unwrap()),
         workloads: BTreeMap::from([
             (
-                4,
+                WorkloadId::Cgroup(9_000_000_001),
+                workload("lxc/it's \\x2d", Claim::Unassigned, State::Unassigned),
+            ),
+            (
+                WorkloadId::Interface(4),
                 workload("tap101i0", Claim::Unassigned, State::Unassigned),
             ),
             (
-                5,
+                WorkloadId::Interface(5),
                 workload("tap101i1", Claim::Unassigned, State::Unassigned),
             ),
             (
-                6,
+                WorkloadId::Interface(6),
                 workload(
                     "tap7i0",
                     Claim::Customer("acme".to_owned()),
@@ -286,12 +295,14 @@ fn sample() -> Status {
                 ),
             ),
             (
-                7,
+                WorkloadId::Interface(7),
                 workload("tap8i0", Claim::Conflict(conflict), State::Conflict),
             ),
         ]),
         repairs: 0,
+        roots: 2,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         problems: Vec::new(),
+        warnings: Vec::new(),
     }
 }

@@ -32,16 +32,18 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         },
         "workloads": {
             "interface": {"enforced": 1, "unassigned": 2, "conflict": 1, "failed": 0},
-            "cgroup": {"enforced": 0, "unassigned": 0, "conflict": 0, "failed": 0},
+            "cgroup": {"enforced": 0, "unassigned": 1, "conflict": 0, "failed": 0},
         },
         "reload": {
             "attempts": 4, "failures": 1, "successful": true,
             "last_success": "2026-11-23T09:30:00Z",
         },
+        "cgroup_roots": 2,
         "repairs": 0,
         "tables": {"CUSTOMERS": 3},
         "connections": {"allow": 2, "observe": 0, "reject": 1, "drop": 0},
         "problems": [],
+        "warnings": [],
     });
     assert_eq!(status, expected);
 }
@@ -69,7 +71,11 @@ async fn workloads_name_their_owner_and_both_sides_of_a_conflict() {
     assert_eq!(code, 200);
     assert_eq!(listed["agent"], "running");
     let workloads = listed["workloads"].as_array().unwrap();
-    assert_eq!(workloads.len(), 4);
+    assert_eq!(workloads.len(), 5);
+    assert_eq!(
+        (&workloads[4]["kind"], &workloads[4]["number"]),
+        (&json!("cgroup"), &json!(9_000_000_001_u64))
+    );
     let zero = "0000000000000000";
     let unassigned = json!({
         "kind": "interface", "number": 4, "name": "tap101i0", "state": "unassigned",
@@ -104,7 +110,7 @@ async fn customers_and_exemptions_are_listed_by_id_with_times_in_utc() {
     assert_eq!(customers[0]["connections"], attempts);
     assert_eq!(customers[1]["connections"], json!(null));
     // Conflicting workloads are nobody's.
-    assert_eq!(customers[2]["workloads"], 3);
+    assert_eq!(customers[2]["workloads"], 4);
     let (_, listed) = lab.get("/v1/exemptions").await;
     let exemptions = listed["exemptions"].as_array().unwrap();
     assert_eq!(exemptions[0]["id"], "news");

@@ -1,12 +1,18 @@
 //! The socket's file.
 
 use std::fs;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixListener as Plain;
 use std::path::Path;
 
 use gate25::control::{Socket, SocketError};
 use gate25::settings::Enforcement;
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen,
+    socket as make_socket,
+};
 
 use crate::lab::{Lab, own_group};
 
@@ -48,6 +54,29 @@ async fn socket_that_somebody_serves_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let _theirs = Plain::bind(&path).unwrap();
+    let error = Socket::bind(&path, &own_group()).unwrap_err();
+    assert!(matches!(error, SocketError::InUse { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn socket_whose_server_accepts_nobody_is_left_alone_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let address = UnixAddr::new(&path).unwrap();
+    let flags = SockFlag::SOCK_NONBLOCK;
+    let make = || make_socket(AddressFamily::Unix, SockType::Stream, flags, None).unwrap();
+    let theirs = make();
+    bind(theirs.as_raw_fd(), &address).unwrap();
+    listen(&theirs, Backlog::new(1).unwrap()).unwrap();
+    let mut queued = Vec::new();
+    let full = loop {
+        let client = make();
+        match connect(client.as_raw_fd(), &address) {
+            Ok(()) => queued.push(client),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(full, Errno::EAGAIN);
     let error = Socket::bind(&path, &own_group()).unwrap_err();
     assert!(matches!(error, SocketError::InUse { .. }), "{error}");
 }

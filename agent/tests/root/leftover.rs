@@ -1,5 +1,5 @@
-//! What commands make of the kernel's state when the agent has been killed: a real agent, in a
-//! network namespace and with a BPF filesystem of its own.
+//! Commands beside a real agent, and on what it leaves when it is killed: in a network namespace and
+//! with a BPF filesystem of its own.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -33,6 +33,56 @@ exemptions:
     expires: EXPIRES
     to: any
 ";
+
+#[test]
+fn commands_beside_an_agent_reload_compare_and_do_not_tear_down() {
+    within(|| async {
+        let (host, mut agent) = Host::running(&[]);
+        let status = host.gate25(&["status", "--json"]);
+        assert_eq!(status.status.code(), Some(0), "{status:?}");
+        assert_eq!(json_of(&status)["workloads"]["interface"]["enforced"], 1);
+        assert_eq!(host.gate25(&["diff"]).stdout, b"no difference\n");
+        let reload = |words: &[&str]| {
+            let output = host.gate25(&[&["reload", "--json", "--wait"], words].concat());
+            let outcome = json_of(&output)["outcome"].as_str().unwrap().to_owned();
+            (outcome, output.status.code())
+        };
+        assert_eq!(reload(&[]), ("unchanged".to_owned(), Some(0)));
+
+        let file = host.dir.path().join("policy.d/policy.yaml");
+        let policy = fs::read_to_string(&file).unwrap();
+        fs::write(
+            &file,
+            policy.replace("interface: tap1i0", "interface: tap2i0"),
+        )
+        .unwrap();
+        let changes = json_of(&host.gate25(&["diff", "--json"]));
+        assert_eq!(changes["changes"][0]["name"], "acme");
+        assert_eq!(reload(&["--dry-run"]), ("would_apply".to_owned(), Some(0)));
+        let owner = || {
+            let listed = json_of(&host.gate25(&["list", "workloads", "--json"]));
+            let all = listed["workloads"].as_array().unwrap();
+            let owned = all.iter().find(|one| one["customer"] == "acme").unwrap();
+            owned["name"].as_str().unwrap().to_owned()
+        };
+        assert_eq!(owner(), "tap1i0");
+        assert_eq!(reload(&[]), ("applied".to_owned(), Some(0)));
+        until(|| owner() == "tap2i0");
+
+        fs::write(&file, policy.replace("allow: [relays]", "alow: [relays]")).unwrap();
+        let refused = host.gate25(&["reload", "--wait"]);
+        assert_eq!(refused.status.code(), Some(1));
+        let text = String::from_utf8(refused.stdout).unwrap();
+        assert!(text.contains(&format!("{}:3:", file.display())), "{text}");
+        assert_eq!(owner(), "tap2i0");
+
+        let before = files(&host.bpffs());
+        let torn = host.gate25(&["teardown"]);
+        assert_eq!(torn.status.code(), Some(1), "{torn:?}");
+        assert_eq!(files(&host.bpffs()), before);
+        agent.kill();
+    });
+}
 
 #[test]
 fn status_and_lists_after_a_kill_read_what_is_pinned() {
@@ -152,6 +202,7 @@ fn teardown_refuses_while_an_agent_serves_or_holds_the_lock() {
         drop(lock);
         let socket = host.dir.path().join("control.sock");
         // One that does not even answer.
+        drop(fs::remove_file(&socket));
         let agent = UnixListener::bind(&socket).unwrap();
         let began = Instant::now();
         assert_eq!(host.gate25(&["teardown"]).status.code(), Some(1));
@@ -171,6 +222,13 @@ struct Host {
 impl Host {
     /// Runs an agent until it enforces, and kills it.
     fn killed(words: &[&str]) -> Self {
+        let (host, mut agent) = Self::running(words);
+        agent.kill();
+        host
+    }
+
+    /// Runs an agent until it enforces.
+    fn running(words: &[&str]) -> (Self, Agent) {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -195,20 +253,19 @@ impl Host {
         fs::write(dir.path().join("policy.d/policy.yaml"), policy).unwrap();
         let settings = format!(
             "schema: 1\nhost: hv-1\npolicy_dir: {0}/policy.d\nstate_dir: {0}/state\n\
-             cgroups: {{roots: []}}\ncontrol: {{socket: {0}/control.sock}}\n",
+             cgroups: {{roots: []}}\nreload: {{quiet_time: 10s}}\ncontrol: {{socket: {0}/control.sock}}\n",
             dir.path().display()
         );
         fs::write(dir.path().join("gate25.yaml"), settings).unwrap();
         let host = Self { dir, expires };
-        let mut agent = host
+        let child = host
             .command(&[&["run"], words].concat())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        until_ready(&mut agent);
-        agent.kill().unwrap();
-        agent.wait().unwrap();
-        host
+        let mut agent = Agent(child);
+        until_ready(&mut agent.0);
+        (host, agent)
     }
 
     fn bpffs(&self) -> PathBuf {
@@ -223,9 +280,29 @@ impl Host {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gate25"));
         command
             .arg("--config")
-            .arg(self.dir.path().join("gate25.yaml"));
-        command.args(words).arg("--bpffs").arg(self.bpffs());
+            .arg(self.dir.path().join("gate25.yaml"))
+            .args(words);
+        if !matches!(words, ["diff" | "reload", ..]) {
+            command.arg("--bpffs").arg(self.bpffs());
+        }
         command
+    }
+}
+
+/// A running agent; killed if the test fails.
+struct Agent(Child);
+
+impl Agent {
+    fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _killed = self.0.kill();
+        let _reaped = self.0.wait();
     }
 }
 
@@ -245,6 +322,14 @@ fn until_ready(agent: &mut Child) {
             panic!("the agent is not ready: {log}");
         }
         std::thread::yield_now();
+    }
+}
+
+#[track_caller]
+fn until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to be");
     }
 }
 

@@ -458,9 +458,9 @@ impl CustomerPolicy {
             }
             policy
         };
-        pairs().all(|(one, other)| {
-            near(one.starts, other.starts) && near(one.expires, other.expires)
-        }) && timeless(*self) == timeless(*other)
+        pairs()
+            .all(|(one, other)| near(one.starts, other.starts) && near(one.expires, other.expires))
+            && timeless(*self) == timeless(*other)
     }
 
     /// Every set that the policy refers to, reserved ones included.

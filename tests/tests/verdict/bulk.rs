@@ -12,7 +12,10 @@ use gate25_common::testing::frames::{
     Extension, IPV4, IPV6, Ipv4, Ipv6, MemoryFrame, OLD_TAG, SERVICE_TAG, Step, TAG, Tcp, ethernet,
 };
 use gate25_common::testing::tables::MemoryTables;
+use gate25_tests::NetNs;
 
+use super::cgroup::Cgroups;
+use super::egress::{family, make_way_out, out, parse_packet};
 use super::kernel::{Action, Kernel, LOOPBACK, Meta, boot_time, in_namespace};
 
 const PACKETS: u32 = 40_000;
@@ -41,6 +44,37 @@ impl Random {
 
     fn of<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
+    }
+}
+
+/// Where the packets are judged.
+#[derive(Debug, Clone, Copy)]
+enum Hook {
+    Interface,
+    Cgroup,
+}
+
+impl Hook {
+    /// Bytes of a frame that the program does not get to see.
+    fn headers(self) -> usize {
+        match self {
+            Self::Interface => 0,
+            Self::Cgroup => 14,
+        }
+    }
+
+    fn parse(self, frame: &[u8]) -> Result<Parsed, ParseError> {
+        match self {
+            Self::Interface => parse(&MemoryFrame::new(frame)),
+            Self::Cgroup => parse_packet(frame, family(frame).expect("IP behind Ethernet")),
+        }
+    }
+
+    fn run(self, kernel: &Kernel, frame: &[u8]) -> Action {
+        match self {
+            Self::Interface => kernel.run(frame, Meta::default()),
+            Self::Cgroup => kernel.run_egress(frame, out()),
+        }
     }
 }
 
@@ -99,14 +133,18 @@ fn extension(random: &mut Random) -> Extension {
     }
 }
 
-fn frame(random: &mut Random) -> Vec<u8> {
+fn frame(hook: Hook, random: &mut Random) -> Vec<u8> {
     let tcp = Tcp {
         options: vec![1; 4 * random.below(4)],
         payload: vec![0x55; random.below(60)],
         ..Tcp::with_flags(random.of(&[25, 25, 25, 25, 443, 6400]), random.next() as u8)
     }
     .bytes();
-    let steps: Vec<_> = (0..random.of(&[0, 0, 0, 1, 2, 3, 4]))
+    let steps = match hook {
+        Hook::Interface => random.of(&[0, 0, 0, 1, 2, 3, 4]),
+        Hook::Cgroup => 0,
+    };
+    let steps: Vec<_> = (0..steps)
         .map(|_| match random.below(5) {
             0 => Step::SNAP,
             tag => Step::Tag(
@@ -137,7 +175,7 @@ fn frame(random: &mut Random) -> Vec<u8> {
         ethernet(&steps, IPV6, &ip.with(&tcp))
     };
     for _ in 0..random.of(&[0, 0, 0, 1, 2, 4]) {
-        let at = random.below(frame.len().min(120));
+        let at = hook.headers() + random.below(frame.len().min(120) - hook.headers());
         frame[at] = random.of(&[
             0,
             1,
@@ -222,12 +260,12 @@ fn policies(random: &mut Random) -> MemoryTables {
 /// What the pure functions make of `frame`; counts it as the program should.
 fn expect(
     tables: &MemoryTables,
-    host: HostMode,
+    (hook, host): (Hook, HostMode),
     frame: &[u8],
     counters: &mut HostCounters,
 ) -> Option<Verdict> {
-    let length = frame.len() as u64;
-    let (subject, family) = match parse(&MemoryFrame::new(frame)) {
+    let length = (frame.len() - hook.headers()) as u64;
+    let (subject, family) = match hook.parse(frame) {
         Ok(Parsed::Other) | Err(ParseError::ShortLink) => return None,
         Ok(Parsed::Tunnel(tunnel)) => {
             counters.count_tunnel::<Uninterrupted>(tunnel);
@@ -253,7 +291,9 @@ fn expect(
     Some(decision.verdict)
 }
 
-fn agree(host: HostMode, seed: u64) {
+fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
+    make_way_out(namespace);
+    let cgroups = Cgroups::enter();
     let mut random = Random(seed);
     let mut tables = policies(&mut random);
     let owners: Vec<_> = tables.policies.keys().copied().collect();
@@ -272,10 +312,11 @@ fn agree(host: HostMode, seed: u64) {
                 _ => Some(random.of(&owners)),
             };
             kernel.own(LOOPBACK, tables.owner);
+            kernel.own_cgroup(cgroups.inner(), tables.owner);
         }
-        let frame = frame(&mut random);
-        let verdict = expect(&tables, host, &frame, &mut expected);
-        let action = kernel.run(&frame, Meta::default());
+        let frame = frame(hook, &mut random);
+        let verdict = expect(&tables, (hook, host), &frame, &mut expected);
+        let action = hook.run(&kernel, &frame);
         let agrees = match verdict {
             None | Some(Verdict::Allow | Verdict::Observe) => action == Action::Passed,
             Some(Verdict::Drop) => action == Action::Dropped,
@@ -301,7 +342,7 @@ fn agree(host: HostMode, seed: u64) {
     same(&kernel.host_counters(), &expected, "at the end");
     let rate = f64::from(PACKETS) / start.elapsed().as_secs_f64();
     report(&format!(
-        "{host:?}: {PACKETS} packets, {rate:.0} a second, {seen:?}, {answered} answered"
+        "{hook:?}, {host:?}: {PACKETS} packets, {rate:.0} a second, {seen:?}, {answered} answered"
     ));
     // Not vacuous: a fair share of each.
     let all = match host {
@@ -338,10 +379,20 @@ fn same(kernel: &HostCounters, expected: &HostCounters, context: &str) {
 
 #[test]
 fn mutated_packets_are_decided_alike_under_the_policy() {
-    in_namespace(|_| agree(HostMode::Policy, 25));
+    in_namespace(|namespace| agree(namespace, Hook::Interface, HostMode::Policy, 25));
 }
 
 #[test]
 fn mutated_packets_are_decided_alike_where_the_host_observes() {
-    in_namespace(|_| agree(HostMode::Observe, 26));
+    in_namespace(|namespace| agree(namespace, Hook::Interface, HostMode::Observe, 26));
+}
+
+#[test]
+fn mutated_packets_of_containers_are_decided_alike_under_the_policy() {
+    in_namespace(|namespace| agree(namespace, Hook::Cgroup, HostMode::Policy, 27));
+}
+
+#[test]
+fn mutated_packets_of_containers_are_decided_alike_where_the_host_observes() {
+    in_namespace(|namespace| agree(namespace, Hook::Cgroup, HostMode::Observe, 28));
 }

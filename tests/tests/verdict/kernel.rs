@@ -1,13 +1,18 @@
 //! The program and its tables in a network namespace of their own.
 
+use std::fs::File;
 use std::panic::resume_unwind;
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
     HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
 };
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{
+    CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, SchedClassifier, TestRun as _,
+    TestRunOptions,
+};
 use aya::util::nr_cpus;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
@@ -121,6 +126,26 @@ impl Kernel {
         }
     }
 
+    /// Gives the control group with this id to `owner`.
+    pub(crate) fn own_cgroup(&mut self, id: u64, owner: Option<CustomerId>) {
+        let mut cgroups: HashMap<_, u64, CustomerId> = self.map(names::MAP_CGROUPS);
+        match owner {
+            Some(owner) => cgroups.insert(id, owner, 0).expect("insert a group"),
+            None if cgroups.get(&id, 0).is_ok() => cgroups.remove(&id).expect("remove a group"),
+            None => {}
+        }
+    }
+
+    /// What is counted of the packets from `interface`.
+    pub(crate) fn count(&mut self, interface: u32, counting: Counting) {
+        let mut interfaces: HashMap<_, u32, InterfaceOwner> = self.map(names::MAP_INTERFACES);
+        let owner = interfaces.get(&interface, 0).expect("its owner");
+        let owner = InterfaceOwner::new(owner.customer(), counting);
+        interfaces
+            .insert(interface, owner, 0)
+            .expect("insert an interface");
+    }
+
     /// Gives a customer counters and a sketch.
     pub(crate) fn track(&mut self, customer: CustomerId) {
         let cpus = nr_cpus().expect("the CPUs can be counted");
@@ -153,6 +178,54 @@ impl Kernel {
             }
             2 => Action::Dropped,
             7 => Action::Answered(bytes),
+            other => panic!("the program returned {other}"),
+        }
+    }
+
+    /// Puts the programs for control groups on the group at `path`, until this is dropped.
+    pub(crate) fn attach(&mut self, path: &Path) {
+        // More than one may be there all the same (kernel 5.7).
+        let mode = CgroupAttachMode::Single;
+        let group = File::open(path).expect("the group");
+        for name in names::PROGRAMS {
+            let program = self.ebpf.program_mut(name).expect("the program");
+            if let Program::CgroupSkb(program) = program {
+                program
+                    .attach(&group, CgroupSkbAttachType::Egress, mode)
+                    .map(drop)
+                    .expect("attach to packets");
+            } else if let Program::CgroupSockAddr(program) = program {
+                program
+                    .attach(&group, mode)
+                    .map(drop)
+                    .expect("attach to connects");
+            } else if let Program::CgroupSock(program) = program {
+                program
+                    .attach(&group, mode)
+                    .map(drop)
+                    .expect("attach to sockets");
+            }
+        }
+    }
+
+    /// Runs the program for control groups on the packet in `frame`, which is plain Ethernet.
+    pub(crate) fn run_egress(&self, frame: &[u8], meta: Meta) -> Action {
+        let program = self
+            .ebpf
+            .program(names::PROGRAM_CGROUP_EGRESS)
+            .expect("the program");
+        let program: &CgroupSkb = program.try_into().expect("one for control groups");
+        let context = meta.bytes();
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                ctx_in: Some(&context),
+                ..TestRunOptions::default()
+            })
+            .unwrap_or_else(|error| panic!("run {frame:02x?} with {meta:?}: {error:?}"));
+        match result.return_value {
+            1 => Action::Passed,
+            0 => Action::Dropped,
             other => panic!("the program returned {other}"),
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn tables(mode: Mode, blocked: Blocked, quarantine: Quarantine) -> Me
 
 /// What a packet is, whatever the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Other,
     Tunnel(Tunnel),
     Relay,
@@ -63,12 +63,12 @@ enum Kind {
     Malformed(Malformed),
 }
 
-struct Row {
-    name: &'static str,
-    frame: Vec<u8>,
-    family: Family,
-    attempt: bool,
-    kind: Kind,
+pub(super) struct Row {
+    pub(super) name: &'static str,
+    pub(super) frame: Vec<u8>,
+    pub(super) family: Family,
+    pub(super) attempt: bool,
+    pub(super) kind: Kind,
 }
 
 fn row(name: &'static str, family: Family, attempt: bool, kind: Kind, frame: Vec<u8>) -> Row {
@@ -85,7 +85,7 @@ fn syn() -> Vec<u8> {
     Tcp::syn(25).bytes()
 }
 
-fn v4_rows() -> Vec<Row> {
+pub(super) fn v4_rows() -> Vec<Row> {
     use Family::V4;
     let plain = Ipv4::to(SERVER_V4);
     let options = |options: &[u8]| Ipv4 {
@@ -331,7 +331,7 @@ fn v4_rows() -> Vec<Row> {
     ]
 }
 
-fn v6_rows() -> Vec<Row> {
+pub(super) fn v6_rows() -> Vec<Row> {
     use Family::V6;
     let plain = Ipv6::to(SERVER_V6);
     let through = |chain: &[Extension]| frame_v6(&Ipv6::through(SERVER_V6, chain), &syn());
@@ -558,13 +558,13 @@ fn v6_rows() -> Vec<Row> {
 
 /// A policy, and the host it is on.
 #[derive(Debug, Clone, Copy)]
-struct Setting {
-    host: HostMode,
-    mode: Mode,
-    blocked: Blocked,
-    quarantine: Quarantine,
-    owned: bool,
-    readable: bool,
+pub(super) struct Setting {
+    pub(super) host: HostMode,
+    pub(super) mode: Mode,
+    pub(super) blocked: Blocked,
+    pub(super) quarantine: Quarantine,
+    pub(super) owned: bool,
+    pub(super) readable: bool,
 }
 
 impl Setting {
@@ -583,7 +583,7 @@ impl Setting {
     }
 
     /// By the order in the design: tables, quarantine, form, allowlists, exemptions, profile.
-    fn outcome(self, kind: Kind) -> Option<(Verdict, Reason, Option<Malformed>)> {
+    pub(super) fn outcome(self, kind: Kind) -> Option<(Verdict, Reason, Option<Malformed>)> {
         if matches!(kind, Kind::Other | Kind::Tunnel(_)) {
             return None;
         }
@@ -618,7 +618,7 @@ impl Setting {
     }
 }
 
-fn settings() -> Vec<Setting> {
+pub(super) fn settings() -> Vec<Setting> {
     let mut settings = Vec::new();
     for host in [HostMode::Policy, HostMode::Observe] {
         for mode in [Mode::Enforce, Mode::Observe] {
@@ -710,7 +710,7 @@ fn pure(
 }
 
 /// Which counters moved, and by how much.
-fn moved(before: &HostCounters, after: &HostCounters) -> Vec<(String, u64)> {
+pub(super) fn moved(before: &HostCounters, after: &HostCounters) -> Vec<(String, u64)> {
     let mut moved = Vec::new();
     let mut note = |name: String, before: u64, after: u64| {
         if before != after {
@@ -766,7 +766,7 @@ fn moved(before: &HostCounters, after: &HostCounters) -> Vec<(String, u64)> {
     moved
 }
 
-fn expected_moves(
+pub(super) fn expected_moves(
     outcome: Option<(Verdict, Reason, Option<Malformed>)>,
     family: Family,
     attempt: bool,

@@ -225,7 +225,10 @@ impl Attachments {
                 // The directory is still open, the cgroup is not there any more.
                 Err(error) if vanished(&error) => return Ok(Attached::Vanished),
                 Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
-                    return Err(BpfError::Exclusive { hook: hook.program(), source });
+                    return Err(BpfError::Exclusive {
+                        hook: hook.program(),
+                        source,
+                    });
                 }
                 Err(source) => return Err(failed("attach", place, source)),
             };

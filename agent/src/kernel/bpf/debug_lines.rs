@@ -26,8 +26,7 @@ pub struct DebugLog(AsyncFd<EbpfLogger<ToTracing>>);
 
 impl DebugLog {
     pub(super) fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        let logger =
-            EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(BpfError::DebugLines)?;
+        let logger = EbpfLogger::init_with_logger(ebpf, ToTracing).map_err(BpfError::DebugLines)?;
         Ok(Self(readable(logger).map_err(BpfError::Reactor)?))
     }
 

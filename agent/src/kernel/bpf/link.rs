@@ -5,10 +5,10 @@
 //! `union bpf_attr` and `struct bpf_link_info` of Linux 6.6 (include/uapi/linux/bpf.h).
 
 use std::ffi::CString;
-use std::{fs, io};
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::{fs, io};
 
 use super::place::{CgroupHook, Place};
 

@@ -78,8 +78,14 @@ impl Pins {
         let stat = statfs(filesystem.as_path()).map_err(failed)?;
         if stat.filesystem_type() != BPF_FS_MAGIC {
             let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(Some("bpf"), filesystem, Some("bpf"), flags, Some("mode=0700"))
-                .map_err(failed)?;
+            mount(
+                Some("bpf"),
+                filesystem,
+                Some("bpf"),
+                flags,
+                Some("mode=0700"),
+            )
+            .map_err(failed)?;
             tracing::info!(path = %filesystem.display(), "BPF filesystem mounted");
         }
         make_folder(&self.folder.join(LINKS))?;

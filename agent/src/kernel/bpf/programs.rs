@@ -68,7 +68,10 @@ impl Programs {
             };
             let program = ebpf.program_mut(name).ok_or(missing)?;
             let fd = program.fd().map_err(|error| program_error(name, error))?;
-            let fd = fd.as_fd().try_clone_to_owned().map_err(BpfError::Descriptor)?;
+            let fd = fd
+                .as_fd()
+                .try_clone_to_owned()
+                .map_err(BpfError::Descriptor)?;
             let info = program.info().map_err(|error| program_error(name, error))?;
             let id = info.id();
             programs.push(Program { name, fd, id });

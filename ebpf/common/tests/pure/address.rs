@@ -83,3 +83,31 @@ proptest! {
         prop_assert_eq!(Address::from_v6(address.octets()), address);
     }
 }
+
+#[test]
+fn loopback_is_what_a_connect_takes_for_the_host_itself() {
+    for own in [
+        "127.0.0.1",
+        "127.255.255.254",
+        "0.0.0.0",
+        "::1",
+        "::",
+        "::ffff:127.0.0.1",
+        "::ffff:0.0.0.0",
+    ] {
+        let address: std::net::IpAddr = own.parse().unwrap();
+        assert!(Address::from(address).is_loopback(), "{own}");
+    }
+    for other in [
+        "126.0.0.1",
+        "128.0.0.1",
+        "0.0.0.1",
+        "10.0.0.1",
+        "::2",
+        "1::1",
+        "fe80::1",
+    ] {
+        let address: std::net::IpAddr = other.parse().unwrap();
+        assert!(!Address::from(address).is_loopback(), "{other}");
+    }
+}

@@ -276,6 +276,8 @@ fn version(name: &str) -> Option<u32> {
 }
 
 fn point(name: &str) -> Option<Point> {
+    // Not yet in the place of another one, when the agent was killed.
+    let name = name.strip_prefix("new-").unwrap_or(name);
     if let Some(rest) = name.strip_prefix("cgroup-") {
         let (id, hook) = rest.split_once('-')?;
         let hook = HOOKS.into_iter().find(|known| *known == hook)?;
