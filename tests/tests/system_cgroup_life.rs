@@ -20,7 +20,10 @@ fn container_that_sends_at_once_leaks_nothing() {
     let to = [to.v4_port(25), to.v6_port(25), to.mapped_port(25)];
     for number in 0..BIRTHS {
         let outcomes = world.connect_at_birth(&format!("b{number}"), &to).unwrap();
-        assert_eq!(outcomes, [Outcome::Refused, Outcome::Refused, Outcome::Refused]);
+        assert_eq!(
+            outcomes,
+            [Outcome::Refused, Outcome::Refused, Outcome::Refused]
+        );
     }
     assert_eq!(world.witness.packets().unwrap(), 0);
 }
@@ -58,10 +61,10 @@ fn cgroup_removed_and_made_again_belongs_to_its_customer_each_time() {
 fn root_that_appears_after_the_start_is_judged() {
     let world = World::new().unwrap();
     let mut settings = world.settings();
-    settings.cgroups.push(format!("{}-later*", world.containers.root.path()));
-    let agent = world
-        .agent_with(settings, &PolicyText::default())
-        .unwrap();
+    settings
+        .cgroups
+        .push(format!("{}-later*", world.containers.root.path()));
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     for round in 0..3 {
         let root = world.lab.containers("machine-later.slice").unwrap();
         let container = world.container_in(root.child("web").unwrap()).unwrap();
@@ -93,9 +96,12 @@ fn ten_thousand_cgroups_are_found_and_followed() {
     println!("{COUNT} cgroups judged after {:?}", started.elapsed());
     world.check_contained(&closed.tenant).unwrap();
     agent
-        .wait_metric("gate25_map_entries", &[("map", "CGROUPS")], LIMIT, |count| {
-            count == COUNT as f64
-        })
+        .wait_metric(
+            "gate25_map_entries",
+            &[("map", "CGROUPS")],
+            LIMIT,
+            |count| count == COUNT as f64,
+        )
         .unwrap();
     let free = world.container("free", &Network::Hypervisor).unwrap();
     let made = Instant::now();
@@ -107,9 +113,12 @@ fn ten_thousand_cgroups_are_found_and_followed() {
         }
     }
     agent
-        .wait_metric("gate25_map_entries", &[("map", "CGROUPS")], LIMIT, |count| {
-            count == 2.0
-        })
+        .wait_metric(
+            "gate25_map_entries",
+            &[("map", "CGROUPS")],
+            LIMIT,
+            |count| count == 2.0,
+        )
         .unwrap();
     world.check_contained(&closed.tenant).unwrap();
     world.check_free(&free.tenant).unwrap();

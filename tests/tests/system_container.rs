@@ -41,7 +41,9 @@ fn container_of_an_exempt_customer_is_greeted_by_postfix() {
         ..Settings::default()
     };
     let pattern = format!("{}/shop", containers.root.path());
-    let policy = PolicyText::default().container("c-1", &pattern).exempt("c-1");
+    let policy = PolicyText::default()
+        .container("c-1", &pattern)
+        .exempt("c-1");
     let files = [("policy.yaml", policy.text())];
     let _agent = Agent::start(&hosting.hypervisor, settings, &files).unwrap();
     for network in [Network::Hypervisor, Network::own(104, "veth104i0")] {
@@ -53,7 +55,9 @@ fn container_of_an_exempt_customer_is_greeted_by_postfix() {
             Hosting::EXCHANGER.v6_port(25),
             Hosting::EXCHANGER.mapped_port(25),
         ] {
-            let greeting = poll("a greeting", LIMIT, || Ok(shop.tenant.hold("mail", to).ok()));
+            let greeting = poll("a greeting", LIMIT, || {
+                Ok(shop.tenant.hold("mail", to).ok())
+            });
             let greeting = greeting.unwrap();
             assert!(greeting.starts_with("220 "), "{greeting}");
             for (command, answer) in [
@@ -61,7 +65,11 @@ fn container_of_an_exempt_customer_is_greeted_by_postfix() {
                 ("MAIL FROM:<shop@example.com>", "250"),
             ] {
                 let said = shop.tenant.say("mail", command).unwrap();
-                assert!(said.starts_with(answer), "{command}: {said}\n{}", server.log());
+                assert!(
+                    said.starts_with(answer),
+                    "{command}: {said}\n{}",
+                    server.log()
+                );
             }
         }
     }
