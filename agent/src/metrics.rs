@@ -148,7 +148,7 @@ impl Metrics {
         let kernel = started.elapsed();
         let started = Instant::now();
         self.constants(&mut families)?;
-        workloads(&mut families, &status)?;
+        workloads(&mut families, &status, self.constants.host)?;
         policy(&mut families, &status, Timestamp::now())?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
@@ -236,7 +236,16 @@ impl Metrics {
     }
 }
 
-fn workloads(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
+fn workloads(
+    families: &mut Families<'_>,
+    status: &Status,
+    host: HostMode,
+) -> Result<(), MetricsError> {
+    let containers = match host {
+        HostMode::Policy if status.roots > 0 => 1.0,
+        HostMode::Policy | HostMode::Observe => 0.0,
+    };
+    families.gauge(names_of::ENFORCING, &["ebpf", "cgroup"], containers)?;
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aya::maps::{MapData, MapError, RingBuf};
-use aya::programs::{Program, ProgramError, ProgramType};
+use aya::programs::{Program, ProgramError, ProgramType, SchedClassifier};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};

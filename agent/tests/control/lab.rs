@@ -17,7 +17,7 @@ use gate25::status::{
 use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
-use gate25_common::counters::{CustomerCounters, HostCounters};
+use gate25_common::counters::{CustomerCounters, HostCounters, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
@@ -207,7 +207,7 @@ impl Figures for Counted {
             (Verdict::Allow, Reason::Exemption),
             (Verdict::Reject, Reason::Unassigned),
         ] {
-            counters.count_attempt(&decision(verdict, reason), Family::V4);
+            counters.count_attempt::<Uninterrupted>(&decision(verdict, reason), Family::V4);
         }
         Ok(counters)
     }
@@ -217,8 +217,10 @@ impl Figures for Counted {
             return Ok(None);
         }
         let mut counters = CustomerCounters::ZERO;
-        let _report = counters.count_attempt(&decision(Verdict::Allow, Reason::Allowlist));
-        let _report = counters.count_attempt(&decision(Verdict::Reject, Reason::Profile));
+        let _report =
+            counters.count_attempt::<Uninterrupted>(&decision(Verdict::Allow, Reason::Allowlist));
+        let _report =
+            counters.count_attempt::<Uninterrupted>(&decision(Verdict::Reject, Reason::Profile));
         Ok(Some(counters))
     }
 }

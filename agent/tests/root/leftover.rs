@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -171,6 +172,36 @@ fn teardown_removes_what_is_gate25s_and_names_what_is_not() {
 }
 
 #[test]
+fn status_and_teardown_know_the_roots_of_containers() {
+    within(|| async {
+        let root = Root::new("gate25-leftover");
+        let (host, mut agent) = Host::running_with("[gate25-leftover]", &[]);
+        agent.kill();
+        let status = json_of(&host.gate25(&["status", "--json"]));
+        assert_eq!(
+            (&status["interfaces"], &status["cgroups"]),
+            (&json!(2), &json!(1))
+        );
+        let links = status["versions"][0]["links"].as_array().unwrap();
+        let id = fs::metadata(&root.0).unwrap().ino();
+        let hooks: Vec<_> = links.iter().filter(|it| it["kind"] == "cgroup").collect();
+        assert!(!hooks.is_empty());
+        for hook in hooks {
+            assert_eq!(
+                (&hook["number"], &hook["attached"]),
+                (&json!(id), &json!(true))
+            );
+        }
+        let done = json_of(&host.gate25(&["teardown", "--json"]));
+        assert_eq!(
+            (&done["foreign"], &done["errors"]),
+            (&json!([]), &json!([]))
+        );
+        assert!(!host.bpffs().join("gate25").exists());
+    });
+}
+
+#[test]
 fn teardown_takes_filters_off_and_leaves_those_of_others() {
     within(|| async {
         let host = Host::killed(&["--attach", "filter"]);
@@ -229,6 +260,11 @@ impl Host {
 
     /// Runs an agent until it enforces.
     fn running(words: &[&str]) -> (Self, Agent) {
+        Self::running_with("[]", words)
+    }
+
+    /// Runs an agent with these roots of containers until it enforces.
+    fn running_with(roots: &str, words: &[&str]) -> (Self, Agent) {
         unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
         mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
@@ -253,7 +289,7 @@ impl Host {
         fs::write(dir.path().join("policy.d/policy.yaml"), policy).unwrap();
         let settings = format!(
             "schema: 1\nhost: hv-1\npolicy_dir: {0}/policy.d\nstate_dir: {0}/state\n\
-             cgroups: {{roots: []}}\nreload: {{quiet_time: 10s}}\ncontrol: {{socket: {0}/control.sock}}\n",
+             cgroups: {{roots: {roots}}}\nreload: {{quiet_time: 10s}}\ncontrol: {{socket: {0}/control.sock}}\n",
             dir.path().display()
         );
         fs::write(dir.path().join("gate25.yaml"), settings).unwrap();
@@ -286,6 +322,28 @@ impl Host {
             command.arg("--bpffs").arg(self.bpffs());
         }
         command
+    }
+}
+
+/// A control group of this test's own.
+struct Root(PathBuf);
+
+impl Root {
+    fn new(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts
+            .lines()
+            .find(|line| line.contains(" - cgroup2 "))
+            .unwrap();
+        let path = Path::new(mount.split(' ').nth(4).unwrap()).join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _removed = fs::remove_dir(&self.0);
     }
 }
 
