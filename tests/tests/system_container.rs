@@ -40,15 +40,18 @@ fn container_of_an_exempt_customer_is_greeted_by_postfix() {
         cgroups: vec![containers.root.path()],
         ..Settings::default()
     };
-    let pattern = format!("{}/shop", containers.root.path());
+    let pattern = format!("{}/shop*", containers.root.path());
     let policy = PolicyText::default()
         .container("c-1", &pattern)
         .exempt("c-1");
     let files = [("policy.yaml", policy.text())];
     let _agent = Agent::start(&hosting.hypervisor, settings, &files).unwrap();
-    for network in [Network::Hypervisor, Network::own(104, "veth104i0")] {
+    for (name, network) in [
+        ("shop-shared", Network::Hypervisor),
+        ("shop-own", Network::own(104, "veth104i0")),
+    ] {
         let shop = containers
-            .start(&lab, &hosting, "shop", &network, Runtime::Crun)
+            .start(&lab, &hosting, name, &network, Runtime::Crun)
             .unwrap();
         for to in [
             Hosting::EXCHANGER.v4_port(25),
