@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use crate::{Metrics, NetNs, Process, http, poll, process::tail};
+use crate::{Metrics, NetNs, Process, Said, http, poll, process::tail};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9425);
 const READY: Duration = Duration::from_secs(10);
@@ -23,12 +23,16 @@ pub struct Settings {
     pub host: String,
     /// `interfaces.match`.
     pub interfaces: Vec<String>,
+    /// `cgroups.roots`: none unless asked for, since the machine may have some of those names.
+    pub cgroups: Vec<String>,
     /// Further lines of YAML.
     pub more: String,
     /// Further arguments after `gate25 run --config FILE`.
     pub args: Vec<String>,
     /// Further environment variables.
     pub env: Vec<(String, String)>,
+    /// A command that runs the agent's, such as `strace`.
+    pub wrapper: Vec<String>,
 }
 
 impl Default for Settings {
@@ -36,9 +40,11 @@ impl Default for Settings {
         Self {
             host: "hv1".to_owned(),
             interfaces: ["tap*", "vnet*", "veth*i*"].map(str::to_owned).to_vec(),
+            cgroups: Vec::new(),
             more: String::new(),
             args: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 }
@@ -118,6 +124,31 @@ impl Agent {
         self.process.kill()?;
         self.process = launch(&self.ns, &self.dir, &self.settings)?;
         self.wait_ready(READY)
+    }
+
+    /// What the next [`Agent::restart`] starts with.
+    pub fn settings(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    /// Starts it again as [`Agent::restart`] does, without waiting.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn restart_unready(&mut self) -> anyhow::Result<()> {
+        self.process.kill()?;
+        self.process = launch(&self.ns, &self.dir, &self.settings)?;
+        Ok(())
+    }
+
+    /// Runs a gate25 command with the agent's settings file where the agent runs.
+    ///
+    /// # Errors
+    /// When it cannot be started, or takes more than ten seconds. A failing exit is an outcome.
+    pub fn command(&self, args: &[&str]) -> anyhow::Result<Said> {
+        let mut command = self.ns.command(binary()?);
+        command.args(args).arg("--config").arg(self.config());
+        self.ns.ask(command, READY)
     }
 
     /// Waits until `/readyz` says yes.
@@ -264,26 +295,39 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
     let Settings {
         host,
         interfaces,
+        cgroups,
         more,
         args,
         env,
+        wrapper,
     } = settings;
-    let quoted: Vec<String> = interfaces
-        .iter()
-        .map(|pattern| format!("{pattern:?}"))
-        .collect();
     let text = format!(
-        "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
+        "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\ncgroups:\n  roots: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
         dir.join("policy.d"),
-        quoted.join(", "),
+        quoted(interfaces),
+        quoted(cgroups),
         LISTEN.to_string(),
     );
     let config = dir.join("gate25.yaml");
     replace(&config, &text)?;
-    let mut command = ns.command(binary()?);
+    let binary = binary()?;
+    let mut command = match wrapper.split_first() {
+        Some((program, rest)) => {
+            let mut command = ns.command(program);
+            command.args(rest).arg(binary);
+            command
+        }
+        None => ns.command(binary),
+    };
     command.args(["run", "--config"]).arg(&config).args(args);
     command.envs(env.iter().map(|(key, value)| (key, value)));
     ns.spawn("gate25", command)
+}
+
+/// Texts as the members of a YAML list.
+fn quoted(texts: &[String]) -> String {
+    let quoted: Vec<String> = texts.iter().map(|text| format!("{text:?}")).collect();
+    quoted.join(", ")
 }
 
 fn replace(path: &Path, text: &str) -> anyhow::Result<()> {

@@ -4,11 +4,12 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 
-use crate::NetNs;
+use crate::{NetNs, poll};
 
 /// Greets whoever connects to a port of a namespace, and answers every line, as long as the
 /// process lives.
@@ -16,10 +17,14 @@ use crate::NetNs;
 /// # Errors
 /// When the port cannot be had.
 pub fn greet(ns: &NetNs, port: u16) -> anyhow::Result<()> {
+    ns.run(|| greet_here(port))?
+        .with_context(|| format!("in {}", ns.name()))
+}
+
+/// The same where the calling thread is.
+pub(crate) fn greet_here(port: u16) -> anyhow::Result<()> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = ns
-        .run(|| TcpListener::bind(address))?
-        .with_context(|| format!("listen on port {port} in {}", ns.name()))?;
+    let listener = TcpListener::bind(address).with_context(|| format!("listen on port {port}"))?;
     let serve = move || {
         for stream in listener.incoming().flatten() {
             // A client that goes away is no error of the server's.
@@ -59,6 +64,22 @@ impl Witness {
             &["table inet witness { counter seen {}; chain arrive { type filter hook prerouting priority -400; tcp dport 25 counter name seen; }; }"],
         )?;
         Ok(Self { ns: ns.clone() })
+    }
+
+    /// Packets so far, once none has come for a tenth of a second: connections that were closed
+    /// have said goodbye.
+    ///
+    /// # Errors
+    /// When packets keep coming, or nft fails.
+    pub fn settled(&self) -> anyhow::Result<u64> {
+        let mut last = (self.packets()?, Instant::now());
+        poll("packets to port 25 to end", Duration::from_secs(10), || {
+            let now = self.packets()?;
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            Ok((last.1.elapsed() > Duration::from_millis(100)).then_some(now))
+        })
     }
 
     /// Packets so far.

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{netns::NetNs, pid::Pid, process::poll};
+use crate::{Cgroup, cgroup, netns::NetNs, pid::Pid, process::poll};
 
 /// All labs of the machine: one folder each.
 const LABS: &str = "/run/gate25-lab";
@@ -28,6 +28,8 @@ pub struct Lab {
     name: String,
     dir: PathBuf,
     cgroup: PathBuf,
+    /// Where the cgroup tree is mounted.
+    mount: PathBuf,
     guardian: Guardian,
 }
 
@@ -51,7 +53,7 @@ impl Lab {
         if !nix::unistd::geteuid().is_root() {
             bail!("a lab needs root");
         }
-        let cgroups = cgroup2_mount()?;
+        let cgroups = cgroup::mount()?;
         sweep(&cgroups, Sweep::Crashed)?;
         let name = unique(name);
         let dir = Path::new(LABS).join(&name);
@@ -70,6 +72,7 @@ impl Lab {
             name,
             dir,
             cgroup,
+            mount: cgroups,
             guardian,
         })
     }
@@ -79,7 +82,7 @@ impl Lab {
     /// # Errors
     /// When something cannot be removed.
     pub fn remove_kept() -> anyhow::Result<()> {
-        sweep(&cgroup2_mount()?, Sweep::CrashedAndKept)
+        sweep(&cgroup::mount()?, Sweep::CrashedAndKept)
     }
 
     /// The lab's folder, on a file system in memory.
@@ -92,6 +95,14 @@ impl Lab {
     #[must_use]
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
+    }
+
+    /// A new cgroup of the lab's, to hold containers: a root for the agent.
+    ///
+    /// # Errors
+    /// When it is there already or cannot be made.
+    pub fn containers(&self, name: &str) -> anyhow::Result<Cgroup> {
+        Cgroup::create(&self.mount, self.cgroup.join(name))
     }
 
     /// New network and mount namespaces with the loopback up.
@@ -253,20 +264,4 @@ fn unique(name: &str) -> String {
         std::process::id(),
         COUNT.fetch_add(1, Ordering::Relaxed)
     )
-}
-
-/// Where cgroup v2 is mounted; on a hybrid host that is below `/sys/fs/cgroup`.
-fn cgroup2_mount() -> anyhow::Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
-    for line in mounts.lines() {
-        let Some((place, source)) = line.split_once(" - ") else {
-            continue;
-        };
-        if source.starts_with("cgroup2 ")
-            && let Some(path) = place.split(' ').nth(4)
-        {
-            return Ok(PathBuf::from(path));
-        }
-    }
-    bail!("no cgroup v2 is mounted: mount -t cgroup2 none /sys/fs/cgroup")
 }

@@ -5,6 +5,8 @@
 //! process (also SIGKILL) removes all of it: a guardian process waits for that.
 
 mod agent;
+mod cgroup;
+mod container;
 mod far_side;
 mod http;
 mod initramfs;
@@ -17,20 +19,24 @@ mod policy_text;
 mod postfix;
 mod probe;
 mod process;
+mod runtime;
 mod sender;
 mod skip;
 mod smtp;
 mod tap;
+mod tenant;
 mod topology;
 mod vm;
 mod world;
 
 pub use agent::{Agent, Settings, binary};
+pub use cgroup::Cgroup;
+pub use container::{Container, Containers, Network, Runtime};
 pub use far_side::{Witness, greet};
 pub use http::get;
 pub use lab::{Lab, Remover};
 pub use metrics::Metrics;
-pub use netns::NetNs;
+pub use netns::{NetNs, Said};
 pub use object::Object;
 pub use policy_text::{PolicyText, after};
 pub use postfix::{Postfix, Role};
@@ -40,6 +46,7 @@ pub use sender::{Sender, Tally};
 pub use skip::skip;
 pub use smtp::{Delivery, send};
 pub use tap::{Offload, Pump, Tap, pump_stdio};
+pub use tenant::{Frame, Tenant, program as tenant_program, tenant};
 pub use topology::{Addresses, Guest, Hosting, Link};
 pub use vm::Vm;
 pub use world::World;

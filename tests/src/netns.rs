@@ -46,6 +46,17 @@ struct Inner {
     commands: AtomicU32,
 }
 
+/// What a command said and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said {
+    /// Its exit code; none when a signal ended it.
+    pub code: Option<i32>,
+    /// Its stdout.
+    pub out: String,
+    /// Its stderr.
+    pub err: String,
+}
+
 impl NetNs {
     pub(crate) fn new(dir: &Path, cgroup: &Path, name: &str) -> anyhow::Result<Self> {
         let (net, mnt, holder) = thread::scope(|scope| {
@@ -187,6 +198,26 @@ impl NetNs {
             status,
             stdout,
             stderr: Vec::new(),
+        })
+    }
+
+    /// Runs a command of [`NetNs::command`] inside to its end, stdout and stderr apart.
+    ///
+    /// # Errors
+    /// As [`NetNs::output`].
+    pub fn ask(&self, command: Command, limit: Duration) -> anyhow::Result<Said> {
+        let count = self.inner.commands.fetch_add(1, Ordering::Relaxed);
+        let out = self.inner.dir.join(format!("{}-said.{count}", self.name()));
+        let file = File::create(&out).with_context(|| format!("create {}", out.display()))?;
+        let mut process =
+            self.spawn_with("said", command, Stdio::null(), Some(Stdio::from(file)))?;
+        let status = process.wait(limit)?;
+        let text = fs::read(&out).with_context(|| format!("read {}", out.display()))?;
+        fs::remove_file(&out).context("remove a command's output")?;
+        Ok(Said {
+            code: status.code(),
+            out: String::from_utf8_lossy(&text).into_owned(),
+            err: process.log(),
         })
     }
 

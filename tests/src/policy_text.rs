@@ -54,6 +54,22 @@ impl PolicyText {
         self
     }
 
+    /// Adds a customer with the profile `default` who owns cgroups: a pattern of paths below the
+    /// cgroup2 mount.
+    #[must_use]
+    pub fn container(self, id: &str, pattern: &str) -> Self {
+        self.container_of("default", id, pattern)
+    }
+
+    /// The same with a profile.
+    #[must_use]
+    pub fn container_of(mut self, profile: &str, id: &str, pattern: &str) -> Self {
+        self.customers.push_str(&format!(
+            "  - id: {id}\n    profile: {profile}\n    workloads: [{{cgroup: {pattern:?}}}]\n"
+        ));
+        self
+    }
+
     /// Adds an exemption to everywhere that has begun and lasts.
     #[must_use]
     pub fn exempt(self, customer: &str) -> Self {

@@ -20,6 +20,8 @@ pub enum Outcome {
     Refused,
     /// ECONNRESET.
     Reset,
+    /// ECONNABORTED: the kernel destroyed the socket.
+    Aborted,
     /// No answer before the deadline, or ETIMEDOUT.
     TimedOut,
     /// No route, or an ICMP error that says so.
@@ -35,6 +37,8 @@ impl From<io::Error> for Outcome {
             Self::Refused
         } else if kind == ErrorKind::ConnectionReset {
             Self::Reset
+        } else if kind == ErrorKind::ConnectionAborted {
+            Self::Aborted
         } else if kind == ErrorKind::TimedOut || kind == ErrorKind::WouldBlock {
             Self::TimedOut
         } else if kind == ErrorKind::HostUnreachable || kind == ErrorKind::NetworkUnreachable {
@@ -51,9 +55,25 @@ impl fmt::Display for Outcome {
             Self::Connected => f.write_str("connected"),
             Self::Refused => f.write_str("refused"),
             Self::Reset => f.write_str("reset"),
+            Self::Aborted => f.write_str("aborted"),
             Self::TimedOut => f.write_str("timed out"),
             Self::Unreachable => f.write_str("unreachable"),
             Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<&str> for Outcome {
+    /// Reads what `Display` wrote.
+    fn from(text: &str) -> Self {
+        match text {
+            "connected" => Self::Connected,
+            "refused" => Self::Refused,
+            "reset" => Self::Reset,
+            "aborted" => Self::Aborted,
+            "timed out" => Self::TimedOut,
+            "unreachable" => Self::Unreachable,
+            other => Self::Other(other.to_owned()),
         }
     }
 }
@@ -65,6 +85,17 @@ pub struct Attempt {
     pub outcome: Outcome,
     /// From the call to its return.
     pub took: Duration,
+}
+
+impl Attempt {
+    /// Times something that ends as a connect does.
+    pub(crate) fn of<T>(connect: impl FnOnce() -> io::Result<T>) -> Self {
+        let start = Instant::now();
+        let result = connect();
+        let took = start.elapsed();
+        let outcome = result.map_or_else(Outcome::from, |_| Outcome::Connected);
+        Self { outcome, took }
+    }
 }
 
 impl fmt::Display for Attempt {
@@ -83,13 +114,7 @@ impl fmt::Display for Attempt {
 /// # Errors
 /// When the namespace cannot be entered. A refused connect is an outcome, not an error.
 pub fn connect(from: &NetNs, to: SocketAddr, limit: Duration) -> anyhow::Result<Attempt> {
-    from.run(|| {
-        let start = Instant::now();
-        let result = TcpStream::connect_timeout(&to, limit);
-        let took = start.elapsed();
-        let outcome = result.map_or_else(Outcome::from, |_| Outcome::Connected);
-        Attempt { outcome, took }
-    })
+    from.run(|| Attempt::of(|| TcpStream::connect_timeout(&to, limit)))
 }
 
 /// A connection held open.
@@ -97,6 +122,7 @@ pub fn connect(from: &NetNs, to: SocketAddr, limit: Duration) -> anyhow::Result<
 pub struct Held {
     stream: TcpStream,
     to: SocketAddr,
+    greeting: String,
 }
 
 impl Held {
@@ -105,18 +131,60 @@ impl Held {
     /// # Errors
     /// When the connect fails or no line comes.
     pub fn open(from: &NetNs, to: SocketAddr, limit: Duration) -> anyhow::Result<Self> {
-        let stream = from
-            .run(|| TcpStream::connect_timeout(&to, limit))?
-            .with_context(|| format!("connect from {} to {to}", from.name()))?;
+        from.run(|| Self::open_here(to, limit))?
+            .with_context(|| format!("from {}", from.name()))
+    }
+
+    /// The same from where the calling process is.
+    ///
+    /// # Errors
+    /// As [`Held::open`].
+    pub fn open_here(to: SocketAddr, limit: Duration) -> anyhow::Result<Self> {
+        let stream =
+            TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
         stream
             .set_read_timeout(Some(limit))
             .context("set the read timeout")?;
         stream
             .set_write_timeout(Some(limit))
             .context("set the write timeout")?;
-        let mut held = Self { stream, to };
-        held.line()?;
+        let mut held = Self {
+            stream,
+            to,
+            greeting: String::new(),
+        };
+        held.greeting = held.line()?;
         Ok(held)
+    }
+
+    /// The server's first line.
+    #[must_use]
+    pub fn greeting(&self) -> &str {
+        &self.greeting
+    }
+
+    /// Sends nothing, only waits, and says how the connection ended.
+    ///
+    /// # Errors
+    /// When the other side sends something.
+    pub fn wait_cut(&mut self, limit: Duration) -> anyhow::Result<Attempt> {
+        self.stream
+            .set_read_timeout(Some(limit))
+            .context("set the read timeout")?;
+        let start = Instant::now();
+        let result = self.stream.read(&mut [0; 64]);
+        let took = start.elapsed();
+        match result {
+            Ok(0) => Ok(Attempt {
+                outcome: Outcome::Other("closed".to_owned()),
+                took,
+            }),
+            Ok(_) => bail!("{} sent something", self.to),
+            Err(error) => Ok(Attempt {
+                outcome: error.into(),
+                took,
+            }),
+        }
     }
 
     /// The next line the server sends.

@@ -57,14 +57,31 @@ impl Sender {
     /// # Errors
     /// When the thread cannot be made or cannot enter the namespace.
     pub fn start(from: &NetNs, to: SocketAddr, pause: Duration) -> anyhow::Result<Self> {
+        let ns = from.clone();
+        Self::spawn(move || ns.enter(), to, pause)
+    }
+
+    /// The same from where the calling process is.
+    ///
+    /// # Errors
+    /// When the thread cannot be made.
+    pub fn start_here(to: SocketAddr, pause: Duration) -> anyhow::Result<Self> {
+        Self::spawn(|| Ok(()), to, pause)
+    }
+
+    fn spawn(
+        enter: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+        to: SocketAddr,
+        pause: Duration,
+    ) -> anyhow::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let tally = Arc::new(Mutex::new(Tally::default()));
         let (entered, wait) = mpsc::channel();
-        let (ns, stopped, counted) = (from.clone(), Arc::clone(&stop), Arc::clone(&tally));
+        let (stopped, counted) = (Arc::clone(&stop), Arc::clone(&tally));
         let thread = thread::Builder::new()
             .name("sender".to_owned())
             .spawn(move || {
-                let inside = ns.enter();
+                let inside = enter();
                 let go_on = inside.is_ok();
                 if entered.send(inside).is_err() || !go_on {
                     return;
@@ -131,7 +148,11 @@ fn count(tally: &Mutex<Tally>, outcome: Outcome) {
             tally.last_connected = now;
         }
         Outcome::Refused => tally.refused += 1,
-        other @ (Outcome::Reset | Outcome::TimedOut | Outcome::Unreachable | Outcome::Other(_)) => {
+        other @ (Outcome::Reset
+        | Outcome::Aborted
+        | Outcome::TimedOut
+        | Outcome::Unreachable
+        | Outcome::Other(_)) => {
             tally.others += 1;
             tally.last_other = Some(other);
         }

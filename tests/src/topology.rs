@@ -45,6 +45,12 @@ impl Addresses {
         SocketAddr::from((self.v4, port))
     }
 
+    /// A port on the IPv4 address as IPv6 programs write it.
+    #[must_use]
+    pub fn mapped_port(&self, port: u16) -> SocketAddr {
+        SocketAddr::from((self.v4.to_ipv6_mapped(), port))
+    }
+
     /// A port on the IPv6 address.
     #[must_use]
     pub fn v6_port(&self, port: u16) -> SocketAddr {

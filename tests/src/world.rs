@@ -1,14 +1,20 @@
 //! A lab with all that most tests need: the hosting, greeters for servers, a witness, the agent.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Agent, Attempt, Guest, Hosting, Lab, Link, Outcome, PolicyText, Settings, Witness, connect,
-    greet, poll,
+    Agent, Attempt, Container, Containers, Guest, Hosting, Lab, Link, Network, Outcome, PolicyText,
+    Runtime, Settings, Tenant, Witness, connect, greet, poll, tenant,
 };
 
+/// Where the agent pins, unless told otherwise.
+const PINS: &str = "/sys/fs/bpf/gate25";
 /// How long an interface may take to get its program, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
 /// Longer than two retransmissions of a SYN.
@@ -21,6 +27,8 @@ pub struct World {
     pub hosting: Hosting,
     /// Counts what reaches the exchanger's port 25.
     pub witness: Witness,
+    /// Containers on the hypervisor, below a cgroup of the lab.
+    pub containers: Containers,
     /// Everything else hangs on it, so it goes last.
     pub lab: Lab,
 }
@@ -39,9 +47,12 @@ impl World {
         greet(&hosting.relay, 25)?;
         greet(&hosting.relay, 587)?;
         let witness = Witness::start(&hosting.exchanger)?;
+        let program = tenant::program()?.to_string_lossy().into_owned();
+        let containers = Containers::new(&lab, &hosting, "machine", vec![program])?;
         Ok(Self {
             hosting,
             witness,
+            containers,
             lab,
         })
     }
@@ -73,6 +84,84 @@ impl World {
         Ok(guest)
     }
 
+    /// Starts a container and waits until what it sends arrives.
+    ///
+    /// # Errors
+    /// When it cannot be made, or reaches nobody.
+    pub fn container(&self, name: &str, network: &Network) -> anyhow::Result<Container> {
+        self.container_by(Runtime::Lab, name, network)
+    }
+
+    /// The same by a runtime of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`World::container`].
+    pub fn container_by(
+        &self,
+        runtime: Runtime,
+        name: &str,
+        network: &Network,
+    ) -> anyhow::Result<Container> {
+        let Self {
+            hosting,
+            containers,
+            lab,
+            ..
+        } = self;
+        let container = containers.start(lab, hosting, name, network, runtime)?;
+        for to in both(Hosting::EXCHANGER, 587) {
+            poll("a new container to reach others", PROMPT, || {
+                let attempt = container.tenant.connect(to)?;
+                Ok((attempt.outcome == Outcome::Connected).then_some(()))
+            })?;
+        }
+        Ok(container)
+    }
+
+    /// Runs the tenant's program in a new cgroup of that name, which connects to these addresses
+    /// as the first thing it does, and returns what became of it. The cgroup is removed.
+    ///
+    /// # Errors
+    /// When it cannot be run.
+    pub fn connect_at_birth(
+        &self,
+        name: &str,
+        to: &[std::net::SocketAddr],
+    ) -> anyhow::Result<Vec<Outcome>> {
+        let cgroup = self.containers.root.child(name)?;
+        let host = &self.hosting.hypervisor;
+        let mut command = host.command_in(cgroup.dir(), tenant::program()?);
+        command.arg("once").args(to.iter().map(ToString::to_string));
+        let said = host.ask(command, PROMPT)?;
+        if said.code != Some(0) {
+            bail!("{name}: {said:?}");
+        }
+        Ok(said.out.lines().map(Outcome::from).collect())
+    }
+
+    /// Starts a container in a cgroup of the caller's choice, on the hypervisor's network.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn container_in(&self, cgroup: crate::Cgroup) -> anyhow::Result<Container> {
+        self.containers.start_in(cgroup, None)
+    }
+
+    /// Settings under which the agent judges the containers.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
+        Settings {
+            cgroups: vec![self.containers.root.path()],
+            ..Settings::default()
+        }
+    }
+
+    /// A pattern for cgroups below the containers' root.
+    #[must_use]
+    pub fn below(&self, pattern: &str) -> String {
+        format!("{}/{pattern}", self.containers.root.path())
+    }
+
     /// Starts the agent on a policy and waits until it is ready.
     ///
     /// # Errors
@@ -99,7 +188,8 @@ impl World {
     /// When the folder cannot be read.
     pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
         self.hosting.hypervisor.run(|| {
-            let entries = fs::read_dir("/sys/fs/bpf/gate25/v2/links").context("read the pins")?;
+            let links = pins().join("links");
+            let entries = fs::read_dir(links).context("read the pins")?;
             let mut indexes: Vec<u32> = entries
                 .flatten()
                 .filter_map(|entry| {
@@ -128,6 +218,46 @@ impl World {
             .run(|| fs::read_to_string(&path))?
             .with_context(|| format!("read {path}"))?;
         text.trim().parse().context("an interface's index")
+    }
+
+    /// Waits until the kernel's tables hold a container's veth as such: what its cgroup's hooks
+    /// have counted is not counted there again. Nothing to wait for without a veth.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn settle(&self, container: &Container) -> anyhow::Result<()> {
+        const REFUSED_ONLY: &str = "0x02";
+        let Some(guest) = container.guest() else {
+            return Ok(());
+        };
+        let host = &self.hosting.hypervisor;
+        let map = host.run(|| pins().join("INTERFACES"))?;
+        let key = self.index(&guest.interface)?.to_le_bytes();
+        let mut words = vec!["-j".to_owned(), "map".to_owned(), "lookup".to_owned()];
+        words.extend(["pinned".to_owned(), map.to_string_lossy().into_owned()]);
+        words.push("key".to_owned());
+        words.extend(key.iter().map(ToString::to_string));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        poll("a container's veth to be known as such", PROMPT, || {
+            // An entry that is not there yet is an error of bpftool's.
+            let text = host.exec("bpftool", &words).unwrap_or_default();
+            let value = text.split_once("\"value\":[").map(|(_, value)| value);
+            let counting = value.and_then(|value| value.split(',').nth(8));
+            let counting = counting.map(|byte| byte.trim_matches(['"', ']', '}']));
+            Ok((counting == Some(REFUSED_ONLY)).then_some(()))
+        })
+    }
+
+    /// The hardware address of an interface.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn hardware_address(&self, ns: &crate::NetNs, interface: &str) -> anyhow::Result<String> {
+        let path = format!("/sys/class/net/{interface}/address");
+        let text = ns
+            .run(|| fs::read_to_string(&path))?
+            .with_context(|| format!("read {path}"))?;
+        Ok(text.trim().to_owned())
     }
 
     /// Waits until this many workloads are in this state.
@@ -175,6 +305,82 @@ impl World {
         Ok(())
     }
 
+    /// Checks of a container what [`World::check_closed`] checks of a guest, and that an IPv4
+    /// address in IPv6 clothes is no way around.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        self.check_refused(tenant)?;
+        for to in three(Hosting::RELAY, 25)
+            .into_iter()
+            .chain(both(Hosting::EXCHANGER, 587))
+        {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Connected {
+                bail!("{to}: {attempt}");
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of [`World::check_contained`] that holds without a policy as well.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        let before = self.witness.settled()?;
+        for to in three(Hosting::EXCHANGER, 25) {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Refused || attempt.took > Duration::from_millis(900) {
+                bail!("{to}: {attempt}, not refused at once");
+            }
+        }
+        match self.witness.packets()? - before {
+            0 => Ok(()),
+            arrived => bail!("{arrived} packets to port 25 arrived"),
+        }
+    }
+
+    /// Waits until [`World::check_refused`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_refused(tenant))
+    }
+
+    /// Checks that a container reaches the exchanger's port 25, by an IPv4 address in IPv6 clothes
+    /// as well.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        for to in three(Hosting::EXCHANGER, 25) {
+            let attempt = tenant.connect(to)?;
+            if attempt.outcome != Outcome::Connected {
+                bail!("{to}: {attempt}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until [`World::check_contained`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_contained(tenant))
+    }
+
+    /// Waits until [`World::check_free`] holds.
+    ///
+    /// # Errors
+    /// At the deadline, with what is not so.
+    pub fn wait_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
+        wait(|| self.check_free(tenant))
+    }
+
     /// Checks that the exchanger's port 25 can be reached over both families.
     ///
     /// # Errors
@@ -204,8 +410,24 @@ impl World {
     }
 }
 
+/// The agent's folder of pins; called inside the hypervisor.
+fn pins() -> PathBuf {
+    let versions = fs::read_dir(PINS).into_iter().flatten().flatten();
+    let version = |name: &str| name.strip_prefix('v')?.parse::<u32>().ok();
+    let newest = versions
+        .filter_map(|entry| version(entry.file_name().to_str()?))
+        .max();
+    Path::new(PINS).join(format!("v{}", newest.unwrap_or_default()))
+}
+
 fn both(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 2] {
     [server.v4_port(port), server.v6_port(port)]
+}
+
+/// Both families, and IPv4 by way of IPv6.
+fn three(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 3] {
+    let [v4, v6] = both(server, port);
+    [v4, v6, server.mapped_port(port)]
 }
 
 fn expect(

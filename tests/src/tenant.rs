@@ -1,0 +1,293 @@
+//! A program inside a container that connects, sends and forges as a test tells it to.
+
+mod packets;
+mod program;
+mod sockets;
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, Write as _},
+    net::SocketAddr,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+pub use program::tenant;
+
+use crate::{Attempt, Outcome, Tally, poll};
+
+/// Longer than anything a tenant waits for.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Containers may take this long to start on a busy machine.
+const START: Duration = Duration::from_secs(20);
+
+/// The hold on a tenant: `gate25-tenant serve PATH`, or another program that calls [`tenant`].
+#[derive(Debug)]
+pub struct Tenant {
+    name: String,
+    line: Mutex<BufReader<UnixStream>>,
+}
+
+/// Hardware and IP addresses of a frame made by hand.
+#[derive(Debug, Clone)]
+pub struct Frame<'a> {
+    /// The tenant's interface.
+    pub device: &'a str,
+    /// Its hardware address.
+    pub source: &'a str,
+    /// Its gateway's hardware address.
+    pub gateway: &'a str,
+    /// The sender's address and port.
+    pub from: SocketAddr,
+    /// The receiver's.
+    pub to: SocketAddr,
+}
+
+/// The program that Cargo builds beside the tests.
+///
+/// # Errors
+/// When it is not there.
+pub fn program() -> anyhow::Result<PathBuf> {
+    let own = env::current_exe().context("find this program")?;
+    let found = own
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("gate25-tenant"))
+        .find(|path| path.exists());
+    found.with_context(|| format!("no gate25-tenant beside {}", own.display()))
+}
+
+impl Tenant {
+    /// Takes hold of the tenant that serves at this path, as soon as it does. `ended` is asked
+    /// meanwhile and tells why it never will.
+    pub(crate) fn reach(
+        name: &str,
+        path: &Path,
+        mut ended: impl FnMut() -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
+        let stream = poll(&format!("the tenant of {name}"), START, || {
+            ended()?;
+            Ok(UnixStream::connect(path).ok())
+        })?;
+        stream
+            .set_read_timeout(Some(LIMIT))
+            .context("set the read timeout")?;
+        Ok(Self {
+            name: name.to_owned(),
+            line: Mutex::new(BufReader::new(stream)),
+        })
+    }
+
+    /// Connects; the connection is closed at once.
+    ///
+    /// # Errors
+    /// When the tenant is gone. A refused connect is an outcome, not an error.
+    pub fn connect(&self, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["connect", &to.to_string()])
+    }
+
+    /// Sends data with the SYN (TCP Fast Open, `sendto` with `MSG_FASTOPEN`).
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn fast_open(&self, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["fastopen", &to.to_string()])
+    }
+
+    /// Connects a multipath socket.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`], and where the kernel has none.
+    pub fn connect_mptcp(&self, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["mptcp", &to.to_string()])
+    }
+
+    /// Connects a socket bound to an interface.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn connect_through(&self, device: &str, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["device", device, &to.to_string()])
+    }
+
+    /// Sends a SYN made by hand through a raw IP socket. Connected means sent.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn forge(&self, from: SocketAddr, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["packet", &from.to_string(), &to.to_string()])
+    }
+
+    /// Sends a SYN made by hand through a packet socket. Connected means sent.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn send_frame(&self, frame: &Frame<'_>) -> anyhow::Result<Attempt> {
+        let Frame {
+            device,
+            source,
+            gateway,
+            from,
+            to,
+        } = frame;
+        self.attempt(&[
+            "frame",
+            device,
+            source,
+            gateway,
+            &from.to_string(),
+            &to.to_string(),
+        ])
+    }
+
+    /// Makes a TCP socket for addresses like this one and hands it to whoever asks at the path.
+    ///
+    /// # Errors
+    /// When the tenant is gone.
+    pub fn give(&self, path: &Path, like: SocketAddr) -> anyhow::Result<()> {
+        self.ask(&["give", &path.to_string_lossy(), &like.to_string()])
+            .map(drop)
+    }
+
+    /// Takes the socket that another tenant hands over at the path, and connects it.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn take(&self, path: &Path, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["take", &path.to_string_lossy(), &to.to_string()])
+    }
+
+    /// Greets whoever connects to this port.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn greet(&self, port: u16) -> anyhow::Result<()> {
+        self.ask(&["greet", &port.to_string()]).map(drop)
+    }
+
+    /// Makes a cgroup, given by its folder, where there is none, and moves into it.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn enter(&self, cgroup: &Path) -> anyhow::Result<()> {
+        self.ask(&["enter", &cgroup.to_string_lossy()]).map(drop)
+    }
+
+    /// Opens a connection and returns the greeting.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn hold(&self, name: &str, to: SocketAddr) -> anyhow::Result<String> {
+        self.ask(&["hold", name, &to.to_string()])
+    }
+
+    /// Sends an SMTP command over an open connection; returns the answer's first line.
+    ///
+    /// # Errors
+    /// When the connection is cut.
+    pub fn say(&self, name: &str, command: &str) -> anyhow::Result<String> {
+        self.ask(&["say", name, command])
+    }
+
+    /// Waits for the end of an open connection without sending anything, at most five seconds.
+    ///
+    /// # Errors
+    /// When the tenant is gone.
+    pub fn wait_cut(&self, name: &str) -> anyhow::Result<Attempt> {
+        self.attempt(&["wait-cut", name])
+    }
+
+    /// Writes to an open connection until it ends, at most five seconds.
+    ///
+    /// # Errors
+    /// When it goes on working.
+    pub fn write_until_cut(&self, name: &str) -> anyhow::Result<Attempt> {
+        self.attempt(&["write-until-cut", name])
+    }
+
+    /// Starts connecting without pause but this.
+    ///
+    /// # Errors
+    /// When the tenant is gone.
+    pub fn hammer(&self, name: &str, to: SocketAddr, pause: Duration) -> anyhow::Result<()> {
+        let pause = pause.as_micros().to_string();
+        self.ask(&["hammer", name, &to.to_string(), &pause])
+            .map(drop)
+    }
+
+    /// What became of a hammer's attempts so far; without the times.
+    ///
+    /// # Errors
+    /// When there is no such hammer.
+    pub fn tally(&self, name: &str) -> anyhow::Result<Tally> {
+        let text = self.ask(&["tally", name])?;
+        let mut words = text.split('\t');
+        let mut number = || -> anyhow::Result<u64> {
+            let word = words.next().context("a tally has three numbers")?;
+            word.parse().context("a number")
+        };
+        let [connected, refused, others] = [number()?, number()?, number()?];
+        let last_other = words.next().filter(|text| !text.is_empty());
+        Ok(Tally {
+            connected,
+            refused,
+            others,
+            last_other: last_other.map(Outcome::from),
+            ..Tally::default()
+        })
+    }
+
+    /// Ends a hammer.
+    ///
+    /// # Errors
+    /// When the tenant is gone.
+    pub fn rest(&self, name: &str) -> anyhow::Result<()> {
+        self.ask(&["rest", name]).map(drop)
+    }
+
+    /// Opens a connection and keeps asking and reading.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn echo(&self, name: &str, to: SocketAddr) -> anyhow::Result<()> {
+        self.ask(&["echo", name, &to.to_string()]).map(drop)
+    }
+
+    /// The answers that such a connection has got so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn echoes(&self, name: &str) -> anyhow::Result<u64> {
+        self.ask(&["echoes", name])?.parse().context("a number")
+    }
+
+    fn attempt(&self, words: &[&str]) -> anyhow::Result<Attempt> {
+        let text = self.ask(words)?;
+        let (micros, outcome) = text.split_once('\t').context("an attempt")?;
+        Ok(Attempt {
+            outcome: outcome.into(),
+            took: Duration::from_micros(micros.parse().context("a duration")?),
+        })
+    }
+
+    fn ask(&self, words: &[&str]) -> anyhow::Result<String> {
+        let what = || format!("{} in {}", words.join(" "), self.name);
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let request = words.join("\t") + "\n";
+        line.get_mut()
+            .write_all(request.as_bytes())
+            .with_context(what)?;
+        let mut answer = String::new();
+        line.read_line(&mut answer).with_context(what)?;
+        match answer.trim_end_matches('\n').split_once('\t') {
+            Some(("ok", text)) => Ok(text.to_owned()),
+            Some((_, error)) => bail!("{}: {error}", what()),
+            None => bail!("{}: the tenant ended", what()),
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! SYNs made by hand, for sockets below TCP.
+
+use std::net::{IpAddr, SocketAddr};
+
+/// A SYN with its IP header, complete with checksums.
+pub(super) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let mut tcp = Vec::with_capacity(20);
+    tcp.extend(from.port().to_be_bytes());
+    tcp.extend(to.port().to_be_bytes());
+    tcp.extend([0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]); // sequence, acknowledged
+    tcp.extend([0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]); // 20 bytes, SYN, window, checksum, urgent
+    let sum = checksum(&[&pseudo_header(from.ip(), to.ip()), &tcp]);
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = ip_header(from.ip(), to.ip());
+    packet.extend(tcp);
+    packet
+}
+
+/// A SYN in an Ethernet frame.
+pub(super) fn syn_frame(
+    source: [u8; 6],
+    destination: [u8; 6],
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Vec<u8> {
+    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    [&destination[..], &source, &kind, &syn(from, to)].concat()
+}
+
+fn ip_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut header = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
+            header.extend(from.octets());
+            header.extend(to.octets());
+            let sum = checksum(&[&header]);
+            header[10..12].copy_from_slice(&sum.to_be_bytes());
+            header
+        }
+        (from, to) => {
+            let mut header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+            header.extend(octets(from));
+            header.extend(octets(to));
+            header
+        }
+    }
+}
+
+fn pseudo_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
+    let mut header = [octets(from), octets(to)].concat();
+    header.extend([0, 6, 0, 20]);
+    header
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// RFC 1071 over parts of even length.
+fn checksum(parts: &[&[u8]]) -> u16 {
+    let mut sum: u32 = 0;
+    for pair in parts.iter().flat_map(|part| part.chunks_exact(2)) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair[1]]));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

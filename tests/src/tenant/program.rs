@@ -1,0 +1,291 @@
+//! What runs inside a container: it connects as it is told, over a Unix socket.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, BufRead as _, BufReader, Write as _},
+    net::{SocketAddr, TcpStream},
+    os::{fd::OwnedFd, unix::net::UnixListener},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+use super::{packets, sockets};
+use crate::{Attempt, Held, Sender, far_side};
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// Does what the arguments say: `serve PATH`, or `once ADDRESS...`, which connects to each address
+/// without looking around first.
+///
+/// # Errors
+/// When the arguments are not understood, or the socket cannot be had.
+pub fn tenant(args: &[String]) -> anyhow::Result<()> {
+    match args {
+        [word, path] if word == "serve" => serve(Path::new(path)),
+        [word, addresses @ ..] if word == "once" => once(addresses),
+        other => bail!("not understood: {other:?}"),
+    }
+}
+
+fn once(addresses: &[String]) -> anyhow::Result<()> {
+    for to in addresses {
+        let to = to.parse().context("an address")?;
+        let attempt = Attempt::of(|| TcpStream::connect_timeout(&to, LIMIT));
+        println!("{}", attempt.outcome);
+    }
+    Ok(())
+}
+
+fn serve(path: &Path) -> anyhow::Result<()> {
+    let listener =
+        UnixListener::bind(path).with_context(|| format!("listen at {}", path.display()))?;
+    let (stream, _) = listener.accept().context("wait for who tells what to do")?;
+    let mut output = stream.try_clone().context("copy the socket")?;
+    let mut state = State::default();
+    for line in BufReader::new(stream).lines() {
+        let line = line.context("read a command")?;
+        let words: Vec<&str> = line.split('\t').collect();
+        let answer = match state.carry_out(&words) {
+            Ok(text) => format!("ok\t{text}\n"),
+            Err(error) => format!("error\t{}\n", format!("{error:#}").replace('\n', " ")),
+        };
+        output
+            .write_all(answer.as_bytes())
+            .context("write an answer")?;
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct State {
+    held: BTreeMap<String, Held>,
+    senders: BTreeMap<String, Sender>,
+    echoes: BTreeMap<String, Echo>,
+}
+
+impl State {
+    fn carry_out(&mut self, words: &[&str]) -> anyhow::Result<String> {
+        match words {
+            ["connect", to] => plain(to),
+            ["fastopen", to] => fast_open(to),
+            ["mptcp", to] => connect_by(sockets::mptcp, to),
+            ["device", device, to] => through(device, to),
+            ["packet", from, to] => forge(from, to),
+            ["frame", device, source, destination, from, to] => {
+                frame(device, [source, destination], from, to)
+            }
+            ["give", path, like] => hand_over(path, like),
+            ["take", path, to] => take_over(path, to),
+            ["greet", port] => {
+                far_side::greet_here(port.parse().context("a port")?).map(|()| String::new())
+            }
+            ["enter", cgroup] => enter(cgroup),
+            ["hold", name, to] => {
+                let held = Held::open_here(address(to)?, LIMIT)?;
+                let greeting = held.greeting().to_owned();
+                self.held.insert((*name).to_owned(), held);
+                Ok(greeting)
+            }
+            ["say", name, text] => self.held(name)?.command(text),
+            ["wait-cut", name] => Ok(told(&self.held(name)?.wait_cut(LIMIT)?)),
+            ["write-until-cut", name] => Ok(told(&self.held(name)?.write_until_cut(LIMIT)?)),
+            ["hammer", name, to, micros] => {
+                let pause = Duration::from_micros(micros.parse().context("a pause")?);
+                let sender = Sender::start_here(address(to)?, pause)?;
+                self.senders.insert((*name).to_owned(), sender);
+                Ok(String::new())
+            }
+            ["tally", name] => self.tally(name),
+            ["rest", name] => {
+                drop(self.senders.remove(*name));
+                Ok(String::new())
+            }
+            ["echo", name, to] => {
+                let echo = Echo::start(Held::open_here(address(to)?, LIMIT)?)?;
+                self.echoes.insert((*name).to_owned(), echo);
+                Ok(String::new())
+            }
+            ["echoes", name] => self.echoes.get(*name).context("no such echo")?.count(),
+            other => bail!("not understood: {other:?}"),
+        }
+    }
+
+    fn held(&mut self, name: &str) -> anyhow::Result<&mut Held> {
+        self.held
+            .get_mut(name)
+            .with_context(|| format!("no connection {name}"))
+    }
+
+    fn tally(&self, name: &str) -> anyhow::Result<String> {
+        let sender = self.senders.get(name).context("no such sender")?;
+        let tally = sender.tally();
+        let last = tally.last_other.map(|other| other.to_string());
+        Ok(format!(
+            "{}\t{}\t{}\t{}",
+            tally.connected,
+            tally.refused,
+            tally.others,
+            last.unwrap_or_default()
+        ))
+    }
+}
+
+fn plain(to: &str) -> anyhow::Result<String> {
+    connect_by(sockets::tcp, to)
+}
+
+fn fast_open(to: &str) -> anyhow::Result<String> {
+    let to = address(to)?;
+    attempt(|| sockets::fast_open(to, LIMIT))
+}
+
+fn connect_by(
+    open: impl FnOnce(SocketAddr) -> io::Result<OwnedFd>,
+    to: &str,
+) -> anyhow::Result<String> {
+    let to = address(to)?;
+    let socket = open(to).context("make a socket")?;
+    attempt(|| sockets::connect_within(&socket, to, LIMIT))
+}
+
+/// Runs what ends as a connect does.
+fn attempt<T>(body: impl FnOnce() -> io::Result<T>) -> anyhow::Result<String> {
+    Ok(told(&Attempt::of(body)))
+}
+
+fn told(attempt: &Attempt) -> String {
+    format!("{}\t{}", attempt.took.as_micros(), attempt.outcome)
+}
+
+fn through(device: &str, to: &str) -> anyhow::Result<String> {
+    let to = address(to)?;
+    let socket = sockets::tcp(to).context("make a socket")?;
+    sockets::bind_to_device(&socket, device).with_context(|| format!("bind to {device}"))?;
+    attempt(|| sockets::connect_within(&socket, to, LIMIT))
+}
+
+fn forge(from: &str, to: &str) -> anyhow::Result<String> {
+    let (from, to) = (address(from)?, address(to)?);
+    attempt(|| sockets::send_packet(to, &packets::syn(from, to)))
+}
+
+fn frame(
+    device: &str,
+    [source, destination]: [&str; 2],
+    from: &str,
+    to: &str,
+) -> anyhow::Result<String> {
+    let [source, destination] = [hardware(source)?, hardware(destination)?];
+    let frame = packets::syn_frame(source, destination, address(from)?, address(to)?);
+    attempt(|| sockets::send_frame(device, &frame))
+}
+
+/// Makes a TCP socket of the address's family and hands it over in the background.
+fn hand_over(path: &str, like: &str) -> anyhow::Result<String> {
+    let socket = sockets::tcp(address(like)?).context("make a socket")?;
+    let path = PathBuf::from(path);
+    thread::Builder::new()
+        .name("giver".to_owned())
+        .spawn(move || drop(sockets::give(&path, &socket)))
+        .context("start a thread")?;
+    Ok(String::new())
+}
+
+fn take_over(path: &str, to: &str) -> anyhow::Result<String> {
+    let to = address(to)?;
+    let socket = crate::poll("a socket to be handed over", LIMIT, || {
+        Ok(sockets::take(Path::new(path)).ok())
+    })?;
+    attempt(|| sockets::connect_within(&socket, to, LIMIT))
+}
+
+fn enter(cgroup: &str) -> anyhow::Result<String> {
+    fs::create_dir_all(cgroup).with_context(|| format!("create {cgroup}"))?;
+    let file = Path::new(cgroup).join("cgroup.procs");
+    fs::write(&file, "0").with_context(|| format!("write {}", file.display()))?;
+    Ok(String::new())
+}
+
+fn address(text: &str) -> anyhow::Result<SocketAddr> {
+    text.parse()
+        .with_context(|| format!("not an address: {text}"))
+}
+
+fn hardware(text: &str) -> anyhow::Result<[u8; 6]> {
+    let mut address = [0; 6];
+    let mut bytes = text.split(':');
+    for byte in &mut address {
+        let digits = bytes.next().context("a hardware address has six bytes")?;
+        *byte = u8::from_str_radix(digits, 16).context("a hardware address")?;
+    }
+    Ok(address)
+}
+
+/// A connection that is used without pause.
+struct Echo {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    answers: u64,
+    end: Option<String>,
+}
+
+impl Echo {
+    fn start(mut held: Held) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (stopped, shared) = (Arc::clone(&stop), Arc::clone(&seen));
+        let thread = thread::Builder::new()
+            .name("echo".to_owned())
+            .spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    let answer = held.command("NOOP");
+                    let mut seen = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    match answer {
+                        Ok(_) => seen.answers += 1,
+                        Err(error) => {
+                            seen.end = Some(format!("{error:#}"));
+                            return;
+                        }
+                    }
+                    drop(seen);
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+            .context("start a thread")?;
+        Ok(Self {
+            stop,
+            seen,
+            thread: Some(thread),
+        })
+    }
+
+    fn count(&self) -> anyhow::Result<String> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match &seen.end {
+            None => Ok(seen.answers.to_string()),
+            Some(end) => bail!("the connection ended after {} answers: {end}", seen.answers),
+        }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Cgroups come and go, many and fast: a container is closed from its first packet on.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, World, poll};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn container_that_sends_at_once_leaks_nothing() {
+    const BIRTHS: u32 = 300;
+    let world = World::new().unwrap();
+    let _agent = start(&world, &exempt(&world, "free"));
+    let to = Hosting::EXCHANGER;
+    let to = [to.v4_port(25), to.v6_port(25), to.mapped_port(25)];
+    for number in 0..BIRTHS {
+        let outcomes = world.connect_at_birth(&format!("b{number}"), &to).unwrap();
+        assert_eq!(
+            outcomes,
+            [Outcome::Refused, Outcome::Refused, Outcome::Refused]
+        );
+    }
+    assert_eq!(world.witness.packets().unwrap(), 0);
+}
+
+#[test]
+fn cgroup_removed_and_made_again_belongs_to_its_customer_each_time() {
+    const ROUNDS: u32 = 30;
+    let world = World::new().unwrap();
+    let agent = start(&world, &exempt(&world, "free"));
+    let entries = |agent: &Agent| {
+        let map = [("map", "CGROUPS")];
+        agent.metrics().unwrap().sum("gate25_map_entries", &map)
+    };
+    let before = entries(&agent);
+    let to = Hosting::EXCHANGER.v4_port(25);
+    for round in 0..ROUNDS {
+        let container = world.container("free", &Network::Hypervisor).unwrap();
+        world
+            .wait_free(&container.tenant)
+            .unwrap_or_else(|error| panic!("round {round}: {error:#}\n{}", agent.log()));
+        drop(container);
+        // Gone before anybody can look at it.
+        drop(world.containers.root.child("free").unwrap());
+        // Its number may be given to another one, which is not the customer's.
+        let other = world.connect_at_birth("closed", &[to]).unwrap();
+        assert_eq!(other, [Outcome::Refused], "round {round}");
+    }
+    poll("the tables to forget removed cgroups", LIMIT, || {
+        Ok((entries(&agent) == before).then_some(()))
+    })
+    .unwrap();
+}
+
+#[test]
+fn root_that_appears_after_the_start_is_judged() {
+    let world = World::new().unwrap();
+    let mut settings = world.settings();
+    settings
+        .cgroups
+        .push(format!("{}-later*", world.containers.root.path()));
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    for round in 0..3 {
+        let root = world.lab.containers("machine-later.slice").unwrap();
+        let container = world.container_in(root.child("web").unwrap()).unwrap();
+        world
+            .wait_contained(&container.tenant)
+            .unwrap_or_else(|error| panic!("round {round}: {error:#}\n{}", agent.log()));
+        drop(container);
+        root.remove().unwrap();
+    }
+}
+
+#[test]
+fn ten_thousand_cgroups_are_found_and_followed() {
+    const COUNT: usize = 10_000;
+    let world = World::new().unwrap();
+    let root = world.containers.root.dir();
+    for number in 0..COUNT {
+        fs::create_dir(root.join(format!("vps-{number}"))).unwrap();
+    }
+    let closed = world
+        .container_in(world.containers.root.below("vps-77"))
+        .unwrap();
+    let policy = PolicyText::default()
+        .container("c-1", &world.below("vps-*"))
+        .container("c-2", &world.below("free"))
+        .exempt("c-2");
+    let started = Instant::now();
+    let agent = start(&world, &policy);
+    println!("{COUNT} cgroups judged after {:?}", started.elapsed());
+    world.check_contained(&closed.tenant).unwrap();
+    agent
+        .wait_metric(
+            "gate25_map_entries",
+            &[("map", "CGROUPS")],
+            LIMIT,
+            |count| count == COUNT as f64,
+        )
+        .unwrap();
+    let free = world.container("free", &Network::Hypervisor).unwrap();
+    let made = Instant::now();
+    world.wait_free(&free.tenant).unwrap();
+    println!("one more is its customer's after {:?}", made.elapsed());
+    for number in 0..COUNT {
+        if number != 77 {
+            fs::remove_dir(root.join(format!("vps-{number}"))).unwrap();
+        }
+    }
+    agent
+        .wait_metric(
+            "gate25_map_entries",
+            &[("map", "CGROUPS")],
+            LIMIT,
+            |count| count == 2.0,
+        )
+        .unwrap();
+    world.check_contained(&closed.tenant).unwrap();
+    world.check_free(&free.tenant).unwrap();
+}
+
+/// A policy with one customer, who is exempt.
+fn exempt(world: &World, pattern: &str) -> PolicyText {
+    PolicyText::default()
+        .container("c-1", &world.below(pattern))
+        .exempt("c-1")
+}
+
+#[track_caller]
+fn start(world: &World, policy: &PolicyText) -> Agent {
+    world.agent_with(world.settings(), policy).unwrap()
+}
