@@ -40,7 +40,7 @@ pub use lab::{Lab, Remover};
 pub use metrics::Metrics;
 pub use netns::{NetNs, Said};
 pub use object::Object;
-pub use policy_text::{PolicyText, after};
+pub use policy_text::{PolicyText, after, customers_text};
 pub use postfix::{Postfix, Role};
 pub use probe::{Attempt, Held, Outcome, connect};
 pub use process::{Process, poll};

@@ -93,8 +93,11 @@ fn full_disk_is_told_and_holds_nothing_up() {
     let host = &world.hosting.hypervisor;
     let folder = "/var/lib/full";
     host.exec("mkdir", &[folder]).unwrap();
-    host.exec("mount", &["-t", "tmpfs", "-o", "size=64k", "none", folder])
-        .unwrap();
+    host.exec(
+        "mount",
+        &["-t", "tmpfs", "-o", "size=64k,mode=0700", "none", folder],
+    )
+    .unwrap();
     let ballast = Path::new(folder).join("ballast");
     // Until nothing more fits.
     host.run(|| fs::write(&ballast, vec![0; 1 << 20]))
@@ -121,11 +124,12 @@ fn full_disk_is_told_and_holds_nothing_up() {
     // With room again the next set is kept.
     host.run(|| fs::remove_file(&ballast)).unwrap().unwrap();
     agent.apply_policy("policy.yaml", &policy.text()).unwrap();
+    let mut names = String::new();
     poll("the policy to be kept", LIMIT, || {
-        let names = host.exec("ls", &["-A", folder])?;
+        names = host.exec("ls", &["-A", folder])?;
         Ok((names.trim() == "last-known-good.json").then_some(()))
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error:#}: {names}\n{}", agent.log()));
     world.wait_free(&free.tenant).unwrap();
     agent.stop().unwrap();
 }
