@@ -251,7 +251,8 @@ impl Agent {
     ) -> anyhow::Result<f64> {
         let mut last = None;
         poll(&format!("{name}{labels:?}"), limit, || {
-            last = self.metrics()?.sum(name, labels);
+            // An agent that is just starting does not answer yet.
+            last = self.metrics().ok().and_then(|page| page.sum(name, labels));
             Ok(last.filter(|value| right(*value)))
         })
         .with_context(|| format!("its last value is {last:?}"))

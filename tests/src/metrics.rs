@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 /// The samples of a page in Prometheus' text format.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -57,6 +57,35 @@ impl Metrics {
             .map(|(_, v)| v);
         let first = found.next()?;
         Some(first + found.sum::<f64>())
+    }
+
+    /// Checks that nothing the kernel counts is lower than it was; what the agent counts of itself
+    /// begins anew at every start, and customers come and go.
+    ///
+    /// # Errors
+    /// Naming the first series that is.
+    pub fn check_not_below(&self, before: &Self) -> anyhow::Result<()> {
+        const COUNTED: [&str; 5] = [
+            "gate25_connections_total",
+            "gate25_packets_total",
+            "gate25_bytes_total",
+            "gate25_malformed_total",
+            "gate25_customer_connections_total",
+        ];
+        for name in COUNTED {
+            for (labels, value) in before.series(name) {
+                let labels: Vec<_> = labels
+                    .iter()
+                    .map(|(key, value)| (key.as_str(), value.as_str()))
+                    .collect();
+                let now = self.sum(name, &labels);
+                let gone = now.is_none() && name == "gate25_customer_connections_total";
+                if !gone && now.is_none_or(|now| now < value) {
+                    bail!("{name}{labels:?} was {value}, is {now:?}");
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The names of all metrics on the page.

@@ -119,6 +119,26 @@ impl PolicyText {
     }
 }
 
+/// A file of customers `g-FIRST` and on: each has ten prefixes that are nobody else's and owns the
+/// interfaces of the guest of its number plus 900,000, such as `tap900017i0`.
+#[must_use]
+pub fn customers_text(first: usize, count: usize) -> String {
+    let (mut lists, mut customers) = (String::new(), String::new());
+    for id in first..first + count {
+        let prefixes: Vec<String> = (0..10)
+            .map(|n| format!("\"2001:db8:{id:x}:{n:x}::/64\""))
+            .collect();
+        lists.push_str(&format!(
+            "  - {{name: l-{id}, to: [{}]}}\n",
+            prefixes.join(", ")
+        ));
+        customers.push_str(&format!(
+            "  - {{id: g-{id}, allow: [l-{id}], workloads: [{{interface: \"tap9{id:05}i*\"}}]}}\n"
+        ));
+    }
+    format!("schema: 1\nallowlists:\n{lists}customers:\n{customers}")
+}
+
 /// The moment in so long a time.
 #[must_use]
 pub fn after(wait: Duration) -> Timestamp {

@@ -1,6 +1,7 @@
 //! A lab with all that most tests need: the hosting, greeters for servers, a witness, the agent.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -204,6 +205,31 @@ impl World {
             indexes.sort_unstable();
             Ok(indexes)
         })?
+    }
+
+    /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
+    /// as bpftool tells them.
+    ///
+    /// # Errors
+    /// When one of them cannot be told.
+    pub fn pinned_objects(&self) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
+        let host = &self.hosting.hypervisor;
+        let files = host.run(|| files_below(&pins()))??;
+        let number = |path: PathBuf| {
+            let text = path.to_string_lossy();
+            let kind = match () {
+                () if text.contains("/links/") => "link",
+                () if text.contains("/programs/") => "prog",
+                () => "map",
+            };
+            let told = host.exec("bpftool", &["-j", kind, "show", "pinned", &text])?;
+            let number = told.split_once("\"id\":").map(|(_, rest)| rest);
+            let digits = number.and_then(|rest| rest.split([',', '}']).next());
+            let number = digits.and_then(|digits| digits.trim().parse().ok());
+            let number = number.with_context(|| format!("no number of {text} in {told}"))?;
+            Ok((path, number))
+        };
+        files.into_iter().map(number).collect()
     }
 
     /// The index of an interface of the hypervisor.
@@ -418,6 +444,19 @@ fn pins() -> PathBuf {
         .filter_map(|entry| version(entry.file_name().to_str()?))
         .max();
     Path::new(PINS).join(format!("v{}", newest.unwrap_or_default()))
+}
+
+fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry.context("read the pins")?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
 }
 
 fn both(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 2] {

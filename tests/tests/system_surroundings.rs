@@ -9,7 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gate25_tests::{Agent, Hosting, Outcome, PolicyText, Settings, World, binary, connect, poll};
+use gate25_tests::{
+    Agent, Hosting, Outcome, PolicyText, Settings, World, binary, connect, customers_text, poll,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -208,7 +210,7 @@ fn ten_thousand_customers_load_and_one_exemption_touches_one_of_them() {
     files.extend((0..100).map(|file| {
         (
             format!("customers-{file:02}.yaml"),
-            generated(file, CUSTOMERS / 100),
+            customers_text(file * CUSTOMERS / 100, CUSTOMERS / 100),
         )
     }));
     let files: Vec<(&str, &str)> = files
@@ -257,27 +259,6 @@ fn ten_thousand_customers_load_and_one_exemption_touches_one_of_them() {
     })
     .unwrap();
     assert!(line.contains("writes=1 "), "{line}");
-}
-
-/// Customers of ten prefixes each, which are nobody else's.
-fn generated(file: usize, count: usize) -> String {
-    let mut text = "schema: 1\n".to_owned();
-    let (mut lists, mut customers) = (String::new(), String::new());
-    for number in 0..count {
-        let id = file * count + number;
-        let prefixes: Vec<String> = (0..10)
-            .map(|n| format!("\"2001:db8:{:x}:{n:x}::/64\"", id))
-            .collect();
-        lists.push_str(&format!(
-            "  - {{name: l-{id}, to: [{}]}}\n",
-            prefixes.join(", ")
-        ));
-        customers.push_str(&format!(
-            "  - {{id: g-{id}, allow: [l-{id}], workloads: [{{interface: \"tap9{id:05}i*\"}}]}}\n"
-        ));
-    }
-    text.push_str(&format!("allowlists:\n{lists}customers:\n{customers}"));
-    text
 }
 
 /// Has Prometheus' own tool read a page.

@@ -1,0 +1,156 @@
+//! The agent ends in every way and starts again, under senders that never pause.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+#[path = "restart/faults.rs"]
+mod faults;
+
+use std::time::Duration;
+
+use gate25_tests::{Agent, PolicyText, Siege, World, poll};
+use nix::sys::signal::Signal;
+
+use faults::{closed, killed_at_random_moments, killed_in_a_start, killed_in_an_apply, other};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn agent_killed_at_random_moments_lets_nothing_through_and_cuts_nothing() {
+    killed_at_random_moments(20);
+}
+
+#[test]
+fn start_killed_at_any_kernel_call_opens_nothing() {
+    killed_in_a_start(5);
+}
+
+#[test]
+fn apply_killed_at_any_kernel_call_opens_nothing() {
+    killed_in_an_apply(5);
+}
+
+#[test]
+fn restart_with_nothing_changed_writes_nothing() {
+    let world = World::new().unwrap();
+    let _siege = Siege::prepare(&world).unwrap();
+    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
+    let before = world.pinned_objects().unwrap();
+    assert!(before.len() > 10, "{before:?}");
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        agent.signal(signal).unwrap();
+        agent.process().wait(LIMIT).unwrap();
+        agent.restart().unwrap();
+        assert_eq!(world.pinned_objects().unwrap(), before, "{signal}");
+        let log = agent.log();
+        let applied = log.lines().find(|line| line.contains("policy applied"));
+        let applied = applied.unwrap_or_else(|| panic!("{log}"));
+        assert!(applied.contains("writes=0 "), "{signal}: {applied}");
+    }
+}
+
+#[test]
+fn two_agents_started_at_once_leave_one() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    let files = [("policy.yaml", closed(&world).text())];
+    let mut first = Agent::start_unready(host, world.settings(), &files).unwrap();
+    let mut second = Agent::start_unready(host, world.settings(), &files).unwrap();
+    poll("one of two agents to end", LIMIT, || {
+        let ended = [first.process().status()?, second.process().status()?];
+        Ok(ended.iter().any(Option::is_some).then_some(()))
+    })
+    .unwrap();
+    let (mut runs, mut ended) = match first.process().status().unwrap() {
+        None => (first, second),
+        Some(_) => (second, first),
+    };
+    let status = ended.process().wait(LIMIT).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", ended.log());
+    let told = ended.log();
+    assert!(told.contains("another"), "{told}");
+    runs.wait_ready(LIMIT).unwrap();
+    assert_eq!(runs.process().status().unwrap(), None);
+    // As long as it runs, no other starts; once it is dead, one does.
+    ended.restart_unready().unwrap();
+    assert!(!ended.process().wait(LIMIT).unwrap().success());
+    runs.signal(Signal::SIGKILL).unwrap();
+    runs.process().wait(LIMIT).unwrap();
+    ended.restart().unwrap();
+}
+
+#[test]
+fn pins_taken_away_while_the_agent_runs_come_back() {
+    let world = World::new().unwrap();
+    let mut siege = Siege::prepare(&world).unwrap();
+    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
+    siege.attack(&world).unwrap();
+    let host = &world.hosting.hypervisor;
+    host.exec("umount", &["--lazy", "/sys/fs/bpf"]).unwrap();
+    poll("the pins to come back", LIMIT, || {
+        let objects = world.pinned_objects().unwrap_or_default();
+        Ok((objects.len() > 10).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    assert!(agent.log().contains("WARN"), "{}", agent.log());
+    siege.check(&world).unwrap();
+    // They are worth as much as the first ones: the agent may end.
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.process().wait(LIMIT).unwrap();
+    siege.check(&world).unwrap();
+    agent.restart().unwrap();
+    siege.check(&world).unwrap();
+}
+
+#[test]
+fn pins_of_another_layout_are_taken_over_without_a_gap() {
+    let world = World::new().unwrap();
+    let mut siege = Siege::prepare(&world).unwrap();
+    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
+    siege.attack(&world).unwrap();
+    agent.stop().unwrap();
+    // What an earlier version with other tables leaves: links and tables in a folder of its own.
+    let host = &world.hosting.hypervisor;
+    let own = "/sys/fs/bpf/gate25";
+    let folder = host.exec("ls", &[own]).unwrap();
+    let folder = folder.split_whitespace().find(|name| name.starts_with('v'));
+    let new = format!("{own}/{}", folder.unwrap());
+    let old = format!("{own}/v1");
+    host.exec("mv", &["-T", &new, &old]).unwrap();
+    siege.check(&world).unwrap();
+    agent.restart().unwrap();
+    siege.check(&world).unwrap();
+    assert!(agent.log().contains("v1"), "{}", agent.log());
+    let left = host.exec("ls", &[own]).unwrap();
+    assert!(!left.split_whitespace().any(|name| name == "v1"), "{left}");
+    assert!(world.pinned_objects().unwrap().len() > 10);
+    agent
+        .apply_policy("policy.yaml", &other(&world).text())
+        .unwrap();
+    siege.check(&world).unwrap();
+}
+
+#[test]
+fn exempt_container_stays_open_over_restarts() {
+    let world = World::new().unwrap();
+    let policy = PolicyText::default()
+        .container("c-1", &world.below("free"))
+        .exempt("c-1");
+    let mut agent = world.agent_with(world.settings(), &policy).unwrap();
+    let free = world
+        .container("free", &gate25_tests::Network::Hypervisor)
+        .unwrap();
+    world.wait_free(&free.tenant).unwrap();
+    let to = gate25_tests::Hosting::EXCHANGER;
+    free.tenant.echo("v4", to.v4_port(25)).unwrap();
+    free.tenant
+        .hammer("v6", to.v6_port(25), Duration::from_millis(3))
+        .unwrap();
+    for signal in [Signal::SIGTERM, Signal::SIGKILL].repeat(5) {
+        agent.signal(signal).unwrap();
+        agent.process().wait(LIMIT).unwrap();
+        agent.restart().unwrap();
+    }
+    assert!(free.tenant.echoes("v4").unwrap() > 10);
+    let tally = free.tenant.tally("v6").unwrap();
+    assert_eq!(tally.connected, tally.attempts(), "{tally:?}");
+}
