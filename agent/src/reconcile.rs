@@ -80,8 +80,17 @@ pub struct Reconciler<D: Dataplane> {
     attachments: Attachments,
     /// What else is wrong, by subject.
     complaints: BTreeMap<&'static str, String>,
+    cgroups: Listing,
     /// Whether sockets may be open that the tables now refuse.
     revoked: bool,
+}
+
+/// Whether it is known what control groups there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// Not yet, or not at all: what an earlier start knew of them stays.
+    Unknown,
+    Complete,
 }
 
 /// Whether an event says anything new.
@@ -117,6 +126,7 @@ impl<D: Dataplane> Reconciler<D> {
             last_attempt: None,
             attachments: Attachments::default(),
             complaints: BTreeMap::new(),
+            cgroups: Listing::Unknown,
             revoked: true,
         })
     }
@@ -169,6 +179,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes note of every control group that there is at and below the roots.
     pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
+        self.cgroups = Listing::Complete;
         self.inventory.cgroups.clear();
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
@@ -181,7 +192,21 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Takes note of the network namespaces that control groups have processes in.
-    pub fn namespaces(&mut self, namespaces: BTreeMap<i32, BTreeSet<u64>>) -> Noted {
+    ///
+    /// A namespace that none was found in stays theirs for as long as a veth leads there: sockets
+    /// may be open in it that belong to processes elsewhere.
+    pub fn namespaces(&mut self, mut namespaces: BTreeMap<i32, BTreeSet<u64>>) -> Noted {
+        let interfaces = self.inventory.interfaces.values();
+        let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
+        for (number, cgroups) in &self.inventory.namespaces {
+            let alive = cgroups
+                .iter()
+                .filter(|id| self.inventory.cgroups.contains_key(id));
+            let alive: BTreeSet<u64> = alive.copied().collect();
+            if led_to.contains(number) && !alive.is_empty() {
+                namespaces.entry(*number).or_insert(alive);
+            }
+        }
         if self.inventory.namespaces == namespaces {
             return Noted::Known;
         }
@@ -322,11 +347,17 @@ impl<D: Dataplane> Reconciler<D> {
             .iter()
             .filter(|(_, workload)| workload.framing == Framing::Ethernet)
             .map(|(index, _)| Site::Interface(*index));
-        self.inventory
-            .roots()
-            .map(|root| Site::Root(root.id))
-            .chain(interfaces)
-            .collect()
+        let roots = self.inventory.roots().map(|root| Site::Root(root.id));
+        let mut sites: BTreeSet<Site> = roots.chain(interfaces).collect();
+        if self.cgroups == Listing::Unknown {
+            let covered = self.dataplane.covered();
+            sites.extend(
+                covered
+                    .into_iter()
+                    .filter(|site| matches!(site, Site::Root(_))),
+            );
+        }
+        sites
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -365,7 +396,10 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 let mut cgroups = installed.cgroups.clone();
-                cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id));
+                cgroups.retain(|id, _| match self.cgroups {
+                    Listing::Complete => self.inventory.cgroups.contains_key(id),
+                    Listing::Unknown => true,
+                });
                 return Ok(MapImage {
                     interfaces,
                     cgroups,
@@ -374,7 +408,10 @@ impl<D: Dataplane> Reconciler<D> {
             }
             None => &self.builtin,
         };
-        let cgroups = self.workloads.claims.clone();
+        let cgroups = match self.cgroups {
+            Listing::Complete => self.workloads.claims.clone(),
+            Listing::Unknown => installed.cgroups.clone(),
+        };
         let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
         wanted.keep_times(installed, CLOCK_TOLERANCE);
         Ok(wanted)

@@ -13,6 +13,7 @@ use std::time::Duration;
 use gate25_common::abi::SkbLayout;
 use gate25_common::decide::HostMode;
 use jiff::Timestamp;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -72,6 +73,7 @@ pub async fn run(
         hostname,
         notify,
     } = surroundings;
+    raise_open_files();
     let notifier = notifier(&notify);
     let host = Host {
         name: settings.host.clone().unwrap_or(hostname),
@@ -155,6 +157,16 @@ pub async fn run(
     }
     info!("agent stops, enforcement stays");
     ended.unwrap_or(Ok(()))
+}
+
+/// Every attached interface is an open file, and every container's namespace for a moment; the
+/// soft limit is for programs that still use select(2).
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "open files stay limited");
+    }
 }
 
 fn notifier(environment: &Environment) -> Notifier {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use gate25_common::abi::{Counting, CustomerId};
 
 use crate::kernel::cgroups::{Cgroup, Role};
-use crate::kernel::links::{Interface, Kind, Peer};
+use crate::kernel::links::{Interface, Kind};
 use crate::policy::ownership::{Owner, Ownership};
 use crate::policy::{Origin, Pattern, Policy};
 use crate::settings::Interfaces;
@@ -199,15 +199,7 @@ fn inside<'i>(
     interface: &Interface,
     namespaces: &'i BTreeMap<i32, BTreeSet<u64>>,
 ) -> Option<&'i BTreeSet<u64>> {
-    match interface.kind {
-        Kind::Veth {
-            peer: Some(Peer {
-                netns: Some(number),
-                ..
-            }),
-        } => namespaces.get(&number),
-        Kind::Veth { .. } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
-    }
+    namespaces.get(&interface.other_end()?)
 }
 
 /// Whether an interface of this name is a workload, and what says so.

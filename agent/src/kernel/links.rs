@@ -45,6 +45,17 @@ pub struct Interface {
     pub master: Option<u32>,
 }
 
+impl Interface {
+    /// This namespace's number for the one at the other end of a veth pair, if it is another.
+    #[must_use]
+    pub fn other_end(&self) -> Option<i32> {
+        match self.kind {
+            Kind::Veth { peer: Some(peer) } => peer.netns,
+            Kind::Veth { peer: None } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
+        }
+    }
+}
+
 /// What an interface is, as far as gate25 cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -19,8 +19,8 @@ use super::netlink::{NetlinkError, Request, Requests, attributes, number};
 const MAX_CGROUPS: usize = 1024;
 /// Levels of cgroups looked at below one given: whatever their names, the path is short enough.
 const MAX_LEVELS: usize = 12;
-/// Processes looked at below one given.
-const MAX_PROCESSES: usize = 4096;
+/// Threads looked at below one given.
+const MAX_THREADS: usize = 4096;
 
 const RTM_GETNSID: u16 = 90;
 /// Bytes of `rtgenmsg`, padded.
@@ -50,7 +50,7 @@ pub struct Found {
     /// The namespaces, by inode number.
     pub namespaces: Vec<Namespace>,
     /// The ids of the given cgroups with more below them than is looked at: 1024 cgroups in 12
-    /// levels, 4096 processes. What is nearest to the given one comes first.
+    /// levels, 4096 threads. What is nearest to the given one comes first.
     pub cut: BTreeSet<u64>,
     /// The ids of the given cgroups of which something could not be read, with what came first.
     pub failed: BTreeMap<u64, NamespaceError>,
@@ -85,8 +85,8 @@ pub enum NamespaceError {
     Number(#[source] NetlinkError),
 }
 
-/// The network namespaces of the processes in `cgroups` and below them. A process counts for the
-/// namespace of its first thread; what ends or moves meanwhile is left out.
+/// The network namespaces of the threads in `cgroups` and below them. What ends or moves meanwhile
+/// is left out.
 ///
 /// # Errors
 /// When the calling thread's own namespace cannot be read or asked.
@@ -99,7 +99,7 @@ pub fn of_cgroups(hierarchy: &Hierarchy, cgroups: &[Cgroup]) -> Result<Found, Na
         let mut walk = Walk {
             hierarchy,
             given: &given,
-            processes: 0,
+            threads: 0,
             bounds: Bounds::Kept,
             failure: None,
         };
@@ -142,7 +142,7 @@ type Seen = BTreeMap<u64, (OwnedFd, BTreeSet<u64>)>;
 struct Walk<'a> {
     hierarchy: &'a Hierarchy,
     given: &'a HashSet<u64>,
-    processes: usize,
+    threads: usize,
     bounds: Bounds,
     failure: Option<NamespaceError>,
 }
@@ -198,10 +198,9 @@ impl Walk<'_> {
         directory: &Directory,
         seen: &mut Seen,
     ) -> Result<(), NamespaceError> {
-        let listed = match directory.read("cgroup.procs") {
+        // Threads, since any of them may stay in a namespace that the first one has left.
+        let listed = match directory.read("cgroup.threads") {
             Ok(listed) => listed.unwrap_or_default(),
-            // Of a threaded cgroup: its processes are listed above it.
-            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(()),
             Err(source) => {
                 return Err(NamespaceError::Cgroup {
                     path: cgroup.path.clone(),
@@ -213,11 +212,11 @@ impl Walk<'_> {
         // A process outside our PID namespace is listed as 0.
         let pids = text.lines().filter_map(|line| line.parse().ok());
         for pid in pids.filter(|pid| *pid != 0) {
-            if self.processes == MAX_PROCESSES {
+            if self.threads == MAX_THREADS {
                 self.bounds = Bounds::Exceeded;
                 return Ok(());
             }
-            self.processes += 1;
+            self.threads += 1;
             let found = match self.namespace_of(pid, &cgroup.path) {
                 Ok(found) => found,
                 Err(Errno::ENOENT | Errno::ESRCH) => continue,

@@ -12,7 +12,7 @@ use crate::chain::in_full;
 use crate::kernel::cgroups::{
     Attribution, Cgroup, CgroupError, CgroupEvent, Cgroups, Hierarchy, Layout, self_test,
 };
-use crate::kernel::links::{Interface, Kind, Peer};
+use crate::kernel::links::Interface;
 use crate::kernel::namespaces::{self, NamespaceError};
 use crate::policy::Pattern;
 use crate::policy::ownership::Ownership;
@@ -32,7 +32,10 @@ pub(super) struct Containers {
     hierarchy: Option<Hierarchy>,
     cgroups: Option<Cgroups>,
     depth: usize,
+    /// Why control groups are not followed.
     complaint: Option<String>,
+    /// Why their packets are not judged although they are followed.
+    misattributed: Option<String>,
     reopen_at: Option<Instant>,
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
@@ -59,17 +62,9 @@ pub(super) struct Found {
 impl Found {
     /// Whether the interface leads to a namespace that none of them is in.
     pub(super) fn lacks(&self, interface: &Interface) -> bool {
-        other_end(interface).is_some_and(|netns| !self.namespaces.contains_key(&netns))
-    }
-}
-
-/// The namespace at the other end of a veth pair, if it is another one.
-fn other_end(interface: &Interface) -> Option<i32> {
-    match interface.kind {
-        Kind::Veth {
-            peer: Some(Peer { netns, .. }),
-        } => netns,
-        Kind::Veth { peer: None } | Kind::Tap | Kind::Tun | Kind::Bridge | Kind::Other => None,
+        interface
+            .other_end()
+            .is_some_and(|netns| !self.namespaces.contains_key(&netns))
     }
 }
 
@@ -83,6 +78,7 @@ impl Containers {
             cgroups: None,
             depth: 0,
             complaint: None,
+            misattributed: None,
             reopen_at: None,
             look_at: None,
             rest_until: None,
@@ -134,7 +130,7 @@ impl Containers {
     }
 
     pub(super) fn complaint(&self) -> Option<String> {
-        self.complaint.clone()
+        self.complaint.clone().or(self.misattributed.clone())
     }
 
     /// How deep control groups must be followed for this policy: everything that a pattern may
@@ -151,11 +147,16 @@ impl Containers {
         self.cgroups.is_some() && self.depth != depth
     }
 
-    /// Every control group at and below the roots, followed from now on; `None` where there are no
-    /// roots.
-    pub(super) fn list(&mut self, depth: usize) -> Result<Option<Vec<Cgroup>>, String> {
-        let Some(hierarchy) = &self.hierarchy else {
-            return Ok(None);
+    /// Every control group at and below the roots, followed from now on.
+    pub(super) fn list(&mut self, depth: usize) -> Result<Vec<Cgroup>, String> {
+        if self.roots.is_empty() {
+            return Ok(Vec::new());
+        }
+        let hierarchy = match &self.hierarchy {
+            Some(hierarchy) => hierarchy,
+            None => self
+                .hierarchy
+                .insert(Hierarchy::find().map_err(|error| in_full(&error))?),
         };
         let cgroups = match &mut self.cgroups {
             Some(cgroups) => cgroups,
@@ -166,10 +167,9 @@ impl Containers {
         };
         cgroups.set_depth(depth);
         self.depth = depth;
-        cgroups
-            .snapshot()
-            .map(Some)
-            .map_err(|error| in_full(&error))
+        let listed = cgroups.snapshot().map_err(|error| in_full(&error))?;
+        self.complaint = None;
+        Ok(listed)
     }
 
     /// Says why control groups are not followed, which is tried again.
@@ -187,7 +187,7 @@ impl Containers {
 
     /// Whether an interface may be a container's.
     pub(super) fn concerns(&self, interface: &Interface) -> bool {
-        self.hierarchy.is_some() && other_end(interface).is_some()
+        self.hierarchy.is_some() && interface.other_end().is_some()
     }
 
     /// Looks for processes once they had time to get where they belong.

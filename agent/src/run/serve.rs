@@ -256,11 +256,10 @@ impl Agent {
     fn list_containers(&mut self) {
         let depth = self.containers.depth_for(self.reconciler.policy());
         match self.containers.list(depth) {
-            Ok(Some(cgroups)) => {
+            Ok(cgroups) => {
                 self.reconciler.cgroups(cgroups, Instant::now());
                 self.containers.look_soon();
             }
-            Ok(None) => {}
             Err(why) => self.containers.broken(why),
         }
         self.reconciler

@@ -116,7 +116,7 @@ impl Sweeper {
         let sweep = Sweep {
             hierarchy: hierarchy.clone(),
             owners: Owners::new(&inventory.cgroups, &reconciler.installed().cgroups),
-            cgroups: inventory.roots().cloned().collect(),
+            cgroups: inventory.cgroups.values().cloned().collect(),
             image: reconciler.installed().clone(),
             ports: self.ports.clone(),
             mode: self.mode,
