@@ -20,6 +20,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::chain::in_full;
 use crate::diagnostic::Diagnostic;
 use crate::kernel::bpf::{BpfError, Counters};
 use crate::policy::loader::{SetHash, SourceFile};
@@ -206,10 +207,11 @@ impl ReloadOutcome {
             }
             SourceError::Compile(_) => Vec::new(),
         };
-        let source = std::error::Error::source(error);
-        let message = match (diagnostics.is_empty(), source) {
-            (true, Some(source)) => format!("{error}: {source}"),
-            (true, None) | (false, _) => error.to_string(),
+        // The diagnostics are the causes.
+        let message = if diagnostics.is_empty() {
+            in_full(error)
+        } else {
+            error.to_string()
         };
         Self::Refused {
             message,

@@ -1,5 +1,6 @@
 //! gate25's agent as a library: the binary and the tests call the same code.
 
+pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod compile;

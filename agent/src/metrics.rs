@@ -18,6 +18,7 @@ use gate25_common::packet::{Malformed, Tunnel};
 use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
+use crate::chain::in_full;
 use crate::http::{PageError, Pages};
 use crate::kernel::bpf::{BpfError, Counters};
 use crate::status::{ExemptionStatus, Shared, Source, State, Status};
@@ -350,6 +351,6 @@ impl Pages for Metrics {
         self.counters
             .host()
             .map(drop)
-            .map_err(|error| vec![error.to_string()])
+            .map_err(|error| vec![in_full(&error)])
     }
 }

@@ -14,6 +14,7 @@ use gate25_common::abi::{CustomerId, InterfaceOwner};
 use jiff::Timestamp;
 use tracing::{error, info};
 
+use crate::chain::in_full;
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
 use crate::dataplane::{CapacityError, Dataplane, MapImage, Site};
@@ -234,7 +235,7 @@ impl<D: Dataplane> Reconciler<D> {
                 error!(error, "tables not brought up to date");
                 Some(format!(
                     "the kernel's tables are not up to date: {}",
-                    deep(error)
+                    in_full(error)
                 ))
             }
         };
@@ -253,7 +254,7 @@ impl<D: Dataplane> Reconciler<D> {
             Err(error) => {
                 let error = &error as &dyn Error;
                 error!(error, "attachments keep the programs of an earlier start");
-                let why = format!("programs of an earlier start go on: {}", deep(error));
+                let why = format!("programs of an earlier start go on: {}", in_full(error));
                 self.attachments.stale = Some(why);
             }
         }
@@ -280,7 +281,7 @@ impl<D: Dataplane> Reconciler<D> {
             Err(error) => {
                 let error = &error as &dyn Error;
                 error!(error, "enforcement would end with this agent");
-                let why = format!("enforcement would end with this agent: {}", deep(error));
+                let why = format!("enforcement would end with this agent: {}", in_full(error));
                 self.complain("pins", Some(why));
             }
         }
@@ -384,17 +385,6 @@ impl<D: Dataplane> Reconciler<D> {
         let customers = &self.dataplane.installed().customers;
         customers.contains_key(&CustomerId::UNASSIGNED)
     }
-}
-
-/// An error and all of its causes, in one line.
-fn deep(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// The policy that refuses everything.

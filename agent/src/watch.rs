@@ -9,6 +9,7 @@
 
 mod points;
 
+use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -244,8 +245,7 @@ fn logged(
     match armed {
         Ok(watcher) => Some(watcher),
         Err(error) => {
-            let reason = std::error::Error::source(&error).map(ToString::to_string);
-            warn!(directory = %directory.display(), %error, reason, "changes show at rescans only");
+            warn!(directory = %directory.display(), error = &error as &dyn Error, "changes show at rescans only");
             None
         }
     }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use nix::unistd::geteuid;
 use serde::Serialize;
 
+use crate::chain::in_full;
 use crate::cli::files;
 use crate::control::client::ClientError;
 use crate::diagnostic::terminal::{Colour, render};
@@ -139,13 +140,7 @@ impl Console<'_> {
 
     /// Prints what is wrong, reasons included, and tells how to exit.
     pub(super) fn complain(&mut self, error: &dyn Error, code: u8) -> io::Result<ExitCode> {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(reason) = source {
-            text = format!("{text}: {reason}");
-            source = reason.source();
-        }
-        self.say(&text)?;
+        self.say(&in_full(error))?;
         Ok(ExitCode::from(code))
     }
 

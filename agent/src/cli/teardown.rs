@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
 use crate::control::client::Client;
 use crate::diagnostic::escape;
@@ -99,18 +100,12 @@ fn report(removals: Removals, dry_run: bool) -> Report {
         let paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
         paths.collect()
     };
-    let errors = errors
-        .iter()
-        .map(|error| match std::error::Error::source(error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        });
     Report {
         dry_run,
         removed: paths(pins),
         filters: filters.into_iter().map(|one| one.name).collect(),
         foreign: paths(foreign),
-        errors: errors.collect(),
+        errors: errors.iter().map(|error| in_full(error)).collect(),
     }
 }
 

@@ -19,6 +19,7 @@ use tracing::warn;
 
 use super::messages::{Failure, Reload, ReloadRequest};
 use super::{Agent, Command, Execution, Figures, Shrink, view};
+use crate::chain::in_full;
 use crate::kernel::bpf::BpfError;
 
 #[derive(Clone)]
@@ -172,11 +173,8 @@ async fn figures<T: Send + 'static>(
     let figures = Arc::clone(&agent.figures);
     match spawn_blocking(move || read(&*figures)).await {
         Ok(Ok(read)) => Ok(read),
-        Ok(Err(error)) => Err(match std::error::Error::source(&error) {
-            Some(source) => format!("{error}: {source}"),
-            None => error.to_string(),
-        }),
-        Err(error) => Err(error.to_string()),
+        Ok(Err(error)) => Err(in_full(&error)),
+        Err(error) => Err(in_full(&error)),
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -150,8 +151,7 @@ pub(crate) async fn bounded(
         Err(_elapsed) => Err(ConnectionError::Slow),
     };
     if let Err(error) = outcome {
-        let reason = std::error::Error::source(&error).map(ToString::to_string);
-        debug!(%error, reason, "http connection");
+        debug!(error = &error as &dyn Error, "http connection");
     }
 }
 

@@ -1,5 +1,6 @@
 //! The pages: paths, methods, formats.
 
+use std::error::Error;
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -97,8 +98,7 @@ impl Press {
                 }
             }
             Some(Err(error)) => {
-                let reason = std::error::Error::source(&error).map(ToString::to_string);
-                error!(%error, reason, "scrape failed");
+                error!(error = &error as &dyn Error, "scrape failed");
                 (
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "the metrics could not be collected\n",

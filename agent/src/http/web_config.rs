@@ -1,6 +1,7 @@
 //! The web configuration file: TLS and basic auth, in the format of Prometheus' exporter-toolkit.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -167,8 +168,7 @@ impl WebConfigFile {
                 Some(Arc::default())
             }
             Err(error) => {
-                let reason = std::error::Error::source(&error).map(ToString::to_string);
-                error!(path = %self.path.display(), %error, reason, "http serves nothing");
+                error!(path = %self.path.display(), error = &error as &dyn Error, "http serves nothing");
                 None
             }
         };

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tracing::{error, warn};
 
-use super::{RETRY, Reconciler, deep};
+use super::{RETRY, Reconciler};
+use crate::chain::in_full;
 use crate::dataplane::{Attached, Dataplane, Site};
 
 /// What is known of attachments besides what is covered.
@@ -126,7 +127,7 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(Attached::Vanished) => {}
             Err(error) => {
                 let error = &error as &dyn Error;
-                let why = deep(error);
+                let why = in_full(error);
                 let known = self.attachments.said.insert(site, why.clone());
                 if known.as_ref() != Some(&why) {
                     let name = self.name(site);

@@ -6,7 +6,8 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
-use super::{ReconcileError, Reconciler, deep};
+use super::{ReconcileError, Reconciler};
+use crate::chain::in_full;
 use crate::control::{ReloadOutcome, Shrink};
 use crate::dataplane::{CapacityError, Dataplane, Step, plan};
 use crate::policy::loader::SetHash;
@@ -231,7 +232,7 @@ fn outcome_of(shrunk: &Shrunk) -> ReloadOutcome {
 
 fn does_not_fit(error: &dyn Error) -> ReloadOutcome {
     ReloadOutcome::Refused {
-        message: deep(error),
+        message: in_full(error),
         diagnostics: Vec::new(),
     }
 }

@@ -1,7 +1,6 @@
 //! Follows control groups, and finds the network namespaces that their processes are in.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
 use super::serve::{PAUSE, until};
+use crate::chain::in_full;
 use crate::kernel::cgroups::{
     Attribution, Cgroup, CgroupError, CgroupEvent, Cgroups, Hierarchy, Layout, self_test,
 };
@@ -102,7 +102,7 @@ impl Containers {
                 containers.check_attribution(&hierarchy);
                 containers.hierarchy = Some(hierarchy);
             }
-            Err(error) => containers.broken(text(&error)),
+            Err(error) => containers.broken(in_full(&error)),
         }
         containers
     }
@@ -120,7 +120,7 @@ impl Containers {
                 warn!(why, "cgroup v1");
                 self.complaint = Some(why);
             }
-            Err(error) => self.complaint = Some(text(&error)),
+            Err(error) => self.complaint = Some(in_full(&error)),
         }
     }
 
@@ -161,12 +161,15 @@ impl Containers {
             Some(cgroups) => cgroups,
             empty @ None => {
                 let opened = Cgroups::open(hierarchy, self.roots.clone(), depth);
-                empty.insert(opened.map_err(|error| text(&error))?)
+                empty.insert(opened.map_err(|error| in_full(&error))?)
             }
         };
         cgroups.set_depth(depth);
         self.depth = depth;
-        cgroups.snapshot().map(Some).map_err(|error| text(&error))
+        cgroups
+            .snapshot()
+            .map(Some)
+            .map_err(|error| in_full(&error))
     }
 
     /// Says why control groups are not followed, which is tried again.
@@ -228,7 +231,7 @@ impl Containers {
         tokio::select! {
             event = event(self.cgroups.as_mut()) => match event {
                 Ok(event) => Happened::Cgroup(event),
-                Err(error) => Happened::Broken(text(&error)),
+                Err(error) => Happened::Broken(in_full(&error)),
             },
             () = until(self.reopen_at) => {
                 self.reopen_at = None;
@@ -247,7 +250,7 @@ impl Containers {
                     }
                     Err(error) => Happened::Looked(Found {
                         namespaces: BTreeMap::new(),
-                        complaint: Some(text(&error)),
+                        complaint: Some(in_full(&error)),
                     }),
                 }
             }
@@ -275,12 +278,12 @@ fn summary(found: Result<namespaces::Found, NamespaceError>) -> Found {
         Err(error) => {
             return Found {
                 namespaces: BTreeMap::new(),
-                complaint: Some(text(&error)),
+                complaint: Some(in_full(&error)),
             };
         }
     };
     let complaint = match (found.failed.first_key_value(), found.cut.first()) {
-        (Some((_, error)), _) => Some(text(error)),
+        (Some((_, error)), _) => Some(in_full(error)),
         (None, Some(id)) => Some(format!(
             "cgroup {id} holds more processes or cgroups than are looked at: a veth of its may be taken for nobody's"
         )),
@@ -296,15 +299,4 @@ fn summary(found: Result<namespaces::Found, NamespaceError>) -> Found {
         namespaces,
         complaint,
     }
-}
-
-/// An error and all of its causes, in one line.
-fn text(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

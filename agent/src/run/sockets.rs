@@ -14,6 +14,7 @@ use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use super::serve::until;
+use crate::chain::in_full;
 use crate::clock;
 use crate::dataplane::{Dataplane, MapImage};
 use crate::explain::tables::TablesAt;
@@ -139,10 +140,7 @@ fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<Str
 
 fn complain(error: &(dyn Error + 'static)) -> String {
     warn!(error, "connections were not looked for");
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
+    in_full(error)
 }
 
 /// Everything that a look needs, on a thread of its own.

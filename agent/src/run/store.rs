@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 use tracing::{error, info};
 
+use crate::chain::in_full;
 use crate::state::{LastKnownGood, Saved, StateError, StoredSet};
 
 pub(super) struct Store {
@@ -83,12 +84,9 @@ impl Store {
 
     fn complain(&mut self, error: &(dyn Error + 'static)) {
         error!(error, "the policy is not kept for later starts");
-        let mut text = format!("the policy is not kept for later starts: {error}");
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = format!("{text}: {cause}");
-            source = cause.source();
-        }
-        self.complaint = Some(text);
+        self.complaint = Some(format!(
+            "the policy is not kept for later starts: {}",
+            in_full(error)
+        ));
     }
 }
