@@ -128,7 +128,7 @@ impl Containers {
         };
         match runtime {
             Runtime::Lab => self.start_in(self.root.child(name)?, guest),
-            other => self.start_by(other, name, guest),
+            Runtime::Crun | Runtime::Podman | Runtime::Lxc => self.start_by(runtime, name, guest),
         }
     }
 
@@ -180,6 +180,11 @@ impl Containers {
             guest,
             dir,
         })
+    }
+
+    /// Lets the root be when this value goes.
+    pub fn leave(self) {
+        self.root.leave();
     }
 
     /// The cgroup below the root whose name starts with this.

@@ -42,7 +42,7 @@ impl Siege {
             shared,
             own,
             forbidden: Vec::new(),
-            guest: guest,
+            guest,
         })
     }
 

@@ -1,21 +1,17 @@
 //! A lab with all that most tests need: the hosting, greeters for servers, a witness, the agent.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+mod containers;
+mod pins;
+
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Agent, Attempt, Container, Containers, Guest, Hosting, Lab, Link, Network, Outcome, PolicyText,
-    Runtime, Settings, Tenant, Witness, connect, greet, poll, tenant,
+    Agent, Attempt, Containers, Guest, Hosting, Lab, Link, Outcome, PolicyText, Settings, Witness,
+    connect, greet, poll, tenant,
 };
 
-/// Where the agent pins, unless told otherwise.
-const PINS: &str = "/sys/fs/bpf/gate25";
 /// How long an interface may take to get its program, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
 /// Longer than two retransmissions of a SYN.
@@ -85,84 +81,6 @@ impl World {
         Ok(guest)
     }
 
-    /// Starts a container and waits until what it sends arrives.
-    ///
-    /// # Errors
-    /// When it cannot be made, or reaches nobody.
-    pub fn container(&self, name: &str, network: &Network) -> anyhow::Result<Container> {
-        self.container_by(Runtime::Lab, name, network)
-    }
-
-    /// The same by a runtime of the caller's choice.
-    ///
-    /// # Errors
-    /// As [`World::container`].
-    pub fn container_by(
-        &self,
-        runtime: Runtime,
-        name: &str,
-        network: &Network,
-    ) -> anyhow::Result<Container> {
-        let Self {
-            hosting,
-            containers,
-            lab,
-            ..
-        } = self;
-        let container = containers.start(lab, hosting, name, network, runtime)?;
-        for to in both(Hosting::EXCHANGER, 587) {
-            poll("a new container to reach others", PROMPT, || {
-                let attempt = container.tenant.connect(to)?;
-                Ok((attempt.outcome == Outcome::Connected).then_some(()))
-            })?;
-        }
-        Ok(container)
-    }
-
-    /// Runs the tenant's program in a new cgroup of that name, which connects to these addresses
-    /// as the first thing it does, and returns what became of it. The cgroup is removed.
-    ///
-    /// # Errors
-    /// When it cannot be run.
-    pub fn connect_at_birth(
-        &self,
-        name: &str,
-        to: &[std::net::SocketAddr],
-    ) -> anyhow::Result<Vec<Outcome>> {
-        let cgroup = self.containers.root.child(name)?;
-        let host = &self.hosting.hypervisor;
-        let mut command = host.command_in(cgroup.dir(), tenant::program()?);
-        command.arg("once").args(to.iter().map(ToString::to_string));
-        let said = host.ask(command, PROMPT)?;
-        if said.code != Some(0) {
-            bail!("{name}: {said:?}");
-        }
-        Ok(said.out.lines().map(Outcome::from).collect())
-    }
-
-    /// Starts a container in a cgroup of the caller's choice, on the hypervisor's network.
-    ///
-    /// # Errors
-    /// When it cannot be started.
-    pub fn container_in(&self, cgroup: crate::Cgroup) -> anyhow::Result<Container> {
-        self.containers.start_in(cgroup, None)
-    }
-
-    /// Settings under which the agent judges the containers.
-    #[must_use]
-    pub fn settings(&self) -> Settings {
-        Settings {
-            cgroups: vec![self.containers.root.path()],
-            ..Settings::default()
-        }
-    }
-
-    /// A pattern for cgroups below the containers' root.
-    #[must_use]
-    pub fn below(&self, pattern: &str) -> String {
-        format!("{}/{pattern}", self.containers.root.path())
-    }
-
     /// Starts the agent on a policy and waits until it is ready.
     ///
     /// # Errors
@@ -183,55 +101,6 @@ impl World {
         )
     }
 
-    /// Indexes of the interfaces whose links are pinned.
-    ///
-    /// # Errors
-    /// When the folder cannot be read.
-    pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
-        self.hosting.hypervisor.run(|| {
-            let links = pins().join("links");
-            let entries = fs::read_dir(links).context("read the pins")?;
-            let mut indexes: Vec<u32> = entries
-                .flatten()
-                .filter_map(|entry| {
-                    entry
-                        .file_name()
-                        .to_str()?
-                        .strip_prefix("interface-")?
-                        .parse()
-                        .ok()
-                })
-                .collect();
-            indexes.sort_unstable();
-            Ok(indexes)
-        })?
-    }
-
-    /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
-    /// as bpftool tells them.
-    ///
-    /// # Errors
-    /// When one of them cannot be told.
-    pub fn pinned_objects(&self) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
-        let host = &self.hosting.hypervisor;
-        let files = host.run(|| files_below(&pins()))??;
-        let number = |path: PathBuf| {
-            let text = path.to_string_lossy();
-            let kind = match () {
-                () if text.contains("/links/") => "link",
-                () if text.contains("/programs/") => "prog",
-                () => "map",
-            };
-            let told = host.exec("bpftool", &["-j", kind, "show", "pinned", &text])?;
-            let number = told.split_once("\"id\":").map(|(_, rest)| rest);
-            let digits = number.and_then(|rest| rest.split([',', '}']).next());
-            let number = digits.and_then(|digits| digits.trim().parse().ok());
-            let number = number.with_context(|| format!("no number of {text} in {told}"))?;
-            Ok((path, number))
-        };
-        files.into_iter().map(number).collect()
-    }
-
     /// The index of an interface of the hypervisor.
     ///
     /// # Errors
@@ -244,34 +113,6 @@ impl World {
             .run(|| fs::read_to_string(&path))?
             .with_context(|| format!("read {path}"))?;
         text.trim().parse().context("an interface's index")
-    }
-
-    /// Waits until the kernel's tables hold a container's veth as such: what its cgroup's hooks
-    /// have counted is not counted there again. Nothing to wait for without a veth.
-    ///
-    /// # Errors
-    /// At the deadline.
-    pub fn settle(&self, container: &Container) -> anyhow::Result<()> {
-        const REFUSED_ONLY: &str = "0x02";
-        let Some(guest) = container.guest() else {
-            return Ok(());
-        };
-        let host = &self.hosting.hypervisor;
-        let map = host.run(|| pins().join("INTERFACES"))?;
-        let key = self.index(&guest.interface)?.to_le_bytes();
-        let mut words = vec!["-j".to_owned(), "map".to_owned(), "lookup".to_owned()];
-        words.extend(["pinned".to_owned(), map.to_string_lossy().into_owned()]);
-        words.push("key".to_owned());
-        words.extend(key.iter().map(ToString::to_string));
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        poll("a container's veth to be known as such", PROMPT, || {
-            // An entry that is not there yet is an error of bpftool's.
-            let text = host.exec("bpftool", &words).unwrap_or_default();
-            let value = text.split_once("\"value\":[").map(|(_, value)| value);
-            let counting = value.and_then(|value| value.split(',').nth(8));
-            let counting = counting.map(|byte| byte.trim_matches(['"', ']', '}']));
-            Ok((counting == Some(REFUSED_ONLY)).then_some(()))
-        })
     }
 
     /// The hardware address of an interface.
@@ -331,82 +172,6 @@ impl World {
         Ok(())
     }
 
-    /// Checks of a container what [`World::check_closed`] checks of a guest, and that an IPv4
-    /// address in IPv6 clothes is no way around.
-    ///
-    /// # Errors
-    /// Naming what is not so.
-    pub fn check_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        self.check_refused(tenant)?;
-        for to in three(Hosting::RELAY, 25)
-            .into_iter()
-            .chain(both(Hosting::EXCHANGER, 587))
-        {
-            let attempt = tenant.connect(to)?;
-            if attempt.outcome != Outcome::Connected {
-                bail!("{to}: {attempt}");
-            }
-        }
-        Ok(())
-    }
-
-    /// The part of [`World::check_contained`] that holds without a policy as well.
-    ///
-    /// # Errors
-    /// Naming what is not so.
-    pub fn check_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        let before = self.witness.settled()?;
-        for to in three(Hosting::EXCHANGER, 25) {
-            let attempt = tenant.connect(to)?;
-            if attempt.outcome != Outcome::Refused || attempt.took > Duration::from_millis(900) {
-                bail!("{to}: {attempt}, not refused at once");
-            }
-        }
-        match self.witness.packets()? - before {
-            0 => Ok(()),
-            arrived => bail!("{arrived} packets to port 25 arrived"),
-        }
-    }
-
-    /// Waits until [`World::check_refused`] holds.
-    ///
-    /// # Errors
-    /// At the deadline, with what is not so.
-    pub fn wait_refused(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        wait(|| self.check_refused(tenant))
-    }
-
-    /// Checks that a container reaches the exchanger's port 25, by an IPv4 address in IPv6 clothes
-    /// as well.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub fn check_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        for to in three(Hosting::EXCHANGER, 25) {
-            let attempt = tenant.connect(to)?;
-            if attempt.outcome != Outcome::Connected {
-                bail!("{to}: {attempt}");
-            }
-        }
-        Ok(())
-    }
-
-    /// Waits until [`World::check_contained`] holds.
-    ///
-    /// # Errors
-    /// At the deadline, with what is not so.
-    pub fn wait_contained(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        wait(|| self.check_contained(tenant))
-    }
-
-    /// Waits until [`World::check_free`] holds.
-    ///
-    /// # Errors
-    /// At the deadline, with what is not so.
-    pub fn wait_free(&self, tenant: &Tenant) -> anyhow::Result<()> {
-        wait(|| self.check_free(tenant))
-    }
-
     /// Checks that the exchanger's port 25 can be reached over both families.
     ///
     /// # Errors
@@ -436,37 +201,8 @@ impl World {
     }
 }
 
-/// The agent's folder of pins; called inside the hypervisor.
-fn pins() -> PathBuf {
-    let versions = fs::read_dir(PINS).into_iter().flatten().flatten();
-    let version = |name: &str| name.strip_prefix('v')?.parse::<u32>().ok();
-    let newest = versions
-        .filter_map(|entry| version(entry.file_name().to_str()?))
-        .max();
-    Path::new(PINS).join(format!("v{}", newest.unwrap_or_default()))
-}
-
-fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry.context("read the pins")?.path();
-        if path.is_dir() {
-            files.extend(files_below(&path)?);
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(files)
-}
-
 fn both(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 2] {
     [server.v4_port(port), server.v6_port(port)]
-}
-
-/// Both families, and IPv4 by way of IPv6.
-fn three(server: crate::Addresses, port: u16) -> [std::net::SocketAddr; 3] {
-    let [v4, v6] = both(server, port);
-    [v4, v6, server.mapped_port(port)]
 }
 
 fn expect(

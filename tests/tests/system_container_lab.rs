@@ -1,6 +1,5 @@
 //! The lab's containers: without an agent every runtime's reach everybody.
 #![cfg(feature = "root")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use gate25_tests::{Network, Runtime, World};
 

@@ -1,5 +1,7 @@
 //! gate25 at work in a small provider's network: what is tried, expected and seen.
 
+mod containers;
+
 use std::{
     fs,
     io::{self, Write as _},
@@ -17,7 +19,7 @@ use gate25_tests::{
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
 
-use crate::{cargo, table::Table};
+use crate::{cargo, demo::containers::Pods, table::Table};
 
 const LIMIT: Duration = Duration::from_secs(3);
 /// A refusal has to come at once, not after a retry: SYNs are repeated after a second.
@@ -53,7 +55,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let mut table = Table::new();
     let scene = Scene::new(&lab)?;
     scene.without_agent(&mut table);
-    let started = Agent::start(&scene.hosting.hypervisor, Settings::default(), &policy());
+    let root = scene.pods.root();
+    let settings = Settings {
+        cgroups: vec![root.clone()],
+        ..Settings::default()
+    };
+    let started = Agent::start(&scene.hosting.hypervisor, settings, &policy(&root));
     let agent = match started {
         Ok(agent) => agent,
         Err(error) => {
@@ -66,6 +73,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         }
     };
     scene.with_agent(&mut table);
+    scene.pods.with_agent(&mut table);
     scene.other_ports(&mut table);
     scene.revoked(&mut table, &agent);
     totals(&mut table, &agent);
@@ -106,9 +114,9 @@ fn remove_on_signal(signals: SigSet, remover: Remover) -> anyhow::Result<()> {
 }
 
 /// The policy's files. The exemption has a file of its own, which the demo edits.
-fn policy() -> [(&'static str, String); 2] {
+fn policy(root: &str) -> [(&'static str, String); 2] {
     [
-        ("10-base.yaml", BASE.to_owned()),
+        ("10-base.yaml", BASE.replace("ROOT", root)),
         ("20-exemptions.yaml", exemptions(Newsletter::Exempt)),
     ]
 }
@@ -127,10 +135,10 @@ profiles:
 customers:
   - id: c-10042
     name: ACME GmbH
-    workloads: [{interface: tap101i0}]
+    workloads: [{interface: tap101i0}, {cgroup: \"ROOT/shop\"}]
   - id: c-10043
     name: Initech
-    workloads: [{interface: tap102i0}]
+    workloads: [{interface: tap102i0}, {cgroup: \"ROOT/blog\"}]
 ";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -167,6 +175,7 @@ struct Scene {
     blocked: Guest,
     /// Nobody's: a routed veth.
     unassigned: Guest,
+    pods: Pods,
     exchanger: Postfix,
     relay: Postfix,
     web: Process,
@@ -194,6 +203,7 @@ impl Scene {
         let cable = vec![program.to_string_lossy().into_owned(), "pump".to_owned()];
         let blocked = hosting.guest(lab, 102, "tap102i0", Link::BridgedTapBy(cable))?;
         let unassigned = hosting.guest(lab, 103, "veth103i0", Link::RoutedVeth)?;
+        let pods = Pods::new(lab, &hosting)?;
         exchanger.wait_ready(&hosting.exchanger)?;
         relay.wait_ready(&hosting.relay)?;
         Ok(Self {
@@ -201,6 +211,7 @@ impl Scene {
             exempt,
             blocked,
             unassigned,
+            pods,
             exchanger,
             relay,
             web,
@@ -218,6 +229,7 @@ impl Scene {
                 reaches(table, guest, &format!("{what}, {family}: exchanger:25"), to);
             }
         }
+        self.pods.without_agent(table);
     }
 
     fn with_agent(&self, table: &mut Table) {
@@ -316,6 +328,7 @@ impl Scene {
             let what = format!("no longer exempt, {family}: mail through the relay");
             self.delivers(table, &self.exempt, &what, to);
         }
+        self.pods.revoked(table);
     }
 
     /// Mail sent by swaks to `to` arrives in the exchanger's mailbox.
@@ -337,10 +350,12 @@ impl Scene {
             exempt,
             blocked,
             unassigned,
+            pods,
             exchanger,
             relay,
             web,
         } = self;
+        pods.leave();
         for guest in [exempt, blocked, unassigned] {
             guest.leave();
         }
@@ -396,10 +411,12 @@ fn totals(table: &mut Table, agent: &Agent) {
         table.row(&what, &exact.to_string(), seen);
     };
     for family in ["ipv4", "ipv6"] {
-        // The blocked customer, the guest of nobody, and the customer whose exemption ended.
-        total(&[("verdict", "reject"), ("family", family)], 3.0);
-        // Three guests through the relay; one delivery and one held connection by exemption.
-        total(&[("verdict", "allow"), ("family", family)], 5.0);
+        // The blocked customer, the guest of nobody, and the customer whose exemption ended; the
+        // first and the last from a container as well.
+        total(&[("verdict", "reject"), ("family", family)], 5.0);
+        // Three guests and a container through the relay; by exemption one delivery, one held
+        // connection and a container's.
+        total(&[("verdict", "allow"), ("family", family)], 7.0);
     }
 }
 

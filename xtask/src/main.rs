@@ -29,6 +29,12 @@ enum Command {
     Test(test::Options),
     /// Check format, lints and shell scripts: the first tier of `test`.
     Lint,
+    /// Connect as told, inside a container.
+    #[command(hide = true)]
+    Tenant {
+        /// `serve` and where.
+        args: Vec<String>,
+    },
     /// Carry frames between the taps on stdin and stdout.
     #[command(hide = true)]
     Pump,
@@ -43,6 +49,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
+        Command::Tenant { args } => gate25_tests::tenant(&args).map(|()| ExitCode::SUCCESS),
         Command::Pump => gate25_tests::pump_stdio().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

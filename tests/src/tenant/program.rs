@@ -39,7 +39,7 @@ fn once(addresses: &[String]) -> anyhow::Result<()> {
     for to in addresses {
         let to = to.parse().context("an address")?;
         let attempt = Attempt::of(|| TcpStream::connect_timeout(&to, LIMIT));
-        println!("{}", attempt.outcome);
+        writeln!(io::stdout(), "{}", attempt.outcome).context("tell what became of it")?;
     }
     Ok(())
 }

@@ -1,0 +1,117 @@
+//! What the agent has pinned, told by others than the agent.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+
+use super::{PROMPT, World};
+use crate::{Container, poll};
+
+/// Where the agent pins, unless told otherwise.
+const PINS: &str = "/sys/fs/bpf/gate25";
+
+impl World {
+    /// Indexes of the interfaces whose links are pinned.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
+        self.hosting.hypervisor.run(|| {
+            let links = pins().join("links");
+            let entries = fs::read_dir(links).context("read the pins")?;
+            let mut indexes: Vec<u32> = entries
+                .flatten()
+                .filter_map(|entry| {
+                    entry
+                        .file_name()
+                        .to_str()?
+                        .strip_prefix("interface-")?
+                        .parse()
+                        .ok()
+                })
+                .collect();
+            indexes.sort_unstable();
+            Ok(indexes)
+        })?
+    }
+
+    /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
+    /// as bpftool tells them.
+    ///
+    /// # Errors
+    /// When one of them cannot be told.
+    pub fn pinned_objects(&self) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
+        let host = &self.hosting.hypervisor;
+        let files = host.run(|| files_below(&pins()))??;
+        let number = |path: PathBuf| {
+            let text = path.to_string_lossy();
+            let kind = match () {
+                () if text.contains("/links/") => "link",
+                () if text.contains("/programs/") => "prog",
+                () => "map",
+            };
+            let told = host.exec("bpftool", &["-j", kind, "show", "pinned", &text])?;
+            let number = told.split_once("\"id\":").map(|(_, rest)| rest);
+            let digits = number.and_then(|rest| rest.split([',', '}']).next());
+            let number = digits.and_then(|digits| digits.trim().parse().ok());
+            let number = number.with_context(|| format!("no number of {text} in {told}"))?;
+            Ok((path, number))
+        };
+        files.into_iter().map(number).collect()
+    }
+
+    /// Waits until the kernel's tables hold a container's veth as such: what its cgroup's hooks
+    /// have counted is not counted there again. Nothing to wait for without a veth.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn settle(&self, container: &Container) -> anyhow::Result<()> {
+        const REFUSED_ONLY: &str = "0x02";
+        let Some(guest) = container.guest() else {
+            return Ok(());
+        };
+        let host = &self.hosting.hypervisor;
+        let map = host.run(|| pins().join("INTERFACES"))?;
+        let key = self.index(&guest.interface)?.to_le_bytes();
+        let mut words = vec!["-j".to_owned(), "map".to_owned(), "lookup".to_owned()];
+        words.extend(["pinned".to_owned(), map.to_string_lossy().into_owned()]);
+        words.push("key".to_owned());
+        words.extend(key.iter().map(ToString::to_string));
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        poll("a container's veth to be known as such", PROMPT, || {
+            // An entry that is not there yet is an error of bpftool's.
+            let text = host.exec("bpftool", &words).unwrap_or_default();
+            let value = text.split_once("\"value\":[").map(|(_, value)| value);
+            let counting = value.and_then(|value| value.split(',').nth(8));
+            let counting = counting.map(|byte| byte.trim_matches(['"', ']', '}']));
+            Ok((counting == Some(REFUSED_ONLY)).then_some(()))
+        })
+    }
+}
+
+/// The agent's folder of pins; called inside the hypervisor.
+fn pins() -> PathBuf {
+    let versions = fs::read_dir(PINS).into_iter().flatten().flatten();
+    let version = |name: &str| name.strip_prefix('v')?.parse::<u32>().ok();
+    let newest = versions
+        .filter_map(|entry| version(entry.file_name().to_str()?))
+        .max();
+    Path::new(PINS).join(format!("v{}", newest.unwrap_or_default()))
+}
+
+fn files_below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry.context("read the pins")?.path();
+        if path.is_dir() {
+            files.extend(files_below(&path)?);
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(files)
+}
