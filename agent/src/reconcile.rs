@@ -70,6 +70,7 @@ pub struct Reconciler<D: Dataplane> {
     circumstances: Circumstances,
     offset: Offset,
     inventory: Inventory,
+    listed: Listed,
     first_seen: BTreeMap<Site, Instant>,
     workloads: Workloads,
     policy: Option<Accepted>,
@@ -82,6 +83,23 @@ pub struct Reconciler<D: Dataplane> {
     complaints: BTreeMap<&'static str, String>,
     /// Whether sockets may be open that the tables now refuse.
     revoked: bool,
+}
+
+/// Whether control groups were ever listed: until then, what an earlier agent left is all that is
+/// known of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listed {
+    NotYet,
+    Yes,
+}
+
+/// Control groups whose processes a look has not, or not all, seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// Every one: the look failed.
+    All,
+    /// These.
+    These(BTreeSet<u64>),
 }
 
 /// Whether an event says anything new.
@@ -109,6 +127,7 @@ impl<D: Dataplane> Reconciler<D> {
             circumstances,
             offset,
             inventory: Inventory::default(),
+            listed: Listed::NotYet,
             first_seen: BTreeMap::new(),
             workloads: Workloads::default(),
             policy: None,
@@ -167,8 +186,10 @@ impl<D: Dataplane> Reconciler<D> {
         self.first_seen.remove(&Site::Root(id));
     }
 
-    /// Takes note of every control group that there is at and below the roots.
+    /// Takes note of every control group that there is at and below the roots. Before the first
+    /// time, roots that an earlier agent covered stay covered and owned.
     pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
+        self.listed = Listed::Yes;
         self.inventory.cgroups.clear();
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
@@ -180,8 +201,22 @@ impl<D: Dataplane> Reconciler<D> {
         });
     }
 
-    /// Takes note of the network namespaces that control groups have processes in.
-    pub fn namespaces(&mut self, namespaces: BTreeMap<i32, BTreeSet<u64>>) -> Noted {
+    /// Takes note of the network namespaces that control groups have processes in. What was known
+    /// of control groups that could not be read stays.
+    pub fn namespaces(
+        &mut self,
+        mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
+        unread: &Unread,
+    ) -> Noted {
+        for (number, cgroups) in &self.inventory.namespaces {
+            let kept: Vec<u64> = match unread {
+                Unread::All => cgroups.iter().copied().collect(),
+                Unread::These(unread) => cgroups.intersection(unread).copied().collect(),
+            };
+            if !kept.is_empty() {
+                namespaces.entry(*number).or_default().extend(kept);
+            }
+        }
         if self.inventory.namespaces == namespaces {
             return Noted::Known;
         }
@@ -322,11 +357,16 @@ impl<D: Dataplane> Reconciler<D> {
             .iter()
             .filter(|(_, workload)| workload.framing == Framing::Ethernet)
             .map(|(index, _)| Site::Interface(*index));
-        self.inventory
-            .roots()
-            .map(|root| Site::Root(root.id))
-            .chain(interfaces)
-            .collect()
+        let mut sites: BTreeSet<Site> = match self.listed {
+            Listed::Yes => self.inventory.roots().map(|it| Site::Root(it.id)).collect(),
+            Listed::NotYet => {
+                let mut left = self.dataplane.covered();
+                left.retain(|site| matches!(site, Site::Root(_)));
+                left
+            }
+        };
+        sites.extend(interfaces);
+        sites
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -365,7 +405,10 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 let mut cgroups = installed.cgroups.clone();
-                cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id));
+                match self.listed {
+                    Listed::Yes => cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id)),
+                    Listed::NotYet => {}
+                }
                 return Ok(MapImage {
                     interfaces,
                     cgroups,
@@ -374,7 +417,14 @@ impl<D: Dataplane> Reconciler<D> {
             }
             None => &self.builtin,
         };
-        let cgroups = self.workloads.claims.clone();
+        let cgroups = match self.listed {
+            Listed::Yes => self.workloads.claims.clone(),
+            Listed::NotYet => {
+                let mut left = installed.cgroups.clone();
+                left.retain(|_, owner| image.customers.contains_key(owner));
+                left
+            }
+        };
         let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
         wanted.keep_times(installed, CLOCK_TOLERANCE);
         Ok(wanted)

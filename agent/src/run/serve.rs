@@ -23,6 +23,9 @@ use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
 
+/// What is complained of where the kernel refuses watches.
+const WATCHES: &str = "cgroup watches";
+
 pub(super) struct Agent {
     pub(super) links: Links,
     pub(super) subscription: Subscription,
@@ -32,7 +35,6 @@ pub(super) struct Agent {
     pub(super) containers: Containers,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
-
     pub(super) store: Store,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
@@ -222,13 +224,16 @@ impl Agent {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler
-                    .complain("cgroup watches", Some(why.to_owned()));
+                self.reconciler.complain(WATCHES, Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
             Happened::Broken(why) => {
-                self.reconciler.complain("cgroups", Some(why));
+                warn!(why, "cgroups are listed anew");
+                self.containers.reopen();
+                self.list_containers();
+            }
+            Happened::TimeToReopen => {
                 self.containers.reopen();
                 self.list_containers();
             }
@@ -244,7 +249,7 @@ impl Agent {
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
                 self.reconciler.complain("namespaces", found.complaint);
-                if self.reconciler.namespaces(found.namespaces) == Noted::News {
+                if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }
             }
@@ -255,6 +260,8 @@ impl Agent {
 
     fn list_containers(&mut self) {
         let depth = self.containers.depth_for(self.reconciler.policy());
+        // Listing says it again where it still holds.
+        self.reconciler.complain(WATCHES, None);
         match self.containers.list(depth) {
             Ok(Some(cgroups)) => {
                 self.reconciler.cgroups(cgroups, Instant::now());
@@ -374,7 +381,7 @@ impl Agent {
         }
         self.sweeper.schedule(&running.policy, Timestamp::now());
         let depth = self.containers.depth_for(Some(running));
-        if self.containers.is_shallower_than(depth) {
+        if self.containers.follows_another_depth_than(depth) {
             info!(depth, "cgroups are followed to another depth");
             self.list_containers();
         }
