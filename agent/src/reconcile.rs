@@ -27,7 +27,7 @@ use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
 use crate::reconcile::attachments::Attachments;
 use crate::source::Accepted;
 use crate::status::Shared;
-use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
+use crate::workloads::{Framing, Host, Inventory, Standing, Workloads, resolve, standing};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -70,6 +70,9 @@ pub struct Reconciler<D: Dataplane> {
     circumstances: Circumstances,
     offset: Offset,
     inventory: Inventory,
+    listed: Listed,
+    /// Whether their processes were ever looked for.
+    looked: Listed,
     first_seen: BTreeMap<Site, Instant>,
     workloads: Workloads,
     policy: Option<Accepted>,
@@ -80,17 +83,25 @@ pub struct Reconciler<D: Dataplane> {
     attachments: Attachments,
     /// What else is wrong, by subject.
     complaints: BTreeMap<&'static str, String>,
-    cgroups: Listing,
     /// Whether sockets may be open that the tables now refuse.
     revoked: bool,
 }
 
-/// Whether it is known what control groups there are.
+/// Whether control groups were ever listed: until then, what an earlier agent left is all that is
+/// known of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Listing {
-    /// Not yet, or not at all: what an earlier start knew of them stays.
-    Unknown,
-    Complete,
+enum Listed {
+    NotYet,
+    Yes,
+}
+
+/// Control groups whose processes a look has not, or not all, seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// Every one: the look failed.
+    All,
+    /// These.
+    These(BTreeSet<u64>),
 }
 
 /// Whether an event says anything new.
@@ -118,6 +129,8 @@ impl<D: Dataplane> Reconciler<D> {
             circumstances,
             offset,
             inventory: Inventory::default(),
+            listed: Listed::NotYet,
+            looked: Listed::NotYet,
             first_seen: BTreeMap::new(),
             workloads: Workloads::default(),
             policy: None,
@@ -126,7 +139,6 @@ impl<D: Dataplane> Reconciler<D> {
             last_attempt: None,
             attachments: Attachments::default(),
             complaints: BTreeMap::new(),
-            cgroups: Listing::Unknown,
             revoked: true,
         })
     }
@@ -177,9 +189,10 @@ impl<D: Dataplane> Reconciler<D> {
         self.first_seen.remove(&Site::Root(id));
     }
 
-    /// Takes note of every control group that there is at and below the roots.
+    /// Takes note of every control group that there is at and below the roots. Before the first
+    /// time, roots that an earlier agent covered stay covered and owned.
     pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
-        self.cgroups = Listing::Complete;
+        self.listed = Listed::Yes;
         self.inventory.cgroups.clear();
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
@@ -191,20 +204,32 @@ impl<D: Dataplane> Reconciler<D> {
         });
     }
 
-    /// Takes note of the network namespaces that control groups have processes in.
-    ///
-    /// A namespace that none was found in stays theirs for as long as a veth leads there: sockets
-    /// may be open in it that belong to processes elsewhere.
-    pub fn namespaces(&mut self, mut namespaces: BTreeMap<i32, BTreeSet<u64>>) -> Noted {
+    /// Takes note of the network namespaces that control groups have processes in. What was known
+    /// of control groups that could not be read stays. A namespace that none was found in stays
+    /// theirs for as long as a veth leads there: sockets may be open in it that belong to processes
+    /// elsewhere.
+    pub fn namespaces(
+        &mut self,
+        mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
+        unread: &Unread,
+    ) -> Noted {
+        match unread {
+            Unread::All => {}
+            Unread::These(_) => self.looked = Listed::Yes,
+        }
         let interfaces = self.inventory.interfaces.values();
         let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
         for (number, cgroups) in &self.inventory.namespaces {
-            let alive = cgroups
-                .iter()
-                .filter(|id| self.inventory.cgroups.contains_key(id));
-            let alive: BTreeSet<u64> = alive.copied().collect();
+            let lost = !namespaces.contains_key(number) && led_to.contains(number);
+            let kept: Vec<u64> = match unread {
+                Unread::These(unread) if !lost => cgroups.intersection(unread).copied().collect(),
+                Unread::All | Unread::These(_) => cgroups.iter().copied().collect(),
+            };
+            let known = &self.inventory.cgroups;
+            let alive = kept.into_iter().filter(|id| known.contains_key(id));
+            let alive: BTreeSet<u64> = alive.collect();
             if led_to.contains(number) && !alive.is_empty() {
-                namespaces.entry(*number).or_insert(alive);
+                namespaces.entry(*number).or_default().extend(alive);
             }
         }
         if self.inventory.namespaces == namespaces {
@@ -347,17 +372,39 @@ impl<D: Dataplane> Reconciler<D> {
             .iter()
             .filter(|(_, workload)| workload.framing == Framing::Ethernet)
             .map(|(index, _)| Site::Interface(*index));
-        let roots = self.inventory.roots().map(|root| Site::Root(root.id));
-        let mut sites: BTreeSet<Site> = roots.chain(interfaces).collect();
-        if self.cgroups == Listing::Unknown {
-            let covered = self.dataplane.covered();
-            sites.extend(
-                covered
-                    .into_iter()
-                    .filter(|site| matches!(site, Site::Root(_))),
-            );
-        }
+        let mut sites: BTreeSet<Site> = match self.listed {
+            Listed::Yes => self.inventory.roots().map(|it| Site::Root(it.id)).collect(),
+            Listed::NotYet => {
+                let mut left = self.dataplane.covered();
+                left.retain(|site| matches!(site, Site::Root(_)));
+                left
+            }
+        };
+        sites.extend(interfaces);
+        sites.extend(self.left_veths().map(Site::Interface));
         sites
+    }
+
+    /// Veths into other namespaces that an earlier agent covered, while it is not known whose the
+    /// namespaces are.
+    fn left_veths(&self) -> impl Iterator<Item = u32> {
+        let covered = match self.looked {
+            Listed::Yes => BTreeSet::new(),
+            Listed::NotYet => self.dataplane.covered(),
+        };
+        covered.into_iter().filter_map(|site| match site {
+            Site::Root(_) => None,
+            Site::Interface(index) => {
+                let interface = self.inventory.interfaces.get(&index)?;
+                let settings = &self.circumstances.host.interfaces;
+                match standing(settings, &interface.name) {
+                    Standing::Ignored(_) => None,
+                    Standing::Workload(_) | Standing::Unmatched => {
+                        interface.other_end().map(|_| index)
+                    }
+                }
+            }
+        })
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -386,6 +433,11 @@ impl<D: Dataplane> Reconciler<D> {
                 (*index, owner)
             })
             .collect();
+        for index in self.left_veths() {
+            if let Some(known) = installed.interfaces.get(&index) {
+                interfaces.insert(index, *known);
+            }
+        }
         let image = match &self.policy {
             Some(accepted) => &accepted.image,
             None if self.has_leftover() => {
@@ -396,10 +448,10 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 let mut cgroups = installed.cgroups.clone();
-                cgroups.retain(|id, _| match self.cgroups {
-                    Listing::Complete => self.inventory.cgroups.contains_key(id),
-                    Listing::Unknown => true,
-                });
+                match self.listed {
+                    Listed::Yes => cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id)),
+                    Listed::NotYet => {}
+                }
                 return Ok(MapImage {
                     interfaces,
                     cgroups,
@@ -408,9 +460,13 @@ impl<D: Dataplane> Reconciler<D> {
             }
             None => &self.builtin,
         };
-        let cgroups = match self.cgroups {
-            Listing::Complete => self.workloads.claims.clone(),
-            Listing::Unknown => installed.cgroups.clone(),
+        let cgroups = match self.listed {
+            Listed::Yes => self.workloads.claims.clone(),
+            Listed::NotYet => {
+                let mut left = installed.cgroups.clone();
+                left.retain(|_, owner| image.customers.contains_key(owner));
+                left
+            }
         };
         let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
         wanted.keep_times(installed, CLOCK_TOLERANCE);

@@ -100,7 +100,7 @@ fn interface_made_while_the_agent_is_dead_is_covered_by_the_next_start() {
 }
 
 #[test]
-fn policy_that_fails_at_the_next_start_leaves_the_one_in_the_kernel() {
+fn policy_that_fails_at_the_next_start_leaves_the_last_accepted_one() {
     let world = World::new().unwrap();
     let open = world.guest(101, "tap101i0").unwrap();
     let closed = world.guest(102, "tap102i0").unwrap();
@@ -114,10 +114,10 @@ fn policy_that_fails_at_the_next_start_leaves_the_one_in_the_kernel() {
     assert!(format!("{error:#}").contains("policy refused"), "{error:#}");
     let (status, text) = agent.get("/readyz").unwrap();
     assert_eq!(status, 503);
-    assert!(text.contains("policy of an earlier start"), "{text}");
-    let kernel = [("source", "kernel")];
+    assert!(text.contains("that was last accepted"), "{text}");
+    let source = [("source", "last_known_good")];
     let metrics = agent.metrics().unwrap();
-    assert_eq!(metrics.sum("gate25_policy_source", &kernel), Some(1.0));
+    assert_eq!(metrics.sum("gate25_policy_source", &source), Some(1.0));
     world.check_open(&open).unwrap();
     world.check_closed(&closed).unwrap();
     agent.write_policy("policy.yaml", &policy().text()).unwrap();

@@ -32,6 +32,11 @@ impl<D: Dataplane> Reconciler<D> {
         self.last_known_good = Some(set);
     }
 
+    /// The set that runs if the first files are refused.
+    pub fn fallback(&self) -> Option<&Accepted> {
+        self.last_known_good.as_ref()
+    }
+
     /// Takes over what loading the files came to. A set that is refused, has lost too much, or
     /// does not fit, changes nothing.
     pub fn files(

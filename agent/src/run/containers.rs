@@ -1,6 +1,7 @@
 //! Follows control groups, and finds the network namespaces that their processes are in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use crate::kernel::links::Interface;
 use crate::kernel::namespaces::{self, NamespaceError};
 use crate::policy::Pattern;
 use crate::policy::ownership::Ownership;
+use crate::reconcile::Unread;
 use crate::source::Accepted;
 
 /// How long processes are given to get where they belong before they are looked for.
@@ -32,10 +34,10 @@ pub(super) struct Containers {
     hierarchy: Option<Hierarchy>,
     cgroups: Option<Cgroups>,
     depth: usize,
-    /// Why control groups are not followed.
-    complaint: Option<String>,
-    /// Why their packets are not judged although they are followed.
+    /// Why what the kernel says of sockets cannot be relied on, for as long as it runs.
     misattributed: Option<String>,
+    /// Why control groups are not followed.
+    unfollowed: Option<String>,
     reopen_at: Option<Instant>,
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
@@ -48,6 +50,8 @@ pub(super) enum Happened {
     Cgroup(CgroupEvent),
     /// The subscription is beyond use, for this reason.
     Broken(String),
+    /// What failed to be followed may be tried again.
+    TimeToReopen,
     TimeToLook,
     Looked(Found),
 }
@@ -56,10 +60,20 @@ pub(super) enum Happened {
 pub(super) struct Found {
     /// Control groups by this host's number for a network namespace.
     pub(super) namespaces: BTreeMap<i32, BTreeSet<u64>>,
+    /// Of whom not everything could be read.
+    pub(super) unread: Unread,
     pub(super) complaint: Option<String>,
 }
 
 impl Found {
+    fn nothing(error: &dyn Error) -> Self {
+        Self {
+            namespaces: BTreeMap::new(),
+            unread: Unread::All,
+            complaint: Some(in_full(error)),
+        }
+    }
+
     /// Whether the interface leads to a namespace that none of them is in.
     pub(super) fn lacks(&self, interface: &Interface) -> bool {
         interface
@@ -77,8 +91,8 @@ impl Containers {
             hierarchy: None,
             cgroups: None,
             depth: 0,
-            complaint: None,
             misattributed: None,
+            unfollowed: None,
             reopen_at: None,
             look_at: None,
             rest_until: None,
@@ -98,7 +112,11 @@ impl Containers {
                 containers.check_attribution(&hierarchy);
                 containers.hierarchy = Some(hierarchy);
             }
-            Err(error) => containers.broken(in_full(&error)),
+            Err(error) => {
+                let why = in_full(&error);
+                warn!(why, "containers are not judged");
+                containers.unfollowed = Some(why);
+            }
         }
         containers
     }
@@ -114,9 +132,9 @@ impl Containers {
                     "sockets are counted for cgroup {found} instead of {own}: stop using the version 1 controllers net_cls and net_prio, containers are not judged"
                 );
                 warn!(why, "cgroup v1");
-                self.complaint = Some(why);
+                self.misattributed = Some(why);
             }
-            Err(error) => self.complaint = Some(in_full(&error)),
+            Err(error) => self.misattributed = Some(in_full(&error)),
         }
     }
 
@@ -130,7 +148,9 @@ impl Containers {
     }
 
     pub(super) fn complaint(&self) -> Option<String> {
-        self.complaint.clone().or(self.misattributed.clone())
+        let both = [&self.unfollowed, &self.misattributed];
+        let both: Vec<&str> = both.into_iter().flatten().map(String::as_str).collect();
+        (!both.is_empty()).then(|| both.join("; "))
     }
 
     /// How deep control groups must be followed for this policy: everything that a pattern may
@@ -143,20 +163,18 @@ impl Containers {
         claims.max(roots.unwrap_or(0) + 1)
     }
 
-    pub(super) fn is_shallower_than(&self, depth: usize) -> bool {
+    pub(super) fn follows_another_depth_than(&self, depth: usize) -> bool {
         self.cgroups.is_some() && self.depth != depth
     }
 
-    /// Every control group at and below the roots, followed from now on.
-    pub(super) fn list(&mut self, depth: usize) -> Result<Vec<Cgroup>, String> {
+    /// Every control group at and below the roots, followed from now on; `None` where it cannot be
+    /// known, for want of a hierarchy.
+    pub(super) fn list(&mut self, depth: usize) -> Result<Option<Vec<Cgroup>>, String> {
         if self.roots.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
         }
-        let hierarchy = match &self.hierarchy {
-            Some(hierarchy) => hierarchy,
-            None => self
-                .hierarchy
-                .insert(Hierarchy::find().map_err(|error| in_full(&error))?),
+        let Some(hierarchy) = &self.hierarchy else {
+            return Ok(None);
         };
         let cgroups = match &mut self.cgroups {
             Some(cgroups) => cgroups,
@@ -168,14 +186,14 @@ impl Containers {
         cgroups.set_depth(depth);
         self.depth = depth;
         let listed = cgroups.snapshot().map_err(|error| in_full(&error))?;
-        self.complaint = None;
-        Ok(listed)
+        self.unfollowed = None;
+        Ok(Some(listed))
     }
 
     /// Says why control groups are not followed, which is tried again.
     pub(super) fn broken(&mut self, why: String) {
         warn!(why, "cgroups are not followed");
-        self.complaint = Some(why);
+        self.unfollowed = Some(why);
         self.reopen_at = Some(Instant::now() + PAUSE);
     }
 
@@ -225,6 +243,16 @@ impl Containers {
         }));
     }
 
+    /// Looks for the processes of `cgroups` and waits for the outcome; `None` without containers.
+    pub(super) async fn look_now(&mut self, cgroups: Vec<Cgroup>) -> Option<Found> {
+        self.look(cgroups);
+        let look = self.look.take()?;
+        Some(match look.await {
+            Ok((found, _)) => summary(found),
+            Err(error) => Found::nothing(&error),
+        })
+    }
+
     /// What happened next. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Happened {
         let may_look = self.look_at.filter(|_| self.look.is_none());
@@ -235,7 +263,7 @@ impl Containers {
             },
             () = until(self.reopen_at) => {
                 self.reopen_at = None;
-                Happened::Broken(self.complaint.clone().unwrap_or_default())
+                Happened::TimeToReopen
             }
             () = until(may_look) => {
                 self.look_at = None;
@@ -248,10 +276,7 @@ impl Containers {
                         self.rest_until = Some(Instant::now() + took * REST);
                         Happened::Looked(summary(found))
                     }
-                    Err(error) => Happened::Looked(Found {
-                        namespaces: BTreeMap::new(),
-                        complaint: Some(in_full(&error)),
-                    }),
+                    Err(error) => Happened::Looked(Found::nothing(&error)),
                 }
             }
         }
@@ -275,12 +300,7 @@ async fn looked<T>(look: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task::J
 fn summary(found: Result<namespaces::Found, NamespaceError>) -> Found {
     let found = match found {
         Ok(found) => found,
-        Err(error) => {
-            return Found {
-                namespaces: BTreeMap::new(),
-                complaint: Some(in_full(&error)),
-            };
-        }
+        Err(error) => return Found::nothing(&error),
     };
     let complaint = match (found.failed.first_key_value(), found.cut.first()) {
         (Some((_, error)), _) => Some(in_full(error)),
@@ -297,6 +317,7 @@ fn summary(found: Result<namespaces::Found, NamespaceError>) -> Found {
         .collect();
     Found {
         namespaces,
+        unread: Unread::These(found.failed.into_keys().chain(found.cut).collect()),
         complaint,
     }
 }

@@ -23,6 +23,9 @@ use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
 
+/// What is complained of where the kernel refuses watches.
+const WATCHES: &str = "cgroup watches";
+
 pub(super) struct Agent {
     pub(super) links: Links,
     pub(super) subscription: Subscription,
@@ -32,7 +35,6 @@ pub(super) struct Agent {
     pub(super) containers: Containers,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
-
     pub(super) store: Store,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
@@ -68,13 +70,27 @@ struct Request {
 impl Agent {
     /// The first policy goes in before the first program is attached, so that an exempt customer
     /// is not cut off for a moment; what an earlier start attached is covered all the while.
+    /// So that a start after which nothing has changed writes nothing, all that owners depend on is
+    /// known before the first write.
     pub(super) async fn start(&mut self) -> anyhow::Result<()> {
         let interfaces = self.links.snapshot().await?;
         self.reconciler.interfaces(interfaces, Instant::now());
-        self.list_containers();
         self.kept_policy();
         self.load();
         let loaded = loading(&mut self.files).await?;
+        let next = loaded.1.as_ref().ok();
+        let next = next.or_else(|| self.reconciler.fallback());
+        let depth = self.containers.depth_for(next);
+        self.list_to(depth);
+        let cgroups = &self.reconciler.inventory().cgroups;
+        if let Some(found) = self
+            .containers
+            .look_now(cgroups.values().cloned().collect())
+            .await
+        {
+            self.reconciler.complain("namespaces", found.complaint);
+            self.reconciler.namespaces(found.namespaces, &found.unread);
+        }
         self.take(loaded);
         Ok(())
     }
@@ -222,13 +238,16 @@ impl Agent {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler
-                    .complain("cgroup watches", Some(why.to_owned()));
+                self.reconciler.complain(WATCHES, Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
             Happened::Broken(why) => {
-                self.reconciler.complain("cgroups", Some(why));
+                warn!(why, "cgroups are listed anew");
+                self.containers.reopen();
+                self.list_containers();
+            }
+            Happened::TimeToReopen => {
                 self.containers.reopen();
                 self.list_containers();
             }
@@ -244,7 +263,7 @@ impl Agent {
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
                 self.reconciler.complain("namespaces", found.complaint);
-                if self.reconciler.namespaces(found.namespaces) == Noted::News {
+                if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }
             }
@@ -254,12 +273,18 @@ impl Agent {
     }
 
     fn list_containers(&mut self) {
-        let depth = self.containers.depth_for(self.reconciler.policy());
+        self.list_to(self.containers.depth_for(self.reconciler.policy()));
+    }
+
+    fn list_to(&mut self, depth: usize) {
+        // Listing says it again where it still holds.
+        self.reconciler.complain(WATCHES, None);
         match self.containers.list(depth) {
-            Ok(cgroups) => {
+            Ok(Some(cgroups)) => {
                 self.reconciler.cgroups(cgroups, Instant::now());
                 self.containers.look_soon();
             }
+            Ok(None) => {}
             Err(why) => self.containers.broken(why),
         }
         self.reconciler
@@ -373,7 +398,7 @@ impl Agent {
         }
         self.sweeper.schedule(&running.policy, Timestamp::now());
         let depth = self.containers.depth_for(Some(running));
-        if self.containers.is_shallower_than(depth) {
+        if self.containers.follows_another_depth_than(depth) {
             info!(depth, "cgroups are followed to another depth");
             self.list_containers();
         }

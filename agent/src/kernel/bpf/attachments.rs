@@ -106,6 +106,7 @@ impl Attachments {
             }
             let pin = self.pins.link(*place);
             if held.pin != pin {
+                tracing::info!(from = %held.pin.display(), %place, "attachment of another version taken over");
                 pins::remove(&pin)?;
                 link::pin(held.link.as_fd(), &pin)
                     .map_err(|source| failed("pin", *place, source))?;

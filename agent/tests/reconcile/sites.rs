@@ -1,0 +1,150 @@
+//! What is covered, and what happens to it when something cannot be found out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use gate25::control::Shrink;
+use gate25::dataplane::{MapImage, Site};
+use gate25::kernel::cgroups::{Cgroup, Role};
+use gate25::kernel::links::{Interface, Kind, Peer};
+use gate25::reconcile::files::Occasion;
+use gate25::reconcile::{Noted, Unread};
+use gate25_common::abi::CustomerId;
+use jiff::Timestamp;
+
+use super::{Kernel, Lab};
+
+const ROOT: u64 = 7;
+const BELOW: u64 = 8;
+const CLAIMED: &str = "schema: 1
+profiles: [{name: default}]
+customers: [{id: a, workloads: [{cgroup: lxc/1}]}]
+";
+
+#[test]
+fn tables_are_filled_before_the_first_program_is_attached() {
+    let mut lab = Lab::new();
+    lab.converge();
+    assert_eq!(lab.kernel().calls, ["apply", "adopt", "attach", "attach"]);
+    assert_eq!(
+        lab.kernel().covered,
+        BTreeSet::from([Site::Interface(3), Site::Interface(4)])
+    );
+}
+
+#[test]
+fn tables_that_the_kernel_refuses_leave_the_programs_of_an_earlier_start() {
+    let mut lab = Lab::on(Kernel {
+        refuses: true,
+        ..Kernel::default()
+    });
+    lab.converge();
+    assert!(!lab.kernel().calls.contains(&"adopt"));
+    let problems = lab.status().problems;
+    assert!(
+        problems
+            .iter()
+            .any(|it| it.ends_with("the kernel's tables were not changed: the kernel refuses")),
+        "{problems:?}"
+    );
+}
+
+#[test]
+fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
+    let a = CustomerId::from_name("a");
+    let mut lab = Lab::on(Kernel {
+        installed: MapImage {
+            cgroups: BTreeMap::from([(BELOW, a), (9, CustomerId::from_name("gone"))]),
+            ..MapImage::default()
+        },
+        covered: BTreeSet::from([Site::Root(ROOT)]),
+        ..Kernel::default()
+    });
+    lab.claim();
+    lab.converge();
+    assert!(lab.kernel().covered.contains(&Site::Root(ROOT)));
+    assert_eq!(lab.kernel().installed.cgroups, BTreeMap::from([(BELOW, a)]));
+
+    lab.reconciler.cgroups(Vec::new(), Instant::now());
+    lab.converge();
+    assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
+    assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+}
+
+#[test]
+fn root_that_goes_loses_its_place_and_its_claims() {
+    let mut lab = Lab::new();
+    lab.claim();
+    lab.cgroups();
+    lab.converge();
+    assert!(lab.kernel().covered.contains(&Site::Root(ROOT)));
+    assert_eq!(lab.kernel().installed.cgroups.len(), 1);
+    lab.reconciler.cgroup_gone(BELOW);
+    lab.reconciler.cgroup_gone(ROOT);
+    lab.converge();
+    assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
+    assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+}
+
+#[test]
+fn veth_of_a_container_stays_its_when_a_look_at_processes_fails() {
+    let mut lab = Lab::new();
+    lab.claim();
+    lab.cgroups();
+    let veth = Interface {
+        index: 5,
+        name: "veth0".to_owned(),
+        kind: Kind::Veth {
+            peer: Some(Peer {
+                index: 2,
+                netns: Some(0),
+            }),
+        },
+        master: None,
+    };
+    lab.reconciler.interface(veth, Instant::now());
+    let inside = BTreeMap::from([(0, BTreeSet::from([BELOW]))]);
+    let nobody = Unread::These(BTreeSet::new());
+    assert_eq!(lab.reconciler.namespaces(inside, &nobody), Noted::News);
+    let owner = |lab: &mut Lab| {
+        lab.converge();
+        let owner = lab.kernel().installed.interfaces.get(&5).copied();
+        owner.map(|owner| owner.customer())
+    };
+    let a = Some(CustomerId::from_name("a"));
+    assert_eq!(owner(&mut lab), a);
+    for unread in [Unread::All, Unread::These(BTreeSet::from([BELOW]))] {
+        let noted = lab.reconciler.namespaces(BTreeMap::new(), &unread);
+        assert_eq!(noted, Noted::Known, "{unread:?}");
+        assert_eq!(owner(&mut lab), a, "{unread:?}");
+    }
+    // A socket may be left in the namespace, for as long as something leads there.
+    let noted = lab.reconciler.namespaces(BTreeMap::new(), &nobody);
+    assert_eq!((noted, owner(&mut lab)), (Noted::Known, a));
+    lab.reconciler.interface_gone(5);
+    let noted = lab.reconciler.namespaces(BTreeMap::new(), &nobody);
+    assert_eq!((noted, owner(&mut lab)), (Noted::News, None));
+}
+
+impl Lab {
+    /// Has the customer `a` own the container `lxc/1`.
+    fn claim(&mut self) {
+        let set = self.read_text(CLAIMED);
+        let occasion = Occasion::Request(Shrink::Refused);
+        self.reconciler.files(set, occasion, Timestamp::now());
+    }
+
+    fn cgroups(&mut self) {
+        let cgroup = |id, path, role| Cgroup {
+            id,
+            path: PathBuf::from(path),
+            role,
+        };
+        let all = vec![
+            cgroup(ROOT, "lxc", Role::Root),
+            cgroup(BELOW, "lxc/1", Role::Below),
+        ];
+        self.reconciler.cgroups(all, Instant::now());
+    }
+}
