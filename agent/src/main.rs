@@ -39,7 +39,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enforce the policy on this host
+    /// Enforces the policy on this host
     Run(RunArgs),
     Check(check::Args),
     Diff(diff::Args),
@@ -49,7 +49,7 @@ enum Command {
     Teardown(teardown::Args),
     Explain(explain::Args),
     Metrics(metrics::Args),
-    /// Print the JSON schema of policy files
+    /// Prints the JSON schema of policy files
     Schema,
 }
 

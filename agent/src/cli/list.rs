@@ -20,6 +20,9 @@ use gate25_common::abi::CustomerId;
 use stopped::Stopped;
 
 /// Lists workloads, customers or exemptions
+///
+/// With the agent stopped it lists, for root, what is left in the kernel; names come from the policy's
+/// files.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// What to list

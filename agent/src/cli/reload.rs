@@ -8,6 +8,9 @@ use crate::control::client::Client;
 use crate::control::messages::{Reload, ReloadRequest};
 
 /// Has the agent read the policy files now
+///
+/// With `--wait` it exits with 0 once they are in force, with 1 if they are refused; without, it does
+/// not say what comes of it. It exits with 4 where no agent answers.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Return when the files are in force or refused, and say which

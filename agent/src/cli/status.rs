@@ -13,6 +13,9 @@ use crate::control::messages::{Mode, Reloads, RunningPolicy, State, Status, Term
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 
 /// Says whether this host enforces, and why not
+///
+/// Exits with 0 where it does and nothing is wrong, with 1 where not. With the agent stopped it tells
+/// root what is left in the kernel, and exits with 4.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Print one JSON object

@@ -15,6 +15,8 @@ use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use crate::state::lock::ExclusiveLock;
 
 /// Takes everything of gate25 out of the kernel: nothing is refused any more
+///
+/// Only root may, and only while no agent runs.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Only say what would be removed

@@ -68,15 +68,15 @@ catalogue! {
     HOST_MODE = Gauge "host_mode" ["mode"]
         "1 for the mode of this host: policy, or observe (nothing is refused).";
     POLICY_SOURCE = Gauge "policy_source" ["source"]
-        "1 for where the running policy comes from: files, kernel (an earlier start), builtin (everything refused).";
+        "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused).";
     BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]
         "The enforcement backend and why it was chosen; always 1.";
     WORKLOADS = Gauge "workloads" ["kind", "state"]
         "Workloads by state: enforced, unassigned (no customer's), conflict (several customers'), failed (without a program).";
     WORKLOAD_ENFORCEMENT_DELAY = Histogram "workload_enforcement_delay_seconds" []
-        "Time from the announcement of a new interface to its program in place.";
+        "Time from the announcement of a new interface or root of cgroups to its programs in place.";
     CONNECTIONS = Counter "connections_total" ["verdict", "reason", "family"]
-        "Connection attempts to guarded ports (SYN without ACK, retransmissions included).";
+        "Connection attempts to guarded ports (SYN without ACK, retransmissions included; a container's refused connects).";
     PACKETS = Counter "packets_total" ["verdict", "family"]
         "Packets to guarded ports, large buffers counted by their segments.";
     BYTES = Counter "bytes_total" ["verdict", "family"]
@@ -122,7 +122,7 @@ catalogue! {
     UNTRACKED = Counter "untracked_connections_total" []
         "Attempts of customers that had no counters of their own; host totals include them.";
     DRIFT_REPAIRS = Counter "drift_repairs_total" ["backend"]
-        "Programs put back after somebody else removed or displaced them.";
+        "Programs and pins put back after somebody else removed or displaced them.";
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }
