@@ -1,4 +1,5 @@
-//! From a policy to tables, from tables to other tables, and from tables to an explanation.
+//! From a policy to tables and to the owners of workloads, from tables to other tables, and from tables
+//! to an explanation.
 
 #![expect(
     clippy::unwrap_used,
@@ -14,6 +15,8 @@ mod explain;
 mod oracle;
 #[path = "tables/plan.rs"]
 mod plan;
+#[path = "tables/workloads.rs"]
+mod workloads;
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -227,3 +227,67 @@ impl Owners {
         )
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::cgroups::Role;
+
+    #[test]
+    fn owner_is_that_of_the_deepest_claim_above() {
+        let owners = owners();
+        for (path, owner) in [
+            ("lxc/1", Some(number("a"))),
+            ("lxc/1/x/y", Some(number("a"))),
+            ("lxc/1/ns", Some(number("b"))),
+            ("lxc/1/ns/init", Some(number("b"))),
+        ] {
+            assert_eq!(owners.of(Path::new(path)), owner, "{path}");
+        }
+    }
+
+    #[test]
+    fn owner_of_what_nobody_claims_below_a_root_is_the_built_in_customer() {
+        let unassigned = Some(CustomerId::UNASSIGNED);
+        for path in ["lxc", "lxc/2", "lxc/2/x", "lxc/1-x"] {
+            assert_eq!(owners().of(Path::new(path)), unassigned, "{path}");
+        }
+    }
+
+    #[test]
+    fn owner_of_a_claim_in_conflict_is_the_built_in_customer_whatever_is_above() {
+        let owner = owners().of(Path::new("lxc/1/torn/x"));
+        assert_eq!(owner, Some(CustomerId::UNASSIGNED));
+    }
+
+    #[test]
+    fn owner_of_what_no_root_is_above_is_none() {
+        for path in ["", "system.slice/cron.service", "lxc2/1", "x/lxc/1"] {
+            assert_eq!(owners().of(Path::new(path)), None, "{path}");
+        }
+    }
+
+    fn owners() -> Owners {
+        let cgroup = |id, path: &str, role| {
+            let path = PathBuf::from(path);
+            (id, Cgroup { id, path, role })
+        };
+        let cgroups = BTreeMap::from([
+            cgroup(1, "lxc", Role::Root),
+            cgroup(2, "lxc/1", Role::Below),
+            cgroup(3, "lxc/1/ns", Role::Below),
+            cgroup(4, "lxc/1/torn", Role::Below),
+            cgroup(5, "lxc/2", Role::Below),
+        ]);
+        let claims = BTreeMap::from([
+            (2, number("a")),
+            (3, number("b")),
+            (4, CustomerId::UNASSIGNED),
+        ]);
+        Owners::new(&cgroups, &claims)
+    }
+
+    fn number(id: &str) -> CustomerId {
+        CustomerId::from_name(id)
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use gate25::compile::{Prefix, compile};
 use gate25::dataplane::{CapacityError, MapImage, Step, plan};
 use gate25::policy::{Destinations, Policy};
 use gate25_common::abi::{
-    Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, MAX_CUSTOMERS, Mode,
-    Quarantine, SetId,
+    Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, MAX_CUSTOMERS,
+    MAX_EXEMPTIONS, Mode, Quarantine, SetId,
 };
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, proptest};
 
@@ -43,6 +44,17 @@ proptest! {
             }
         }
         prop_assert_eq!(now, b);
+    }
+
+    #[test]
+    fn keep_times_keeps_a_customer_that_differs_in_near_times_only(
+        (wanted, installed) in times(),
+        tolerance in 0u64..20,
+    ) {
+        let mut kept = wanted.image();
+        kept.keep_times(&installed.image(), Duration::from_nanos(tolerance));
+        let expected = if wanted.is_near(&installed, tolerance) { &installed } else { &wanted };
+        prop_assert_eq!(kept, expected.image());
     }
 
     #[test]
@@ -175,6 +187,82 @@ fn state() -> impl Strategy<Value = MapImage> {
                 cgroups,
             }
         })
+}
+
+/// What one customer's entry is made from.
+#[derive(Debug, Clone, PartialEq)]
+struct Written {
+    mode: u8,
+    profile: u64,
+    /// Sets and their two times.
+    exemptions: Vec<(u64, [u64; 2])>,
+}
+
+impl Written {
+    /// Everything but times the same, and no time further off than `tolerance`.
+    fn is_near(&self, other: &Self, tolerance: u64) -> bool {
+        let sets = |it: &Self| {
+            it.exemptions
+                .iter()
+                .map(|(set, _)| *set)
+                .collect::<Vec<_>>()
+        };
+        let times = |it: &Self| {
+            it.exemptions
+                .iter()
+                .flat_map(|(_, at)| *at)
+                .collect::<Vec<_>>()
+        };
+        let (mine, others) = (times(self), times(other));
+        let mut pairs = mine.iter().zip(&others);
+        (self.mode, self.profile, sets(self)) == (other.mode, other.profile, sets(other))
+            && pairs.all(|(a, b)| u128::from(*a.max(b)) - u128::from(*a.min(b)) <= tolerance.into())
+    }
+
+    fn image(&self) -> MapImage {
+        let mode = [Mode::Enforce, Mode::Observe][usize::from(self.mode)];
+        let set = |number| SetId::new(number).unwrap();
+        let exemptions: Vec<Exemption> = self
+            .exemptions
+            .iter()
+            .map(|(number, [starts, expires])| Exemption::new(set(*number), *starts, *expires))
+            .collect();
+        let policy = policy_of(mode, set(self.profile), SetId::NONE, &exemptions);
+        MapImage {
+            customers: BTreeMap::from([(CustomerId::from_raw(1), policy)]),
+            ..MapImage::default()
+        }
+    }
+}
+
+/// An entry, and one that differs in little, or in nothing.
+fn times() -> impl Strategy<Value = (Written, Written)> {
+    let exemption = (1u64..4, [1u64 << 40..1 << 41, 1 << 41..1 << 42]);
+    let written = (
+        0u8..2,
+        1u64..4,
+        proptest::collection::vec(exemption, 0..=MAX_EXEMPTIONS),
+    );
+    let shifts = proptest::collection::vec([-12i64..=12, -12..=12], MAX_EXEMPTIONS);
+    (written, shifts, 0u8..8).prop_map(|((mode, profile, exemptions), shifts, change)| {
+        let one = Written {
+            mode,
+            profile,
+            exemptions,
+        };
+        let mut other = one.clone();
+        for ((_, times), shifts) in other.exemptions.iter_mut().zip(shifts) {
+            *times = [0, 1].map(|at| times[at].wrapping_add_signed(shifts[at]));
+        }
+        match change {
+            0 => other.mode = 1 - other.mode,
+            1 => other.profile += 1,
+            2 => drop(other.exemptions.pop()),
+            3 => other.exemptions.iter_mut().take(1).for_each(|it| it.0 += 1),
+            _ => {}
+        }
+        (one, other)
+    })
 }
 
 fn any_policy() -> impl Strategy<Value = CustomerPolicy> {

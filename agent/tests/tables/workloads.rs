@@ -1,0 +1,321 @@
+//! Which interfaces and control groups are workloads, and whose.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use gate25::kernel::cgroups::{Cgroup, Role};
+use gate25::kernel::links::{Interface, Kind, Peer};
+use gate25::policy::{Customer, Pattern, Policy, Selector, Workload};
+use gate25::settings::Interfaces;
+use gate25::workloads::{Claim, Framing, Host, Inventory, Workloads, resolve};
+use gate25_common::abi::{Counting, CustomerId};
+
+use super::{customer, origin, policy};
+
+/// Number of the first control group of a test; the others follow.
+const FIRST: u64 = 100;
+
+#[test]
+fn cgroup_belongs_to_the_deepest_claim_at_or_above_it() {
+    let lab = Lab::of(
+        &[("a", "lxc/1"), ("b", "lxc/1/ns")],
+        &["lxc", "lxc/1", "lxc/1/ns", "lxc/1/ns/x", "lxc/1/y", "lxc/2"],
+    );
+    let workloads = lab.resolve();
+    // What lies below a claim and is not claimed itself belongs to it and is no workload of its own.
+    assert_eq!(
+        shown(&workloads),
+        ["lxc/1: a", "lxc/1/ns: b", "lxc/2: unassigned"]
+    );
+    assert_eq!(workloads.claims, claims(&[(101, "a"), (102, "b")]));
+}
+
+#[test]
+fn cgroup_claimed_twice_is_nobodys_and_names_both() {
+    let lab = Lab::of(
+        &[("a", "lxc/*"), ("b", "lxc/1")],
+        &["lxc", "lxc/1", "lxc/1/x", "lxc/2"],
+    );
+    let workloads = lab.resolve();
+    assert_eq!(shown(&workloads), ["lxc/1: conflict of a, b", "lxc/2: a"]);
+    // The entry shields it from a claim above: nobody's is nobody's.
+    let expected = BTreeMap::from([
+        (101, CustomerId::UNASSIGNED),
+        (103, CustomerId::from_name("a")),
+    ]);
+    assert_eq!(workloads.claims, expected);
+}
+
+#[test]
+fn conflict_below_a_claim_does_not_fall_to_the_claim_above() {
+    let lab = Lab::of(
+        &[("a", "lxc"), ("b", "lxc/1"), ("c", "lxc/?")],
+        &["lxc", "lxc/1"],
+    );
+    let workloads = lab.resolve();
+    assert_eq!(shown(&workloads), ["lxc: a", "lxc/1: conflict of b, c"]);
+    assert_eq!(workloads.claims[&101], CustomerId::UNASSIGNED);
+}
+
+#[test]
+fn root_claimed_from_above_stands_in_for_what_is_above_it() {
+    let lab = Lab {
+        roots: &["up/lxc"],
+        ..Lab::of(&[("a", "up")], &["up/lxc", "up/lxc/1"])
+    };
+    let workloads = lab.resolve();
+    assert_eq!(shown(&workloads), ["up/lxc: a"]);
+    assert_eq!(workloads.claims, claims(&[(100, "a")]));
+}
+
+#[test]
+fn container_that_nobody_claims_is_a_leaf_that_is_no_named_root() {
+    let lab = Lab {
+        roots: &["lxc", "lxc.payload.*", "docker"],
+        ..Lab::of(&[], &["docker", "lxc", "lxc/1", "lxc.payload.7"])
+    };
+    // `docker` is empty and waits for containers; `lxc` holds one; `lxc.payload.7` is one.
+    assert_eq!(
+        shown(&lab.resolve()),
+        ["lxc.payload.7: unassigned", "lxc/1: unassigned"]
+    );
+}
+
+#[test]
+fn cgroup_below_a_root_has_that_root() {
+    let lab = Lab {
+        roots: &["docker", "lxc"],
+        ..Lab::of(&[], &["docker", "docker/1", "lxc", "lxc/1", "lxc/1/x"])
+    };
+    let roots: Vec<(String, u64)> = lab
+        .resolve()
+        .cgroups
+        .into_values()
+        .map(|workload| (workload.name, workload.root))
+        .collect();
+    assert_eq!(
+        roots,
+        [("docker/1".to_owned(), 100), ("lxc/1/x".to_owned(), 102)]
+    );
+}
+
+#[test]
+fn cgroup_whose_name_only_begins_like_another_is_not_below_it() {
+    let lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1", "lxc/1-x", "lxc/1/ns"]);
+    assert_eq!(shown(&lab.resolve()), ["lxc/1: a", "lxc/1-x: unassigned"]);
+}
+
+#[test]
+fn cgroup_whose_name_is_not_text_matches_nothing_but_belongs_to_the_claim_above() {
+    let mut lab = Lab::of(&[("a", "lxc/1"), ("b", "lxc/1/*")], &["lxc", "lxc/1"]);
+    for (id, path) in [(110, b"lxc/1/\xff".as_slice()), (111, b"lxc/\xff")] {
+        let path = PathBuf::from(OsStr::from_bytes(path));
+        let role = Role::Below;
+        lab.inventory.cgroups.insert(id, Cgroup { id, path, role });
+    }
+    let workloads = lab.resolve();
+    assert_eq!(shown(&workloads), ["lxc/1: a", "lxc/\u{fffd}: unassigned"]);
+    assert_eq!(workloads.claims, claims(&[(101, "a")]));
+}
+
+#[test]
+fn veth_of_a_claimed_container_is_its_customers_and_counts_refusals_only() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1", "lxc/1/ns"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.inventory
+        .namespaces
+        .insert(0, BTreeSet::from([FIRST + 2]));
+    let workload = &lab.resolve().interfaces[&5];
+    assert_eq!(workload.claim, Claim::Customer("a".to_owned()));
+    assert_eq!(workload.counting, Counting::Refused);
+    assert_eq!(workload.framing, Framing::Ethernet);
+}
+
+#[test]
+fn veth_of_a_container_that_nobody_claims_is_a_workload_all_the_same() {
+    let mut lab = Lab::of(&[], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth0", Some(0));
+    assert!(lab.resolve().interfaces.is_empty());
+    lab.inventory
+        .namespaces
+        .insert(0, BTreeSet::from([FIRST + 1]));
+    assert_eq!(lab.resolve().interfaces[&5].claim, Claim::Unassigned);
+}
+
+#[test]
+fn veth_of_a_namespace_shared_by_two_customers_is_nobodys() {
+    let mut lab = Lab::of(
+        &[("a", "lxc/1"), ("b", "lxc/2")],
+        &["lxc", "lxc/1", "lxc/2"],
+    );
+    lab.veth(5, "veth0", Some(0));
+    let both = BTreeSet::from([FIRST + 1, FIRST + 2]);
+    lab.inventory.namespaces.insert(0, both);
+    let claim = &lab.resolve().interfaces[&5].claim;
+    assert_eq!(told(claim), "conflict of a, b");
+    assert_eq!(claim.customer(), CustomerId::UNASSIGNED);
+}
+
+#[test]
+fn veth_claimed_by_name_and_by_its_container_agrees_or_is_a_conflict() {
+    for (owner, expected) in [("a", "a"), ("b", "conflict of a, b")] {
+        let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+        lab.policy
+            .customers
+            .entry(owner.to_owned())
+            .or_insert_with(|| customer("default", &[], &[]))
+            .workloads
+            .extend(customer("default", &[], &["veth1i0"]).workloads);
+        lab.veth(5, "veth1i0", Some(0));
+        lab.inventory
+            .namespaces
+            .insert(0, BTreeSet::from([FIRST + 1]));
+        let workload = &lab.resolve().interfaces[&5];
+        assert_eq!(told(&workload.claim), expected);
+        assert_eq!(workload.counting, Counting::Refused);
+    }
+}
+
+#[test]
+fn veth_that_is_to_be_ignored_stays_ignored_whatever_is_behind_it() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth9i0", Some(0));
+    lab.inventory
+        .namespaces
+        .insert(0, BTreeSet::from([FIRST + 1]));
+    assert!(lab.resolve().interfaces.is_empty());
+}
+
+#[test]
+fn interface_that_leads_to_no_container_counts_everything() {
+    let mut lab = Lab::of(&[], &["lxc", "lxc/1"]);
+    lab.inventory
+        .namespaces
+        .insert(0, BTreeSet::from([FIRST + 1]));
+    lab.veth(5, "veth1i0", Some(7));
+    lab.veth(6, "veth2i0", None);
+    lab.interface(7, "tap1i0", Kind::Tap);
+    lab.interface(8, "tap2i0", Kind::Tun);
+    let told: Vec<(u32, Counting, Framing)> = lab
+        .resolve()
+        .interfaces
+        .into_iter()
+        .map(|(index, workload)| (index, workload.counting, workload.framing))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (5, Counting::All, Framing::Ethernet),
+            (6, Counting::All, Framing::Ethernet),
+            (7, Counting::All, Framing::Ethernet),
+            (8, Counting::All, Framing::Ip),
+        ]
+    );
+}
+
+/// A host `hv-1` whose interfaces `tap*` and `veth*i*` are workloads, `veth9*` left out.
+struct Lab {
+    policy: Policy,
+    inventory: Inventory,
+    roots: &'static [&'static str],
+}
+
+impl Lab {
+    /// Customers by the cgroup that each claims; control groups numbered in this order, the first
+    /// of every tree being its root.
+    fn of(claims: &[(&str, &str)], paths: &[&str]) -> Self {
+        let customers = claims.iter().map(|(id, pattern)| {
+            let workloads = vec![Workload {
+                selector: Selector::Cgroup(Pattern::new(*pattern)),
+                hosts: Vec::new(),
+                origin: origin(4),
+            }];
+            let customer = Customer {
+                workloads,
+                ..customer("default", &[], &[])
+            };
+            ((*id).to_owned(), customer)
+        });
+        let mut roots: Vec<&str> = Vec::new();
+        let mut cgroups = BTreeMap::new();
+        for (id, path) in (FIRST..).zip(paths) {
+            let below = |root: &&str| path.starts_with(&format!("{root}/"));
+            let role = if roots.iter().any(below) {
+                Role::Below
+            } else {
+                roots.push(path);
+                Role::Root
+            };
+            let path = PathBuf::from(path);
+            cgroups.insert(id, Cgroup { id, path, role });
+        }
+        Self {
+            policy: Policy {
+                customers: customers.collect(),
+                ..policy()
+            },
+            inventory: Inventory {
+                cgroups,
+                ..Inventory::default()
+            },
+            roots: &["lxc"],
+        }
+    }
+
+    fn veth(&mut self, index: u32, name: &str, netns: Option<i32>) {
+        let peer = Some(Peer { index: 2, netns });
+        self.interface(index, name, Kind::Veth { peer });
+    }
+
+    fn interface(&mut self, index: u32, name: &str, kind: Kind) {
+        let interface = Interface {
+            index,
+            name: name.to_owned(),
+            kind,
+            master: None,
+        };
+        self.inventory.interfaces.insert(index, interface);
+    }
+
+    fn resolve(&self) -> Workloads {
+        let host = Host {
+            name: "hv-1".to_owned(),
+            interfaces: Interfaces {
+                matched: vec![Pattern::new("tap*"), Pattern::new("veth*i*")],
+                ignored: vec![Pattern::new("veth9*")],
+            },
+            roots: self.roots.iter().map(|root| Pattern::new(*root)).collect(),
+        };
+        resolve(&self.inventory, &host, Some(&self.policy))
+    }
+}
+
+fn claims(claims: &[(u64, &str)]) -> BTreeMap<u64, CustomerId> {
+    claims
+        .iter()
+        .map(|(id, customer)| (*id, CustomerId::from_name(customer)))
+        .collect()
+}
+
+/// The control groups that are workloads, by name.
+fn shown(workloads: &Workloads) -> Vec<String> {
+    let mut workloads: Vec<_> = workloads.cgroups.values().collect();
+    workloads.sort_by_key(|workload| &workload.name);
+    workloads
+        .into_iter()
+        .map(|workload| format!("{}: {}", workload.name, told(&workload.claim)))
+        .collect()
+}
+
+fn told(claim: &Claim) -> String {
+    match claim {
+        Claim::Customer(id) => id.clone(),
+        Claim::Unassigned => "unassigned".to_owned(),
+        Claim::Conflict(claims) => {
+            let ids: Vec<&str> = claims.iter().map(|(id, _)| id.as_str()).collect();
+            format!("conflict of {}", ids.join(", "))
+        }
+    }
+}
