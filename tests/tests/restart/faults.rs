@@ -14,6 +14,9 @@ pub(crate) fn closed(world: &World) -> PolicyText {
         .customer("c-2", Siege::INTERFACE)
         .customer("c-3", "tap900i*")
         .exempt("c-3")
+        .container("c-4", &world.below("elsewhere-4-*"))
+        .customer("c-5", "tap905i*")
+        .container("c-6", &world.below("elsewhere-6-*"))
 }
 
 /// The same to the besieged, and as different as can be in all else.
@@ -22,8 +25,12 @@ pub(crate) fn other(world: &World) -> PolicyText {
         .profile("other", "enforce", "reject")
         .container_of("other", "c-4", &world.below(Siege::CGROUPS))
         .customer_of("other", "c-5", Siege::INTERFACE)
-        .container("c-6", &world.below("elsewhere-*"))
+        .container("c-6", &world.below("elsewhere-6-*"))
         .exempt("c-6")
+        // The counters of a customer that is removed begin anew when it returns.
+        .container("c-1", &world.below("elsewhere-1-*"))
+        .customer("c-2", "tap902i*")
+        .customer("c-3", "tap900i*")
 }
 
 /// Kills the agent so many times, at moments between the first instruction of a start and long
