@@ -32,7 +32,7 @@ pub mod events;
 pub mod leftover;
 mod link;
 pub mod pins;
-mod place;
+pub mod place;
 mod programs;
 mod shape;
 pub mod skb;

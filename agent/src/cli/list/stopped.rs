@@ -14,7 +14,8 @@ use crate::control::messages::{
     Customer, Customers, Exemption, Exemptions, Kind, State, Teller, Term, Workload, Workloads,
 };
 use crate::control::{customer_connections, number_of};
-use crate::kernel::bpf::leftover::{Contents, Leftover, LeftoverError, Point};
+use crate::kernel::bpf::leftover::{Contents, Leftover, LeftoverError};
+use crate::kernel::bpf::place::{CgroupHook, Place};
 use crate::kernel::links;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::policy::{Policy, UNASSIGNED};
@@ -77,12 +78,12 @@ impl<'a> Stopped<'a> {
         } = contents;
         let on_interfaces = owners.into_iter().map(|(index, owner)| {
             let name = interfaces.get(&index).cloned();
-            self.workload(Point::Interface(index), name, owner, &covered)
+            self.workload(Place::Interface(index), name, owner, &covered)
         });
         // Cgroups have their program from a root above them, as long as any has one.
-        let in_cgroups = cgroups
-            .into_iter()
-            .map(|(id, owner)| self.workload(Point::Cgroup(id, "egress"), None, owner, &covered));
+        let in_cgroups = cgroups.into_iter().map(|(id, owner)| {
+            self.workload(Place::Cgroup(id, CgroupHook::Egress), None, owner, &covered)
+        });
         Ok(Some(Workloads {
             agent: Teller::Stopped,
             host: self.host.to_owned(),
@@ -92,18 +93,18 @@ impl<'a> Stopped<'a> {
 
     fn workload(
         &self,
-        point: Point,
+        place: Place,
         name: Option<String>,
         owner: CustomerId,
-        covered: &BTreeSet<Point>,
+        covered: &BTreeSet<Place>,
     ) -> Workload {
-        let (kind, number, is_covered) = match point {
-            Point::Interface(index) => {
-                let is_covered = covered.contains(&point);
+        let (kind, number, is_covered) = match place {
+            Place::Interface(index) => {
+                let is_covered = covered.contains(&place);
                 (Kind::Interface, u64::from(index), is_covered)
             }
-            Point::Cgroup(id, hook) => {
-                let by_root = |one: &Point| matches!(one, Point::Cgroup(_, it) if *it == hook);
+            Place::Cgroup(id, hook) => {
+                let by_root = |one: &Place| matches!(one, Place::Cgroup(_, it) if *it == hook);
                 (Kind::Cgroup, id, covered.iter().any(by_root))
             }
         };
@@ -128,12 +129,12 @@ impl<'a> Stopped<'a> {
     }
 
     /// Where programs are in place.
-    fn covered(&self) -> Result<BTreeSet<Point>, LeftoverError> {
+    fn covered(&self) -> Result<BTreeSet<Place>, LeftoverError> {
         let filtered = Leftover::filtered()?;
         let links = self.leftover.links()?;
         Ok(filtered
             .into_iter()
-            .map(|interface| Point::Interface(interface.index))
+            .map(|interface| Place::Interface(interface.index))
             .chain(links)
             .collect())
     }

@@ -11,7 +11,8 @@ use super::{attempts, line};
 use crate::cli::console::{Console, FAILED, Layout, Reader, UNREACHABLE, is_root};
 use crate::control::host_connections;
 use crate::control::messages::{Kind, Teller};
-use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Point, Version};
+use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Version};
+use crate::kernel::bpf::place::Place;
 
 #[derive(Debug, Serialize)]
 struct Stopped {
@@ -76,11 +77,11 @@ fn look(filesystem: &Path) -> Result<Stopped, LeftoverError> {
     let (mut versions, mut foreign) = (Vec::new(), Vec::new());
     if leftover.exists()? {
         let survey = leftover.survey()?;
-        for (point, attached) in survey.versions.iter().flat_map(|version| &version.links) {
-            match point {
+        for (place, attached) in survey.versions.iter().flat_map(|version| &version.links) {
+            match place {
                 _ if !attached => {}
-                Point::Interface(index) => drop(interfaces.insert(*index)),
-                Point::Cgroup(id, _) => drop(cgroups.insert(*id)),
+                Place::Interface(index) => drop(interfaces.insert(*index)),
+                Place::Cgroup(id, _) => drop(cgroups.insert(*id)),
             }
         }
         versions = survey.versions.into_iter().map(pinned).collect();
@@ -108,17 +109,17 @@ fn pinned(version: Version) -> Pinned {
         links,
         programs,
     } = version;
-    let link = |(point, attached)| match point {
-        Point::Interface(index) => Link {
+    let link = |(place, attached)| match place {
+        Place::Interface(index) => Link {
             kind: Kind::Interface,
             number: u64::from(index),
             hook: "ingress",
             attached,
         },
-        Point::Cgroup(number, hook) => Link {
+        Place::Cgroup(number, hook) => Link {
             kind: Kind::Cgroup,
             number,
-            hook,
+            hook: hook.word(),
             attached,
         },
     };

@@ -18,11 +18,12 @@ use gate25_common::names;
 
 use super::BpfError;
 use super::pins::OWN_FOLDER;
+use super::place::Place;
 use super::tables::CounterTables;
 use crate::clock::ClockError;
 use crate::kernel::filter::{Filter, FilterError, Filters, Removed};
 use crate::kernel::links::{self, Interface, LinkError};
-pub use folder::{Point, Survey, Version};
+pub use folder::{Survey, Version};
 
 /// Why what was left could not be read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -160,7 +161,7 @@ impl Leftover {
     ///
     /// # Errors
     /// [`LeftoverError::Io`].
-    pub fn links(&self) -> Result<Vec<Point>, LeftoverError> {
+    pub fn links(&self) -> Result<Vec<Place>, LeftoverError> {
         folder::links(&self.folder)
     }
 

@@ -155,19 +155,8 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         pad: u32,
         details: [u32; 4],
     }
-    #[repr(C)]
-    struct Attr {
-        fd: u32,
-        length: u32,
-        info: u64,
-    }
     let mut info = Info::default();
-    let mut attr = Attr {
-        fd: raw(link),
-        length: size_of::<Info>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    describe(link, &mut info)?;
     let [first, second, third, _] = info.details;
     let place = match info.kind {
         BPF_LINK_TYPE_TCX if second == BPF_TCX_INGRESS => {
@@ -187,6 +176,23 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         place,
         program: info.program,
     })
+}
+
+/// Has the kernel fill as much of an object's description as `info`, the beginning of its kind's
+/// `struct bpf_*_info`, has room for.
+pub(super) fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct Attr {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut attr = Attr {
+        fd: raw(object),
+        length: size_of::<T>() as u32,
+        info: (&raw mut *info) as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
 fn unknown() -> io::Error {

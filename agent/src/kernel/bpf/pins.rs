@@ -10,13 +10,15 @@ use gate25_common::names::ABI_VERSION;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
-use super::place::Place;
+use super::place::{Place, canonical};
 
 /// Where the BPF filesystem is expected.
 pub const DEFAULT_FILESYSTEM: &str = "/sys/fs/bpf";
 pub(super) const OWN_FOLDER: &str = "gate25";
-const LINKS: &str = "links";
-const PROGRAMS: &str = "programs";
+/// Where the links of a version are.
+pub(super) const LINKS: &str = "links";
+/// Where the programs of a version are, each build in a folder of its own.
+pub(super) const PROGRAMS: &str = "programs";
 
 /// Why the folder could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -150,13 +152,18 @@ impl Pins {
     fn other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
         let is_version = |path: &PathBuf| {
             let name = path.file_name().and_then(OsStr::to_str);
-            let number = name.and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
-            number.is_some_and(|number| number != ABI_VERSION)
+            name.and_then(version)
+                .is_some_and(|number| number != ABI_VERSION)
         };
         let mut folders = entries(&self.own_folder())?;
         folders.retain(is_version);
         Ok(folders)
     }
+}
+
+/// The version whose folder has this name.
+pub(super) fn version(name: &str) -> Option<u32> {
+    canonical(name.strip_prefix('v')?)
 }
 
 pub(super) fn make_folder(path: &Path) -> Result<(), PinsError> {

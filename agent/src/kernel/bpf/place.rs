@@ -1,6 +1,7 @@
 //! Where programs are attached.
 
 use std::fmt;
+use std::str::FromStr;
 
 use gate25_common::names;
 
@@ -8,7 +9,7 @@ use crate::dataplane::Site;
 
 /// A hook of a cgroup.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum CgroupHook {
+pub enum CgroupHook {
     /// What its sockets send.
     Egress,
     /// Sockets that are made.
@@ -43,7 +44,8 @@ impl CgroupHook {
         }
     }
 
-    const fn word(self) -> &'static str {
+    /// The word for it in names of pins.
+    pub const fn word(self) -> &'static str {
         match self {
             Self::Egress => "egress",
             Self::Socket => "socket",
@@ -55,7 +57,7 @@ impl CgroupHook {
 
 /// What a link holds on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Place {
+pub enum Place {
     /// The ingress of the interface with this index.
     Interface(u32),
     /// A hook of the cgroup with this number.
@@ -86,6 +88,68 @@ impl fmt::Display for Place {
         match self {
             Self::Interface(index) => write!(f, "interface-{index}"),
             Self::Cgroup(id, hook) => write!(f, "cgroup-{id}-{}", hook.word()),
+        }
+    }
+}
+
+/// A text that names no place.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoPlace;
+
+/// The place that a pin's name tells.
+impl FromStr for Place {
+    type Err = NoPlace;
+
+    fn from_str(name: &str) -> Result<Self, NoPlace> {
+        let interface = name.strip_prefix("interface-");
+        let cgroup = name.strip_prefix("cgroup-");
+        let place = match (interface, cgroup) {
+            (Some(index), _) => canonical(index).map(Self::Interface),
+            (None, Some(rest)) => rest.split_once('-').and_then(|(id, word)| {
+                let mut hooks = CgroupHook::ALL.into_iter();
+                let hook = hooks.find(|hook| hook.word() == word)?;
+                Some(Self::Cgroup(canonical(id)?, hook))
+            }),
+            (None, None) => None,
+        };
+        place.ok_or(NoPlace)
+    }
+}
+
+/// A number written the one way in which the agent writes it.
+pub(super) fn canonical<N: FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse()
+        .ok()
+        .filter(|number: &N| number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_is_read_back_from_the_name_of_its_pin() {
+        let cgroups = CgroupHook::ALL.map(|hook| Place::Cgroup(u64::MAX, hook));
+        for place in cgroups.into_iter().chain([Place::Interface(7)]) {
+            assert_eq!(place.to_string().parse(), Ok(place));
+        }
+    }
+
+    #[test]
+    fn names_that_the_agent_does_not_write_are_no_places() {
+        for name in [
+            "",
+            "7",
+            "interface-",
+            "interface-07",
+            "interface-+7",
+            "interface-4294967296",
+            "cgroup-7",
+            "cgroup-7-ingress",
+            "cgroup--egress",
+            "new-interface-7",
+        ] {
+            assert_eq!(name.parse::<Place>(), Err(NoPlace), "{name}");
         }
     }
 }

@@ -5,12 +5,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::objects::{self, Place};
-use super::{LeftoverError, Removal, Removals, failed};
+use super::{LeftoverError, Removal, Removals, failed, objects};
+use crate::kernel::bpf::pins::{LINKS, PROGRAMS, version};
+use crate::kernel::bpf::place::{Place, canonical};
 
-const LINKS: &str = "links";
-const PROGRAMS: &str = "programs";
-const HOOKS: [&str; 4] = ["egress", "connect4", "connect6", "socket"];
 /// Bytes that the kernel keeps of a name.
 const NAME_BYTES: usize = 15;
 
@@ -31,23 +29,14 @@ pub struct Version {
     /// Tables and how many entries each holds, where it is filled entry by entry.
     pub tables: Vec<(String, Option<u64>)>,
     /// Links, and whether each still attaches its program where its name says.
-    pub links: Vec<(Point, bool)>,
+    pub links: Vec<(Place, bool)>,
     /// Programs by name.
     pub programs: Vec<String>,
 }
 
-/// What a link attaches a program to.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Point {
-    /// The interface with this index.
-    Interface(u32),
-    /// A hook of the cgroup with this id.
-    Cgroup(u64, &'static str),
-}
-
 /// A file that is gate25's by its place.
 enum Own {
-    Link(Point),
+    Link(Place),
     Program(String),
     Table(String),
 }
@@ -88,9 +77,9 @@ pub(super) fn survey(folder: &Path) -> Result<Survey, LeftoverError> {
             }
         };
         match own {
-            Own::Link(point) => {
-                let attached = is_attached(&point, &path)?;
-                version.links.push((point, attached));
+            Own::Link(place) => {
+                let attached = is_attached(place, &path)?;
+                version.links.push((place, attached));
             }
             Own::Program(name) => version.programs.push(name),
             Own::Table(name) => {
@@ -103,25 +92,21 @@ pub(super) fn survey(folder: &Path) -> Result<Survey, LeftoverError> {
 }
 
 /// Where the links in the folder attach programs.
-pub(super) fn links(folder: &Path) -> Result<Vec<Point>, LeftoverError> {
-    let mut points = Vec::new();
+pub(super) fn links(folder: &Path) -> Result<Vec<Place>, LeftoverError> {
+    let mut places = Vec::new();
     for (_, path, own) in find(folder)?.files {
         match own {
-            Own::Link(point) if is_attached(&point, &path)? => points.push(point),
+            Own::Link(place) if is_attached(place, &path)? => places.push(place),
             Own::Link(_) | Own::Program(_) | Own::Table(_) => {}
         }
     }
-    Ok(points)
+    Ok(places)
 }
 
 /// Whether the link attaches its program where its name says.
-fn is_attached(point: &Point, path: &Path) -> Result<bool, LeftoverError> {
-    let place = objects::place(path).map_err(failed("look at link", path))?;
-    Ok(match (point, place) {
-        (Point::Interface(named), Place::Interface(found)) => *named == found,
-        (Point::Cgroup(named, _), Place::Cgroup(found)) => *named == found,
-        (Point::Interface(_) | Point::Cgroup(..), _) => false,
-    })
+fn is_attached(named: Place, path: &Path) -> Result<bool, LeftoverError> {
+    let found = objects::place(path).map_err(failed("look at link", path))?;
+    Ok(found == Some(named))
 }
 
 /// Removes what is gate25's in the folder, and the folder if nothing else is in it.
@@ -198,7 +183,7 @@ fn find_version(number: u32, folder: PathBuf, found: &mut Found) -> Result<(), L
         match name.as_str() {
             LINKS => {
                 let (folders, files) = list(&path)?;
-                sort_out(number, files, |name| point(name).map(Own::Link), found);
+                sort_out(number, files, |name| place(name).map(Own::Link), found);
                 found
                     .foreign
                     .extend(folders.into_iter().map(|(_, path)| path));
@@ -271,21 +256,12 @@ fn list(folder: &Path) -> Result<(Entries, Entries), LeftoverError> {
     Ok((folders, files))
 }
 
-fn version(name: &str) -> Option<u32> {
-    canonical(name.strip_prefix('v')?)
-}
-
-fn point(name: &str) -> Option<Point> {
+fn place(name: &str) -> Option<Place> {
     // Not yet in the place of another one, when the agent was killed.
     let name = name.strip_prefix("new-").unwrap_or(name);
-    if let Some(rest) = name.strip_prefix("cgroup-") {
-        let (id, hook) = rest.split_once('-')?;
-        let hook = HOOKS.into_iter().find(|known| *known == hook)?;
-        return Some(Point::Cgroup(canonical(id)?, hook));
-    }
     // The first layout had the index alone.
-    let index = name.strip_prefix("interface-").unwrap_or(name);
-    canonical(index).map(Point::Interface)
+    let by_index = || canonical(name).map(Place::Interface);
+    name.parse().ok().or_else(by_index)
 }
 
 fn program(name: &str) -> Option<String> {
@@ -300,11 +276,4 @@ fn named(name: &str, letter: impl Fn(u8) -> bool) -> Option<String> {
     let fits = (1..=NAME_BYTES).contains(&name.len());
     let own = |byte: u8| letter(byte) || byte.is_ascii_digit() || byte == b'_';
     (fits && name.bytes().all(own)).then(|| name.to_owned())
-}
-
-/// A number written the one way in which the agent writes it.
-fn canonical<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
-    text.parse()
-        .ok()
-        .filter(|number: &N| number.to_string() == text)
 }

@@ -1,34 +1,21 @@
 //! Pinned objects of any layout, as the kernel describes them.
 //!
-//! Layouts are `union bpf_attr`, `struct bpf_map_info` and `struct bpf_link_info` of Linux 6.6
-//! (include/uapi/linux/bpf.h); the kernel fills what it knows.
+//! Layouts are `union bpf_attr` and `struct bpf_map_info` of Linux 6.6 (include/uapi/linux/bpf.h); the
+//! kernel fills what it knows.
 
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 
-use crate::kernel::bpf::link::{bpf, open, raw};
+use crate::kernel::bpf::link::{bpf, describe, info, open, raw};
+use crate::kernel::bpf::place::Place;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
-const BPF_LINK_TYPE_CGROUP: u32 = 3;
-const BPF_LINK_TYPE_TCX: u32 = 11;
-
-/// Where a link attaches its program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
-    /// On the interface with this index.
-    Interface(u32),
-    /// On the cgroup with this id.
-    Cgroup(u64),
-    /// Nowhere any more, or elsewhere than gate25 puts programs.
-    Nowhere,
-}
 
 #[repr(C)]
 #[derive(Default)]
@@ -40,33 +27,14 @@ struct MapInfo {
     max_entries: u32,
 }
 
-/// Where the link pinned at `path` attaches its program.
-pub(super) fn place(path: &Path) -> io::Result<Place> {
-    #[repr(C)]
-    #[derive(Default)]
-    struct Info {
-        kind: u32,
-        id: u32,
-        program: u32,
-        pad: u32,
-        target: [u8; 8],
-        attach_type: u32,
+/// Where the link pinned at `path` attaches its program; `None` for nowhere any more, or elsewhere
+/// than gate25 puts programs.
+pub(super) fn place(path: &Path) -> io::Result<Option<Place>> {
+    match info(open(path)?.as_fd()) {
+        Ok(link) => Ok(link.place),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
     }
-    let link = open(path)?;
-    let mut info = Info::default();
-    describe(link.as_fd(), &mut info)?;
-    let [a, b, c, d, ..] = info.target;
-    Ok(match info.kind {
-        BPF_LINK_TYPE_TCX => match u32::from_ne_bytes([a, b, c, d]) {
-            0 => Place::Nowhere,
-            index => Place::Interface(index),
-        },
-        BPF_LINK_TYPE_CGROUP => match u64::from_ne_bytes(info.target) {
-            0 => Place::Nowhere,
-            id => Place::Cgroup(id),
-        },
-        _ => Place::Nowhere,
-    })
 }
 
 /// Entries of the table pinned at `path`; `None` for kinds that are not filled entry by entry.
@@ -164,19 +132,4 @@ fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     let mut info = MapInfo::default();
     describe(map, &mut info)?;
     Ok(info)
-}
-
-fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()> {
-    #[repr(C)]
-    struct Attr {
-        fd: u32,
-        length: u32,
-        info: u64,
-    }
-    let mut attr = Attr {
-        fd: raw(object),
-        length: size_of::<T>() as u32,
-        info: (&raw mut *info) as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
