@@ -27,7 +27,7 @@ use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
 use crate::reconcile::attachments::Attachments;
 use crate::source::Accepted;
 use crate::status::Shared;
-use crate::workloads::{Framing, Host, Inventory, Standing, Workloads, resolve, standing};
+use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -71,8 +71,6 @@ pub struct Reconciler<D: Dataplane> {
     offset: Offset,
     inventory: Inventory,
     listed: Listed,
-    /// Whether their processes were ever looked for.
-    looked: Listed,
     first_seen: BTreeMap<Site, Instant>,
     workloads: Workloads,
     policy: Option<Accepted>,
@@ -130,7 +128,6 @@ impl<D: Dataplane> Reconciler<D> {
             offset,
             inventory: Inventory::default(),
             listed: Listed::NotYet,
-            looked: Listed::NotYet,
             first_seen: BTreeMap::new(),
             workloads: Workloads::default(),
             policy: None,
@@ -213,10 +210,6 @@ impl<D: Dataplane> Reconciler<D> {
         mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
         unread: &Unread,
     ) -> Noted {
-        match unread {
-            Unread::All => {}
-            Unread::These(_) => self.looked = Listed::Yes,
-        }
         let interfaces = self.inventory.interfaces.values();
         let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
         for (number, cgroups) in &self.inventory.namespaces {
@@ -381,30 +374,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
         };
         sites.extend(interfaces);
-        sites.extend(self.left_veths().map(Site::Interface));
         sites
-    }
-
-    /// Veths into other namespaces that an earlier agent covered, while it is not known whose the
-    /// namespaces are.
-    fn left_veths(&self) -> impl Iterator<Item = u32> {
-        let covered = match self.looked {
-            Listed::Yes => BTreeSet::new(),
-            Listed::NotYet => self.dataplane.covered(),
-        };
-        covered.into_iter().filter_map(|site| match site {
-            Site::Root(_) => None,
-            Site::Interface(index) => {
-                let interface = self.inventory.interfaces.get(&index)?;
-                let settings = &self.circumstances.host.interfaces;
-                match standing(settings, &interface.name) {
-                    Standing::Ignored(_) => None,
-                    Standing::Workload(_) | Standing::Unmatched => {
-                        interface.other_end().map(|_| index)
-                    }
-                }
-            }
-        })
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -412,6 +382,7 @@ impl<D: Dataplane> Reconciler<D> {
             &self.inventory,
             &self.circumstances.host,
             self.policy.as_ref().map(|accepted| &*accepted.policy),
+            &self.dataplane.installed().interfaces,
         );
         let wanted = self.wanted()?;
         let applied = self
@@ -433,11 +404,6 @@ impl<D: Dataplane> Reconciler<D> {
                 (*index, owner)
             })
             .collect();
-        for index in self.left_veths() {
-            if let Some(known) = installed.interfaces.get(&index) {
-                interfaces.insert(index, *known);
-            }
-        }
         let image = match &self.policy {
             Some(accepted) => &accepted.image,
             None if self.has_leftover() => {

@@ -202,6 +202,7 @@ impl<D: Dataplane> Reconciler<D> {
             &self.inventory,
             &self.circumstances.host,
             Some(&accepted.policy),
+            &self.dataplane.installed().interfaces,
         );
         self.policy = Some(accepted);
         let steps = self
