@@ -183,6 +183,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
         self.inventory.cgroups.remove(&id);
+        self.forget_namespaces_of_gone();
         self.first_seen.remove(&Site::Root(id));
     }
 
@@ -194,6 +195,7 @@ impl<D: Dataplane> Reconciler<D> {
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
         }
+        self.forget_namespaces_of_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
             Site::Interface(_) => true,
@@ -210,6 +212,8 @@ impl<D: Dataplane> Reconciler<D> {
         mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
         unread: &Unread,
     ) -> Noted {
+        // Some may have gone since the look began.
+        self.inventory.forget_gone(&mut namespaces);
         let interfaces = self.inventory.interfaces.values();
         let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
         for (number, cgroups) in &self.inventory.namespaces {
@@ -218,11 +222,8 @@ impl<D: Dataplane> Reconciler<D> {
                 Unread::These(unread) if !lost => cgroups.intersection(unread).copied().collect(),
                 Unread::All | Unread::These(_) => cgroups.iter().copied().collect(),
             };
-            let known = &self.inventory.cgroups;
-            let alive = kept.into_iter().filter(|id| known.contains_key(id));
-            let alive: BTreeSet<u64> = alive.collect();
-            if led_to.contains(number) && !alive.is_empty() {
-                namespaces.entry(*number).or_default().extend(alive);
+            if led_to.contains(number) && !kept.is_empty() {
+                namespaces.entry(*number).or_default().extend(kept);
             }
         }
         if self.inventory.namespaces == namespaces {
@@ -230,6 +231,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.inventory.namespaces = namespaces;
         Noted::News
+    }
+
+    /// Nobody is known to be where a control group was that is gone.
+    fn forget_namespaces_of_gone(&mut self) {
+        let mut namespaces = std::mem::take(&mut self.inventory.namespaces);
+        self.inventory.forget_gone(&mut namespaces);
+        self.inventory.namespaces = namespaces;
     }
 
     /// What there is, as far as it was told.

@@ -51,6 +51,14 @@ impl Inventory {
             .values()
             .filter(|cgroup| cgroup.role == Role::Root)
     }
+
+    /// Takes control groups that there are not out of `namespaces`.
+    pub fn forget_gone(&self, namespaces: &mut BTreeMap<i32, BTreeSet<u64>>) {
+        namespaces.retain(|_, inside| {
+            inside.retain(|id| self.cgroups.contains_key(id));
+            !inside.is_empty()
+        });
+    }
 }
 
 /// What the host's settings say.

@@ -145,6 +145,14 @@ impl Tenant {
         ])
     }
 
+    /// Leaves its network for a new one, and keeps a packet socket for [`Tenant::send_frame`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hide(&self, device: &str) -> anyhow::Result<()> {
+        self.ask(&["hide", device]).map(drop)
+    }
+
     /// Makes a TCP socket for addresses like this one and hands it to whoever asks at the path.
     ///
     /// # Errors
