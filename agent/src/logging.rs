@@ -152,11 +152,14 @@ fn is_unsafe(character: char) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
 
+    use jiff::Timestamp;
     use tracing::{debug, info, info_span, warn};
 
     use super::*;
+    use crate::source::{PolicyFiles, report_refusal};
 
     /// What somebody may have called his interface.
     const EVIL: &str = "tap\n2026 ERROR forged\r\x1b[2J\x1b]0;x\x07\u{9b}31m\u{202e}\u{2028}\0";
@@ -205,6 +208,33 @@ mod tests {
             "{log}"
         );
         assert_eq!(log.lines().count(), 1);
+    }
+
+    #[test]
+    fn every_form_tells_all_causes_of_a_policy_that_was_not_read() {
+        // Two levels above what the kernel said.
+        let nowhere = PathBuf::from("/proc/self/status/policy.d");
+        let refusal = PolicyFiles::new(nowhere).load(Timestamp::now());
+        let Err(refusal) = refusal else {
+            panic!("read from nowhere");
+        };
+        let report = || report_refusal(&refusal);
+        let log = captured(|log| {
+            tracing::subscriber::with_default(text(LevelFilter::INFO, log), report);
+        });
+        let json = captured(|log| {
+            tracing::subscriber::with_default(self::json(LevelFilter::INFO, log), report);
+        });
+        let kernels = io::Error::from_raw_os_error(nix::libc::ENOTDIR).to_string();
+        for log in [log, json] {
+            let line = log.lines().next().unwrap();
+            assert!(line.contains("policy refused"), "{log}");
+            assert!(
+                line.contains("the policy directory was not read: "),
+                "{log}"
+            );
+            assert!(line.contains(&kernels), "{log}");
+        }
     }
 
     #[test]

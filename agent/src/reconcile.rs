@@ -282,12 +282,9 @@ impl<D: Dataplane> Reconciler<D> {
         let stale = match &written {
             Ok(_) => None,
             Err(error) => {
-                let error = error as &dyn Error;
+                let error = in_full(error);
                 error!(error, "tables not brought up to date");
-                Some(format!(
-                    "the kernel's tables are not up to date: {}",
-                    in_full(error)
-                ))
+                Some(format!("the kernel's tables are not up to date: {error}"))
             }
         };
         self.attachments.stale = stale;
@@ -303,9 +300,9 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(0) => {}
             Ok(changed) => info!(changed, "attachments have the programs of this version"),
             Err(error) => {
-                let error = &error as &dyn Error;
+                let error = in_full(&error);
                 error!(error, "attachments keep the programs of an earlier start");
-                let why = format!("programs of an earlier start go on: {}", in_full(error));
+                let why = format!("programs of an earlier start go on: {error}");
                 self.attachments.stale = Some(why);
             }
         }
@@ -330,9 +327,9 @@ impl<D: Dataplane> Reconciler<D> {
                 self.complain("pins", None);
             }
             Err(error) => {
-                let error = &error as &dyn Error;
+                let error = in_full(&error);
                 error!(error, "enforcement would end with this agent");
-                let why = format!("enforcement would end with this agent: {}", in_full(error));
+                let why = format!("enforcement would end with this agent: {error}");
                 self.complain("pins", Some(why));
             }
         }
@@ -358,7 +355,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         match compile(&accepted.policy, Timestamp::now()) {
             Ok(image) => accepted.image = Arc::new(image),
-            Err(error) => error!(error = &error as &dyn Error, "policy not compiled again"),
+            Err(error) => error!(error = in_full(&error), "policy not compiled again"),
         }
     }
 

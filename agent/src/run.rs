@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::kernel::bpf::pins::Pins;
 use crate::kernel::bpf::{Attachment, Bpf, Counters, DebugLines, LoadOptions, events, skb};
@@ -165,7 +166,7 @@ fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        warn!(%error, "open files stay limited");
+        warn!(error = in_full(&error), "open files stay limited");
     }
 }
 
@@ -173,7 +174,7 @@ fn notifier(environment: &Environment) -> Notifier {
     match Notifier::from_environment(environment, std::process::id()) {
         Ok(notifier) => notifier,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(error, "the service manager is not told how things are");
             Notifier::silent()
         }
@@ -206,7 +207,7 @@ fn checksum_layout() -> SkbLayout {
     match skb::running_kernel() {
         Ok(layout) => layout,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(
                 error,
                 "checksums that guests leave to the host are not watched"
@@ -299,10 +300,7 @@ async fn sketch_windows(status: Shared, counters: Counters) {
                 Err(error) => Err(error),
             };
             if let Err(error) = cleared {
-                error!(
-                    error = &error as &dyn std::error::Error,
-                    "window of destinations goes on"
-                );
+                error!(error = in_full(&error), "window of destinations goes on");
             }
         }
     }

@@ -17,6 +17,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 
+use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
 use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
@@ -525,10 +526,7 @@ impl Bpf {
             .map_err(BpfError::from)
             .and_then(|steps| self.run(&leftover.into_iter().chain(steps).collect::<Vec<_>>()));
         if let Err(error) = undone {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "roll back a failed change"
-            );
+            tracing::error!(error = in_full(&error), "roll back a failed change");
         }
     }
 }

@@ -1,7 +1,6 @@
 //! Brings the programs to where they belong, and back where they were taken away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::time::Instant;
 
 use tracing::{error, warn};
@@ -55,7 +54,7 @@ impl<D: Dataplane> Reconciler<D> {
         let sites = self.sites();
         for site in covered.difference(&sites) {
             if let Err(error) = self.dataplane.detach(*site) {
-                error!(?site, error = &error as &dyn Error, "program not taken off");
+                error!(?site, error = in_full(&error), "program not taken off");
             }
         }
         self.check_returned(&covered, &sites);
@@ -87,7 +86,7 @@ impl<D: Dataplane> Reconciler<D> {
         match self.dataplane.displaced(&returned) {
             Ok(displaced) => self.attachments.displaced.extend(displaced),
             Err(error) => {
-                error!(error = &error as &dyn Error, "attachments not verified");
+                error!(error = in_full(&error), "attachments not verified");
                 self.attachments.displaced.extend(returned);
             }
         }
@@ -126,12 +125,11 @@ impl<D: Dataplane> Reconciler<D> {
             // Its event is on the way.
             Ok(Attached::Vanished) => {}
             Err(error) => {
-                let error = &error as &dyn Error;
-                let why = in_full(error);
+                let why = in_full(&error);
                 let known = self.attachments.said.insert(site, why.clone());
                 if known.as_ref() != Some(&why) {
                     let name = self.name(site);
-                    error!(?site, name, error, "without its program");
+                    error!(?site, name, error = why, "without its program");
                 }
                 let retry = now + RETRY;
                 self.attachments.failed.insert(site, Failure { why, retry });
@@ -210,7 +208,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.attachments.waiting.insert(site);
                 }
             }
-            Err(error) => error!(error = &error as &dyn Error, "attachments not verified"),
+            Err(error) => error!(error = in_full(&error), "attachments not verified"),
         }
     }
 }

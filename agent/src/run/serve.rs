@@ -7,6 +7,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
 use crate::kernel::bpf::Bpf;
@@ -133,7 +134,7 @@ impl Agent {
                 event = self.links.next() => match event {
                     Ok(event) => self.link(event).await?,
                     Err(error) => {
-                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
+                        warn!(error = in_full(&error), "subscribe again");
                         self.links = Links::open(self.subscription)?;
                         self.rescan().await?;
                     }
@@ -188,7 +189,7 @@ impl Agent {
         match self.notifier.ready(&text) {
             Ok(()) => self.announced = true,
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
+                let error = in_full(&error);
                 warn!(error, "the service manager does not hear us");
             }
         }
@@ -196,14 +197,14 @@ impl Agent {
 
     fn ping(&self) {
         if let Err(error) = self.notifier.ping() {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(error, "the service manager's watchdog does not hear us");
         }
     }
 
     pub(super) fn stopping(&self) {
         if let Err(error) = self.notifier.stopping() {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(error, "the service manager does not hear us");
         }
     }

@@ -177,7 +177,7 @@ impl Sweep {
             Ok(Some(path)) => path,
             Ok(None) => return Ok(false),
             Err(error) => {
-                warn!(error = &error as &dyn Error, "socket of an unknown cgroup");
+                warn!(error = in_full(&error), "socket of an unknown cgroup");
                 return Ok(false);
             }
         };
