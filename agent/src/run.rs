@@ -102,6 +102,7 @@ pub async fn run(
     };
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
+    bpf.look_into(containers.hierarchy().cloned());
     let circumstances = Circumstances {
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),

@@ -170,6 +170,22 @@ impl Tenant {
         self.attempt(&["take", &path.to_string_lossy(), &to.to_string()])
     }
 
+    /// Takes such a socket and keeps it for [`Tenant::connect_kept`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn keep(&self, path: &Path) -> anyhow::Result<()> {
+        self.ask(&["keep", &path.to_string_lossy()]).map(drop)
+    }
+
+    /// Connects the socket that it keeps.
+    ///
+    /// # Errors
+    /// When it keeps none.
+    pub fn connect_kept(&self, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["connect-kept", &to.to_string()])
+    }
+
     /// Greets whoever connects to this port.
     ///
     /// # Errors

@@ -17,6 +17,8 @@ pub(super) struct Attachments {
     /// Sites that are covered only by name: their programs are to be put there again.
     displaced: BTreeSet<Site>,
     waiting: BTreeSet<Site>,
+    /// Roots that were removed, whose sockets are still judged.
+    lingering: BTreeSet<Site>,
     failed: BTreeMap<Site, Failure>,
     /// Why an attachment was last said to have failed, so that it is not said every second.
     said: BTreeMap<Site, String>,
@@ -49,14 +51,18 @@ impl Attachments {
 impl<D: Dataplane> Reconciler<D> {
     /// Takes programs off sites that hold no workload any more, and finds out which ones need
     /// theirs.
-    pub(super) fn place(&mut self) {
+    pub fn place(&mut self) {
         let covered = self.dataplane.covered();
         let sites = self.sites();
+        let mut left = BTreeSet::new();
         for site in covered.difference(&sites) {
-            if let Err(error) = self.dataplane.detach(*site) {
-                error!(?site, error = in_full(&error), "program not taken off");
+            match self.dataplane.detach(*site) {
+                Ok(()) => drop(left.insert(*site)),
+                Err(error) => error!(?site, error = in_full(&error), "program not taken off"),
             }
         }
+        left.retain(|site| self.dataplane.covered().contains(site));
+        self.attachments.lingering = left;
         self.check_returned(&covered, &sites);
         self.attachments.forget_all_but(&sites);
         let Attachments {
@@ -183,6 +189,11 @@ impl<D: Dataplane> Reconciler<D> {
             self.attachments.displaced.insert(site);
             self.attachments.waiting.insert(site);
         }
+    }
+
+    /// Whether removed control groups have sockets that were open when this was last found out.
+    pub fn has_lingering(&self) -> bool {
+        !self.attachments.lingering.is_empty()
     }
 
     /// Whether anything has failed that is worth another try.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::chain::in_full;
@@ -110,7 +111,8 @@ impl Agent {
     }
 
     pub(super) async fn serve(&mut self) -> anyhow::Result<()> {
-        let mut retry = tokio::time::interval(RETRY);
+        let mut retry = every(RETRY);
+        let mut linger = every(RETRY);
         let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
         loop {
             let busy = self.dirty || self.reconciler.has_waiting();
@@ -154,6 +156,7 @@ impl Agent {
                     self.reconciler.retry(Instant::now());
                     self.dirty = true;
                 }
+                _ = linger.tick(), if self.reconciler.has_lingering() => self.reconciler.place(),
                 () = std::future::ready(()), if busy => {
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
@@ -407,7 +410,14 @@ impl Agent {
     }
 }
 
-async fn tick(interval: Option<&mut tokio::time::Interval>) {
+/// Ticks that were not waited for are not made up for.
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+async fn tick(interval: Option<&mut Interval>) {
     match interval {
         Some(interval) => {
             interval.tick().await;

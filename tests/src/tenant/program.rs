@@ -72,6 +72,8 @@ struct State {
     echoes: BTreeMap<String, Echo>,
     /// Out of the network that the process has left.
     hidden: Option<sockets::Wire>,
+    /// Made by another tenant.
+    kept: Option<OwnedFd>,
 }
 
 impl State {
@@ -95,7 +97,15 @@ impl State {
                 Ok(String::new())
             }
             ["give", path, like] => hand_over(path, like),
-            ["take", path, to] => take_over(path, to),
+            ["take", path, to] => connect_by(|_| take_over(path), to),
+            ["keep", path] => {
+                self.kept = Some(take_over(path)?);
+                Ok(String::new())
+            }
+            ["connect-kept", to] => {
+                let kept = self.kept.take().context("no socket is kept")?;
+                connect_by(|_| Ok(kept), to)
+            }
             ["greet", port] => {
                 far_side::greet_here(port.parse().context("a port")?).map(|()| String::new())
             }
@@ -211,12 +221,11 @@ fn hand_over(path: &str, like: &str) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-fn take_over(path: &str, to: &str) -> anyhow::Result<String> {
-    let to = address(to)?;
-    let socket = crate::poll("a socket to be handed over", LIMIT, || {
+fn take_over(path: &str) -> io::Result<OwnedFd> {
+    crate::poll("a socket to be handed over", LIMIT, || {
         Ok(sockets::take(Path::new(path)).ok())
-    })?;
-    attempt(|| sockets::connect_within(&socket, to, LIMIT))
+    })
+    .map_err(io::Error::other)
 }
 
 fn enter(cgroup: &str) -> anyhow::Result<String> {

@@ -99,8 +99,12 @@ impl Attachments {
         for (place, held) in &mut self.links {
             let program = programs.get(place.program())?;
             if held.program != program.id() {
-                link::update(held.link.as_fd(), program.fd())
-                    .map_err(|source| failed("replace", *place, source))?;
+                match link::update(held.link.as_fd(), program.fd()) {
+                    Ok(()) => {}
+                    // What it was on has gone meanwhile, and nothing meets it any more.
+                    Err(_) if link::info(held.link.as_fd()).is_ok_and(|it| it.place.is_none()) => {}
+                    Err(source) => return Err(failed("replace", *place, source)),
+                }
                 held.program = program.id();
                 changed += 1;
             }
@@ -247,6 +251,21 @@ impl Attachments {
             .map_err(|source| failed("pin", place, source))?;
         self.links.insert(place, Held { link, program, pin });
         Ok(Attached::Yes)
+    }
+
+    /// Whether sockets may still meet programs on the cgroup `id`. The kernel takes these off once
+    /// the cgroup is removed and the last of its sockets is closed.
+    pub(super) fn are_in_use(&self, id: u64) -> Result<bool, BpfError> {
+        for (place, held) in &self.links {
+            if place.site() == Site::Root(id) {
+                let info = link::info(held.link.as_fd());
+                let info = info.map_err(|source| failed("look for", *place, source))?;
+                if info.place.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     pub(super) fn detach(&mut self, site: Site) -> Result<(), BpfError> {
