@@ -126,12 +126,13 @@ pub async fn run(
         mounts: Mounts::watch(pins.own_folder(), lock)?,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
-        store: Store::open(settings.state_dir.clone()),
+        store: Store::new(settings.state_dir.clone()),
         containers,
         requests,
         reloads: Reloads::default(),
         notifier,
         announced: false,
+        unheard: false,
         status: status.clone(),
         reconciler: {
             // Filters leave no pins: they are found by looking.

@@ -14,7 +14,7 @@ use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
 use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
-use crate::notify::Notifier;
+use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::containers::{Containers, Happened};
@@ -42,6 +42,8 @@ pub(super) struct Agent {
     pub(super) reloads: Reloads,
     pub(super) notifier: Notifier,
     pub(super) announced: bool,
+    /// Whether the service manager did not hear the last message.
+    pub(super) unheard: bool,
     pub(super) reconciler: Reconciler<Bpf>,
     pub(super) status: Shared,
     pub(super) dirty: bool,
@@ -189,26 +191,31 @@ impl Agent {
             status.source.as_str(),
             status.workloads.len()
         );
-        match self.notifier.ready(&text) {
-            Ok(()) => self.announced = true,
+        let told = self.notifier.ready(&text);
+        self.announced = told.is_ok();
+        self.heard(told);
+    }
+
+    fn ping(&mut self) {
+        let told = self.notifier.ping();
+        self.heard(told);
+    }
+
+    pub(super) fn stopping(&mut self) {
+        let told = self.notifier.stopping();
+        self.heard(told);
+    }
+
+    /// A service manager that does not hear is complained of once, not at every try.
+    fn heard(&mut self, told: Result<(), NotifyError>) {
+        match told {
+            Ok(()) => self.unheard = false,
             Err(error) => {
-                let error = in_full(&error);
-                warn!(error, "the service manager does not hear us");
+                if !std::mem::replace(&mut self.unheard, true) {
+                    let error = in_full(&error);
+                    warn!(error, "the service manager does not hear us");
+                }
             }
-        }
-    }
-
-    fn ping(&self) {
-        if let Err(error) = self.notifier.ping() {
-            let error = in_full(&error);
-            warn!(error, "the service manager's watchdog does not hear us");
-        }
-    }
-
-    pub(super) fn stopping(&self) {
-        if let Err(error) = self.notifier.stopping() {
-            let error = in_full(&error);
-            warn!(error, "the service manager does not hear us");
         }
     }
 
@@ -303,6 +310,7 @@ impl Agent {
         self.converge();
         self.reconciler.verify(Offset::sample()?);
         self.mounts.lock_again()?;
+        self.store.retry();
         self.sweeper.now();
         self.dirty = true;
         Ok(())

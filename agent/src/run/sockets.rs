@@ -139,8 +139,9 @@ fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<Str
 }
 
 fn complain(error: &(dyn Error + 'static)) -> String {
+    let error = in_full(error);
     warn!(error, "connections were not looked for");
-    in_full(error)
+    error
 }
 
 /// Everything that a look needs, on a thread of its own.

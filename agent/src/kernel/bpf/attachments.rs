@@ -209,36 +209,50 @@ impl Attachments {
         }
     }
 
-    /// Adds the programs that the cgroup `id`, whose directory is `cgroup`, does not have.
+    /// Adds the programs that the cgroup `id`, whose directory is `cgroup`, does not have. One hook
+    /// that fails does not keep the others from theirs.
     pub(super) fn attach_root(
         &mut self,
         programs: &Programs,
         id: u64,
         cgroup: BorrowedFd<'_>,
     ) -> Result<Attached, BpfError> {
+        let mut outcome = Ok(Attached::Yes);
         for hook in CgroupHook::ALL {
             let place = Place::Cgroup(id, hook);
-            if let Some(held) = self.links.get(&place) {
-                let info = link::info(held.link.as_fd());
-                if info.is_ok_and(|info| info.place == Some(place)) {
-                    continue;
-                }
+            match self.attach_hook(programs, place, hook, cgroup) {
+                Ok(Attached::Yes) => {}
+                Ok(Attached::Vanished) => return Ok(Attached::Vanished),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
-            let program = programs.get(hook.program())?;
-            match link::attach_cgroup(program.fd(), cgroup, hook) {
-                Ok(link) => self.hold(place, link, program.id())?,
-                // The directory is still open, the cgroup is not there any more.
-                Err(error) if vanished(&error) => return Ok(Attached::Vanished),
-                Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
-                    return Err(BpfError::Exclusive {
-                        hook: hook.program(),
-                        source,
-                    });
-                }
-                Err(source) => return Err(failed("attach", place, source)),
-            };
         }
-        Ok(Attached::Yes)
+        outcome
+    }
+
+    fn attach_hook(
+        &mut self,
+        programs: &Programs,
+        place: Place,
+        hook: CgroupHook,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<Attached, BpfError> {
+        if let Some(held) = self.links.get(&place) {
+            let info = link::info(held.link.as_fd());
+            if info.is_ok_and(|info| info.place == Some(place)) {
+                return Ok(Attached::Yes);
+            }
+        }
+        let program = programs.get(hook.program())?;
+        match link::attach_cgroup(program.fd(), cgroup, hook) {
+            Ok(link) => self.hold(place, link, program.id()),
+            // The directory is still open, the cgroup is not there any more.
+            Err(error) if vanished(&error) => Ok(Attached::Vanished),
+            Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
+                let hook = hook.program();
+                Err(BpfError::Exclusive { hook, source })
+            }
+            Err(source) => Err(failed("attach", place, source)),
+        }
     }
 
     /// The new link's pin takes the place of the old one's in one step: whoever dies in between
