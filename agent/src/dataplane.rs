@@ -332,7 +332,8 @@ pub trait Dataplane {
     /// Puts the programs on the control group `id`, whose directory is at `directory`.
     fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, Self::Error>;
 
-    /// Takes the programs off a site that holds no workload (any more).
+    /// Takes the programs off a site that holds no workload (any more). A root that was removed
+    /// stays covered for as long as somebody holds a socket of it.
     fn detach(&mut self, site: Site) -> Result<(), Self::Error>;
 
     /// Looks whether the kernel still has what was attached to covered sites, and returns those

@@ -316,7 +316,9 @@ pub fn quoted(text: &str) -> String {
     }
 }
 
-fn is_deceptive(c: char) -> bool {
+/// Whether a character could forge or hide output.
+#[must_use]
+pub fn is_deceptive(c: char) -> bool {
     c.is_control()
         || matches!(c,
             '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'

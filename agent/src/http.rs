@@ -22,6 +22,8 @@ use tracing::{info, warn};
 use connections::Connections;
 use web_config::WebConfigFile;
 
+use crate::chain::in_full;
+
 /// Waits between attempts to bind an address grow from here...
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// ...to here.
@@ -126,7 +128,7 @@ async fn bind(address: SocketAddr) -> TcpListener {
             }
             Err(error) => {
                 let retry = wait.as_secs_f64();
-                warn!(%address, %error, retry, "cannot listen for http");
+                warn!(%address, error = in_full(&error), retry, "cannot listen for http");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(LAST_RETRY);
             }
@@ -172,7 +174,7 @@ impl Site {
                 }
                 // Out of descriptors, most likely: some come free when connections end.
                 Err(error) => {
-                    warn!(%error, "cannot accept an http connection");
+                    warn!(error = in_full(&error), "cannot accept an http connection");
                     let pause = tokio::time::sleep(FIRST_RETRY);
                     shutdown.run_until_cancelled(pause).await;
                 }

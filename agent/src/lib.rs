@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod diagnostic;
 pub mod explain;
 pub mod http;
+pub mod json;
 pub mod kernel;
 pub mod logging;
 pub mod metrics;

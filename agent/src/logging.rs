@@ -18,6 +18,9 @@ use tracing_subscriber::fmt::format::debug_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::Registry;
 
+use crate::diagnostic::is_deceptive;
+use crate::json::Plain;
+
 /// The form of the log.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
@@ -101,8 +104,19 @@ where
     tracing_subscriber::fmt()
         .json()
         .with_max_level(level)
-        .with_writer(writer)
+        .with_writer(ToPlain(writer))
         .finish()
+}
+
+/// Makes writers of JSON that a terminal may be shown.
+struct ToPlain<W>(W);
+
+impl<'a, W: MakeWriter<'a>> MakeWriter<'a> for ToPlain<W> {
+    type Writer = Plain<W::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        Plain(self.0.make_writer())
+    }
 }
 
 /// Whether what is written to standard error ends up in the journal: systemd says so by naming the
@@ -132,7 +146,7 @@ struct Escaped<'a, W>(&'a mut W);
 impl<W: Write> Write for Escaped<'_, W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         for character in text.chars() {
-            if is_unsafe(character) {
+            if is_deceptive(character) {
                 write!(self.0, "{}", character.escape_default())?;
             } else {
                 self.0.write_char(character)?;
@@ -142,21 +156,16 @@ impl<W: Write> Write for Escaped<'_, W> {
     }
 }
 
-fn is_unsafe(character: char) -> bool {
-    character.is_control()
-        || matches!(
-            character,
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
-        )
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
 
+    use jiff::Timestamp;
     use tracing::{debug, info, info_span, warn};
 
     use super::*;
+    use crate::source::{PolicyFiles, report_refusal};
 
     /// What somebody may have called his interface.
     const EVIL: &str = "tap\n2026 ERROR forged\r\x1b[2J\x1b]0;x\x07\u{9b}31m\u{202e}\u{2028}\0";
@@ -169,7 +178,7 @@ mod tests {
         let lines: Vec<_> = log.lines().collect();
         assert_eq!(lines.len(), 3, "{log}");
         for line in lines {
-            assert!(!line.chars().any(is_unsafe), "{line:?}");
+            assert!(!line.chars().any(is_deceptive), "{line:?}");
             assert!(line.contains("forged"), "{line:?}");
         }
         assert!(log.contains("\\u{1b}[2J"), "{log}");
@@ -181,12 +190,7 @@ mod tests {
             tracing::subscriber::with_default(json(LevelFilter::INFO, log), hostile);
         });
         assert_eq!(log.lines().count(), 3, "{log}");
-        assert!(
-            !log.trim_end()
-                .replace('\n', "")
-                .chars()
-                .any(|c| c.is_ascii_control())
-        );
+        assert!(!log.replace('\n', "").chars().any(is_deceptive), "{log}");
         let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
         assert_eq!(first["fields"]["name"], EVIL);
     }
@@ -205,6 +209,33 @@ mod tests {
             "{log}"
         );
         assert_eq!(log.lines().count(), 1);
+    }
+
+    #[test]
+    fn every_form_tells_all_causes_of_a_policy_that_was_not_read() {
+        // Two levels above what the kernel said.
+        let nowhere = PathBuf::from("/proc/self/status/policy.d");
+        let refusal = PolicyFiles::new(nowhere).load(Timestamp::now());
+        let Err(refusal) = refusal else {
+            panic!("read from nowhere");
+        };
+        let report = || report_refusal(&refusal);
+        let log = captured(|log| {
+            tracing::subscriber::with_default(text(LevelFilter::INFO, log), report);
+        });
+        let json = captured(|log| {
+            tracing::subscriber::with_default(self::json(LevelFilter::INFO, log), report);
+        });
+        let kernels = io::Error::from_raw_os_error(nix::libc::ENOTDIR).to_string();
+        for log in [log, json] {
+            let line = log.lines().next().unwrap();
+            assert!(line.contains("policy refused"), "{log}");
+            assert!(
+                line.contains("the policy directory was not read: "),
+                "{log}"
+            );
+            assert!(line.contains(&kernels), "{log}");
+        }
     }
 
     #[test]

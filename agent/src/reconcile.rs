@@ -27,7 +27,7 @@ use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
 use crate::reconcile::attachments::Attachments;
 use crate::source::Accepted;
 use crate::status::Shared;
-use crate::workloads::{Framing, Host, Inventory, Standing, Workloads, resolve, standing};
+use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -71,8 +71,6 @@ pub struct Reconciler<D: Dataplane> {
     offset: Offset,
     inventory: Inventory,
     listed: Listed,
-    /// Whether their processes were ever looked for.
-    looked: Listed,
     first_seen: BTreeMap<Site, Instant>,
     workloads: Workloads,
     policy: Option<Accepted>,
@@ -130,7 +128,6 @@ impl<D: Dataplane> Reconciler<D> {
             offset,
             inventory: Inventory::default(),
             listed: Listed::NotYet,
-            looked: Listed::NotYet,
             first_seen: BTreeMap::new(),
             workloads: Workloads::default(),
             policy: None,
@@ -186,6 +183,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
         self.inventory.cgroups.remove(&id);
+        self.forget_namespaces_of_gone();
         self.first_seen.remove(&Site::Root(id));
     }
 
@@ -197,6 +195,7 @@ impl<D: Dataplane> Reconciler<D> {
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
         }
+        self.forget_namespaces_of_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
             Site::Interface(_) => true,
@@ -213,10 +212,8 @@ impl<D: Dataplane> Reconciler<D> {
         mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
         unread: &Unread,
     ) -> Noted {
-        match unread {
-            Unread::All => {}
-            Unread::These(_) => self.looked = Listed::Yes,
-        }
+        // Some may have gone since the look began.
+        self.inventory.forget_gone(&mut namespaces);
         let interfaces = self.inventory.interfaces.values();
         let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
         for (number, cgroups) in &self.inventory.namespaces {
@@ -225,11 +222,8 @@ impl<D: Dataplane> Reconciler<D> {
                 Unread::These(unread) if !lost => cgroups.intersection(unread).copied().collect(),
                 Unread::All | Unread::These(_) => cgroups.iter().copied().collect(),
             };
-            let known = &self.inventory.cgroups;
-            let alive = kept.into_iter().filter(|id| known.contains_key(id));
-            let alive: BTreeSet<u64> = alive.collect();
-            if led_to.contains(number) && !alive.is_empty() {
-                namespaces.entry(*number).or_default().extend(alive);
+            if led_to.contains(number) && !kept.is_empty() {
+                namespaces.entry(*number).or_default().extend(kept);
             }
         }
         if self.inventory.namespaces == namespaces {
@@ -237,6 +231,13 @@ impl<D: Dataplane> Reconciler<D> {
         }
         self.inventory.namespaces = namespaces;
         Noted::News
+    }
+
+    /// Nobody is known to be where a control group was that is gone.
+    fn forget_namespaces_of_gone(&mut self) {
+        let mut namespaces = std::mem::take(&mut self.inventory.namespaces);
+        self.inventory.forget_gone(&mut namespaces);
+        self.inventory.namespaces = namespaces;
     }
 
     /// What there is, as far as it was told.
@@ -281,12 +282,9 @@ impl<D: Dataplane> Reconciler<D> {
         let stale = match &written {
             Ok(_) => None,
             Err(error) => {
-                let error = error as &dyn Error;
+                let error = in_full(error);
                 error!(error, "tables not brought up to date");
-                Some(format!(
-                    "the kernel's tables are not up to date: {}",
-                    in_full(error)
-                ))
+                Some(format!("the kernel's tables are not up to date: {error}"))
             }
         };
         self.attachments.stale = stale;
@@ -302,9 +300,9 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(0) => {}
             Ok(changed) => info!(changed, "attachments have the programs of this version"),
             Err(error) => {
-                let error = &error as &dyn Error;
+                let error = in_full(&error);
                 error!(error, "attachments keep the programs of an earlier start");
-                let why = format!("programs of an earlier start go on: {}", in_full(error));
+                let why = format!("programs of an earlier start go on: {error}");
                 self.attachments.stale = Some(why);
             }
         }
@@ -329,9 +327,9 @@ impl<D: Dataplane> Reconciler<D> {
                 self.complain("pins", None);
             }
             Err(error) => {
-                let error = &error as &dyn Error;
+                let error = in_full(&error);
                 error!(error, "enforcement would end with this agent");
-                let why = format!("enforcement would end with this agent: {}", in_full(error));
+                let why = format!("enforcement would end with this agent: {error}");
                 self.complain("pins", Some(why));
             }
         }
@@ -357,7 +355,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         match compile(&accepted.policy, Timestamp::now()) {
             Ok(image) => accepted.image = Arc::new(image),
-            Err(error) => error!(error = &error as &dyn Error, "policy not compiled again"),
+            Err(error) => error!(error = in_full(&error), "policy not compiled again"),
         }
     }
 
@@ -381,30 +379,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
         };
         sites.extend(interfaces);
-        sites.extend(self.left_veths().map(Site::Interface));
         sites
-    }
-
-    /// Veths into other namespaces that an earlier agent covered, while it is not known whose the
-    /// namespaces are.
-    fn left_veths(&self) -> impl Iterator<Item = u32> {
-        let covered = match self.looked {
-            Listed::Yes => BTreeSet::new(),
-            Listed::NotYet => self.dataplane.covered(),
-        };
-        covered.into_iter().filter_map(|site| match site {
-            Site::Root(_) => None,
-            Site::Interface(index) => {
-                let interface = self.inventory.interfaces.get(&index)?;
-                let settings = &self.circumstances.host.interfaces;
-                match standing(settings, &interface.name) {
-                    Standing::Ignored(_) => None,
-                    Standing::Workload(_) | Standing::Unmatched => {
-                        interface.other_end().map(|_| index)
-                    }
-                }
-            }
-        })
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -412,6 +387,7 @@ impl<D: Dataplane> Reconciler<D> {
             &self.inventory,
             &self.circumstances.host,
             self.policy.as_ref().map(|accepted| &*accepted.policy),
+            &self.dataplane.installed().interfaces,
         );
         let wanted = self.wanted()?;
         let applied = self
@@ -433,11 +409,6 @@ impl<D: Dataplane> Reconciler<D> {
                 (*index, owner)
             })
             .collect();
-        for index in self.left_veths() {
-            if let Some(known) = installed.interfaces.get(&index) {
-                interfaces.insert(index, *known);
-            }
-        }
         let image = match &self.policy {
             Some(accepted) => &accepted.image,
             None if self.has_leftover() => {

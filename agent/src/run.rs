@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::kernel::bpf::pins::Pins;
 use crate::kernel::bpf::{Attachment, Bpf, Counters, DebugLines, LoadOptions, events, skb};
@@ -101,6 +102,7 @@ pub async fn run(
     };
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
+    bpf.look_into(containers.hierarchy().cloned());
     let circumstances = Circumstances {
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
@@ -124,12 +126,13 @@ pub async fn run(
         mounts: Mounts::watch(pins.own_folder(), lock)?,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
-        store: Store::open(settings.state_dir.clone()),
+        store: Store::new(settings.state_dir.clone()),
         containers,
         requests,
         reloads: Reloads::default(),
         notifier,
         announced: false,
+        unheard: false,
         status: status.clone(),
         reconciler: {
             // Filters leave no pins: they are found by looking.
@@ -165,7 +168,7 @@ fn raise_open_files() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
     if let Err(error) = raised {
-        warn!(%error, "open files stay limited");
+        warn!(error = in_full(&error), "open files stay limited");
     }
 }
 
@@ -173,7 +176,7 @@ fn notifier(environment: &Environment) -> Notifier {
     match Notifier::from_environment(environment, std::process::id()) {
         Ok(notifier) => notifier,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(error, "the service manager is not told how things are");
             Notifier::silent()
         }
@@ -206,7 +209,7 @@ fn checksum_layout() -> SkbLayout {
     match skb::running_kernel() {
         Ok(layout) => layout,
         Err(error) => {
-            let error = &error as &dyn std::error::Error;
+            let error = in_full(&error);
             warn!(
                 error,
                 "checksums that guests leave to the host are not watched"
@@ -299,10 +302,7 @@ async fn sketch_windows(status: Shared, counters: Counters) {
                 Err(error) => Err(error),
             };
             if let Err(error) = cleared {
-                error!(
-                    error = &error as &dyn std::error::Error,
-                    "window of destinations goes on"
-                );
+                error!(error = in_full(&error), "window of destinations goes on");
             }
         }
     }

@@ -8,6 +8,7 @@ use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 use tracing::{error, warn};
 
+use crate::chain::in_full;
 use crate::compile::{CompileError, Image, compile};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::Policy;
@@ -139,7 +140,7 @@ impl PolicyFiles {
 /// Logs everything that is wrong with a set.
 pub fn report_refusal(refusal: &SourceError) {
     error!(
-        error = refusal as &dyn std::error::Error,
+        error = in_full(refusal),
         "policy refused, the running one stays"
     );
     diagnostics(refusal).iter().for_each(report);
@@ -147,10 +148,7 @@ pub fn report_refusal(refusal: &SourceError) {
 
 /// Logs everything that is wrong with the set that was kept for this start.
 pub fn report_stored_refusal(refusal: &SourceError) {
-    error!(
-        error = refusal as &dyn std::error::Error,
-        "last-known-good policy refused"
-    );
+    error!(error = in_full(refusal), "last-known-good policy refused");
     diagnostics(refusal).iter().for_each(report);
 }
 

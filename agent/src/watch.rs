@@ -9,7 +9,6 @@
 
 mod points;
 
-use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +21,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{debug, warn};
 
 use points::Points;
+
+use crate::chain::in_full;
 
 /// Quiet times after which a change is reported although writing goes on.
 const PATIENCE: u32 = 10;
@@ -194,7 +195,7 @@ fn watch(points: &Points, sender: Sender<()>) -> notify::Result<RecommendedWatch
         let matters = match &event {
             Ok(event) => is_change(event) && relevant.concern(event),
             Err(error) => {
-                debug!(%error, "watching the policy directory");
+                debug!(error = in_full(&error), "watching the policy directory");
                 true
             }
         };
@@ -245,7 +246,7 @@ fn logged(
     match armed {
         Ok(watcher) => Some(watcher),
         Err(error) => {
-            warn!(directory = %directory.display(), error = &error as &dyn Error, "changes show at rescans only");
+            warn!(directory = %directory.display(), error = in_full(&error), "changes show at rescans only");
             None
         }
     }

@@ -2,9 +2,10 @@
 
 mod containers;
 
+use std::cell::LazyCell;
 use std::collections::{BTreeMap, BTreeSet};
 
-use gate25_common::abi::{Counting, CustomerId};
+use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
 use crate::kernel::cgroups::{Cgroup, Role};
 use crate::kernel::links::{Interface, Kind};
@@ -49,6 +50,14 @@ impl Inventory {
         self.cgroups
             .values()
             .filter(|cgroup| cgroup.role == Role::Root)
+    }
+
+    /// Takes control groups that there are not out of `namespaces`.
+    pub fn forget_gone(&self, namespaces: &mut BTreeMap<i32, BTreeSet<u64>>) {
+        namespaces.retain(|_, inside| {
+            inside.retain(|id| self.cgroups.contains_key(id));
+            !inside.is_empty()
+        });
     }
 }
 
@@ -142,17 +151,51 @@ pub enum Framing {
 /// Customers that claim a workload, each by a pattern written at the place.
 type Claimants<'p> = BTreeMap<&'p str, &'p Origin>;
 
-/// The workloads of `inventory`.
-pub fn resolve(inventory: &Inventory, host: &Host, policy: Option<&Policy>) -> Workloads {
+/// Who is at the other end of an interface.
+enum Behind<'i> {
+    /// No container that is known of.
+    Nobody,
+    /// These control groups.
+    Containers(&'i BTreeSet<u64>),
+    /// A container of this owner that is not found there any more.
+    Left(CustomerId),
+}
+
+/// The workloads of `inventory`. A veth that is a container's by what is `installed` stays its
+/// owner's until others are found at the other end: to send through it, a container needs no
+/// process in that namespace, only a socket from there.
+pub fn resolve(
+    inventory: &Inventory,
+    host: &Host,
+    policy: Option<&Policy>,
+    installed: &BTreeMap<u32, InterfaceOwner>,
+) -> Workloads {
     let ownership = policy.map(|policy| Ownership::new(policy, &host.name));
     let containers = Containers::resolve(&inventory.cgroups, &host.roots, ownership.as_ref());
+    let customers = LazyCell::new(|| customers(policy));
     let interfaces = inventory
         .interfaces
         .values()
         .filter_map(|interface| {
-            let cgroups = inside(interface, &inventory.namespaces);
-            let workload =
-                interface_workload(interface, host, ownership.as_ref(), &containers, cgroups)?;
+            let behind = behind(interface, inventory, host, installed);
+            match (standing(&host.interfaces, &interface.name), &behind) {
+                (Standing::Ignored(_), _) | (Standing::Unmatched, Behind::Nobody) => return None,
+                (Standing::Workload(_) | Standing::Unmatched, _) => {}
+            }
+            let mut claimants = ownership.as_ref().map_or_else(Claimants::new, |ownership| {
+                claimants(ownership.of_interface(&interface.name))
+            });
+            let (claim, counting) = match behind {
+                Behind::Nobody => (claimants.into(), Counting::All),
+                Behind::Containers(cgroups) => {
+                    for id in cgroups {
+                        claimants.extend(containers.claimants(*id));
+                    }
+                    (claimants.into(), Counting::Refused)
+                }
+                Behind::Left(owner) => (claim_left(owner, &customers), Counting::Refused),
+            };
+            let workload = interface_workload(interface, claim, counting);
             Some((interface.index, workload))
         })
         .collect();
@@ -165,41 +208,55 @@ pub fn resolve(inventory: &Inventory, host: &Host, policy: Option<&Policy>) -> W
 
 fn interface_workload(
     interface: &Interface,
-    host: &Host,
-    ownership: Option<&Ownership<'_>>,
-    containers: &Containers<'_>,
-    cgroups: Option<&BTreeSet<u64>>,
-) -> Option<InterfaceWorkload> {
-    match (standing(&host.interfaces, &interface.name), cgroups) {
-        (Standing::Ignored(_), _) | (Standing::Unmatched, None) => return None,
-        (Standing::Workload(_), _) | (Standing::Unmatched, Some(_)) => {}
-    }
-    let mut claimants = ownership.map_or_else(Claimants::new, |ownership| {
-        claimants(ownership.of_interface(&interface.name))
-    });
-    for id in cgroups.into_iter().flatten() {
-        claimants.extend(containers.claimants(*id));
-    }
-    Some(InterfaceWorkload {
+    claim: Claim,
+    counting: Counting,
+) -> InterfaceWorkload {
+    InterfaceWorkload {
         name: interface.name.clone(),
-        claim: claimants.into(),
+        claim,
         framing: match interface.kind {
             Kind::Tun => Framing::Ip,
             Kind::Tap | Kind::Veth { .. } | Kind::Bridge | Kind::Other => Framing::Ethernet,
         },
-        counting: match cgroups {
-            Some(_) => Counting::Refused,
-            None => Counting::All,
-        },
-    })
+        counting,
+    }
 }
 
-/// Control groups with processes in the network namespace of a veth's other end.
-fn inside<'i>(
+fn behind<'i>(
     interface: &Interface,
-    namespaces: &'i BTreeMap<i32, BTreeSet<u64>>,
-) -> Option<&'i BTreeSet<u64>> {
-    namespaces.get(&interface.other_end()?)
+    inventory: &'i Inventory,
+    host: &Host,
+    installed: &BTreeMap<u32, InterfaceOwner>,
+) -> Behind<'i> {
+    let Some(netns) = interface.other_end() else {
+        return Behind::Nobody;
+    };
+    if let Some(cgroups) = inventory.namespaces.get(&netns) {
+        return Behind::Containers(cgroups);
+    }
+    match installed.get(&interface.index) {
+        Some(owner) if owner.counting() == Counting::Refused && !host.roots.is_empty() => {
+            Behind::Left(owner.customer())
+        }
+        Some(_) | None => Behind::Nobody,
+    }
+}
+
+/// Customers by what the tables call them.
+fn customers(policy: Option<&Policy>) -> BTreeMap<CustomerId, &str> {
+    let ids = policy
+        .into_iter()
+        .flat_map(|policy| policy.customers.keys());
+    ids.map(|id| (CustomerId::from_name(id), id.as_str()))
+        .collect()
+}
+
+/// The claim of the owner that the tables name; of one whom the policy does not know any more, none.
+fn claim_left(owner: CustomerId, customers: &BTreeMap<CustomerId, &str>) -> Claim {
+    match customers.get(&owner) {
+        Some(id) => Claim::Customer((*id).to_owned()),
+        None => Claim::Unassigned,
+    }
 }
 
 /// Whether an interface of this name is a workload, and what says so.

@@ -145,6 +145,14 @@ impl Tenant {
         ])
     }
 
+    /// Leaves its network for a new one, and keeps a packet socket for [`Tenant::send_frame`].
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn hide(&self, device: &str) -> anyhow::Result<()> {
+        self.ask(&["hide", device]).map(drop)
+    }
+
     /// Makes a TCP socket for addresses like this one and hands it to whoever asks at the path.
     ///
     /// # Errors
@@ -160,6 +168,22 @@ impl Tenant {
     /// When there is none.
     pub fn take(&self, path: &Path, to: SocketAddr) -> anyhow::Result<Attempt> {
         self.attempt(&["take", &path.to_string_lossy(), &to.to_string()])
+    }
+
+    /// Takes such a socket and keeps it for [`Tenant::connect_kept`].
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn keep(&self, path: &Path) -> anyhow::Result<()> {
+        self.ask(&["keep", &path.to_string_lossy()]).map(drop)
+    }
+
+    /// Connects the socket that it keeps.
+    ///
+    /// # Errors
+    /// When it keeps none.
+    pub fn connect_kept(&self, to: SocketAddr) -> anyhow::Result<Attempt> {
+        self.attempt(&["connect-kept", &to.to_string()])
     }
 
     /// Greets whoever connects to this port.

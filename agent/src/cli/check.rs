@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::cli::files;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, Severity};
+use crate::json;
 use crate::policy::Policy;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::settings::Missing;
@@ -60,8 +61,7 @@ pub fn run(
 ) -> io::Result<ExitCode> {
     let report = check(args.dir.as_deref(), surroundings);
     if args.json {
-        serde_json::to_writer_pretty(&mut *out, &report)?;
-        writeln!(out)?;
+        json::print(out, &report)?;
     } else {
         print(&report, surroundings.colour, out)?;
     }

@@ -14,6 +14,7 @@ use crate::cli::files;
 use crate::control::client::ClientError;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, escape};
+use crate::json;
 use crate::settings::{Missing, Settings};
 
 /// Invalid, refused, or not enforcing.
@@ -107,8 +108,7 @@ impl Console<'_> {
 
     /// Prints one JSON object.
     pub(super) fn json(&mut self, content: &impl Serialize) -> io::Result<()> {
-        serde_json::to_writer_pretty(&mut *self.out, content)?;
-        writeln!(self.out)
+        json::print(&mut *self.out, content)
     }
 
     /// Prints a list. Cells may hold text of tenants.

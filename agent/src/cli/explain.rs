@@ -16,6 +16,7 @@ use crate::cli::files;
 use crate::diagnostic::Diagnostic;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::explain::{ExplainError, Host, Question, explain};
+use crate::json;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::policy::scalar::Time;
 use crate::settings::Missing;
@@ -144,8 +145,7 @@ pub fn run(
     };
     match explain(&policy, &host, &question) {
         Ok(explanation) if args.json => {
-            serde_json::to_writer_pretty(&mut *out, &explanation)?;
-            writeln!(out)?;
+            json::print(out, &explanation)?;
             Ok(ExitCode::SUCCESS)
         }
         Ok(explanation) => {
@@ -172,8 +172,7 @@ fn refuse(
 ) -> io::Result<ExitCode> {
     if args.json {
         let refusal = serde_json::json!({ "valid": false, "diagnostics": diagnostics });
-        serde_json::to_writer_pretty(&mut *out, &refusal)?;
-        writeln!(out)?;
+        json::print(out, &refusal)?;
     } else {
         for diagnostic in diagnostics {
             writeln!(out, "{}\n", render(diagnostic, colour))?;

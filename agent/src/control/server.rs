@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use super::routes::{self, failure};
 use super::{Agent, Limits, Settings, Socket};
+use crate::chain::in_full;
 use crate::http::connections::{self, Connections, Slot};
 use crate::kernel::peer::{Peer, peer};
 
@@ -42,7 +43,7 @@ pub async fn serve(settings: Settings, agent: Agent, shutdown: CancellationToken
             Ok(bound) => break bound,
             Err(error) => {
                 let retry = wait.as_secs_f64();
-                let error = &error as &dyn std::error::Error;
+                let error = in_full(&error);
                 warn!(path = %socket.display(), error, retry, "no control socket");
             }
         }
@@ -103,7 +104,10 @@ impl Desk {
                 }
                 // Out of descriptors, most likely: some come free when connections end.
                 Err(error) => {
-                    warn!(%error, "cannot accept a control connection");
+                    warn!(
+                        error = in_full(&error),
+                        "cannot accept a control connection"
+                    );
                     let pause = tokio::time::sleep(FIRST_RETRY);
                     shutdown.run_until_cancelled(pause).await;
                 }
@@ -116,7 +120,10 @@ impl Desk {
         let visitor = match peer(stream.as_fd()) {
             Ok(peer) => self.visitor(&peer),
             Err(error) => {
-                warn!(%error, "cannot tell who uses the control socket");
+                warn!(
+                    error = in_full(&error),
+                    "cannot tell who uses the control socket"
+                );
                 return;
             }
         };

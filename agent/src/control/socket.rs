@@ -15,6 +15,8 @@ use nix::unistd::Group;
 use tokio::net::UnixListener;
 use tracing::warn;
 
+use crate::chain::in_full;
+
 /// Everybody may look into the folder; the socket's own mode says who may connect.
 const FOLDER_MODE: u32 = 0o755;
 /// The owner and the group may connect.
@@ -120,7 +122,7 @@ impl Drop for Socket {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
-            warn!(path = %self.path.display(), %error, "the control socket's file stays");
+            warn!(path = %self.path.display(), error = in_full(&error), "the control socket's file stays");
         }
     }
 }
@@ -146,7 +148,7 @@ impl Nursery {
 impl Drop for Nursery {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            warn!(path = %self.0.display(), %error, "a folder of the control socket stays");
+            warn!(path = %self.0.display(), error = in_full(&error), "a folder of the control socket stays");
         }
     }
 }
@@ -196,7 +198,11 @@ fn find_group(name: &str) -> Option<u32> {
         Ok(Some(group)) => return Some(group.gid.as_raw()),
         Ok(None) => warn!(group = name, "no such group: only root may use the socket"),
         Err(error) => {
-            warn!(group = name, %error, "group not looked up: only root may use the socket");
+            warn!(
+                group = name,
+                error = in_full(&error),
+                "group not looked up: only root may use the socket"
+            );
         }
     }
     None

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::error::Error;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +27,8 @@ use super::auth::{Access, Users};
 use super::pages;
 use super::web_config::WebConfig;
 use super::{Limits, Site};
+
+use crate::chain::in_full;
 
 /// Bytes of a request's header that are read at most.
 const HEADER_BYTES: usize = 16 * 1024;
@@ -151,7 +152,7 @@ pub(crate) async fn bounded(
         Err(_elapsed) => Err(ConnectionError::Slow),
     };
     if let Err(error) = outcome {
-        debug!(error = &error as &dyn Error, "http connection");
+        debug!(error = in_full(&error), "http connection");
     }
 }
 

@@ -1,6 +1,5 @@
 //! The pages: paths, methods, formats.
 
-use std::error::Error;
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -17,6 +16,8 @@ use tokio::sync::Semaphore;
 use tracing::error;
 
 use super::{PageError, Pages};
+
+use crate::chain::in_full;
 
 /// What Prometheus 3 wants to see; it refuses a scrape over anything that it does not know.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -98,7 +99,7 @@ impl Press {
                 }
             }
             Some(Err(error)) => {
-                error!(error = &error as &dyn Error, "scrape failed");
+                error!(error = in_full(&error), "scrape failed");
                 (
                     StatusCode::INTERNAL_SERVER_ERROR,
                     "the metrics could not be collected\n",

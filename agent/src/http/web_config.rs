@@ -1,7 +1,6 @@
 //! The web configuration file: TLS and basic auth, in the format of Prometheus' exporter-toolkit.
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -21,6 +20,8 @@ use tokio_rustls::TlsAcceptor;
 use tracing::{error, info};
 
 use super::auth::Users;
+
+use crate::chain::in_full;
 
 /// Bytes beyond which a file is not a web configuration.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -168,7 +169,7 @@ impl WebConfigFile {
                 Some(Arc::default())
             }
             Err(error) => {
-                error!(path = %self.path.display(), error = &error as &dyn Error, "http serves nothing");
+                error!(path = %self.path.display(), error = in_full(&error), "http serves nothing");
                 None
             }
         };

@@ -17,6 +17,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 
+use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
 use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
@@ -24,6 +25,7 @@ use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
 use crate::kernel::bpf::shape::Shape;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
+use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
 
 mod attachments;
@@ -118,6 +120,9 @@ pub enum BpfError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Whether a cgroup was removed could not be found out.
+    #[error("programs stay on a cgroup that is no root any more")]
+    Removed(#[source] CgroupError),
     /// Somebody attached a program without leave for others.
     #[error(
         "program {hook} is refused: a program of somebody else is attached exclusively to this cgroup or one above it (`bpftool cgroup tree` shows it)"
@@ -377,6 +382,7 @@ pub struct Bpf {
     installed: MapImage,
     programs: Programs,
     attachments: Attachments,
+    hierarchy: Option<Hierarchy>,
     adopted: Adopted,
 }
 
@@ -454,8 +460,14 @@ impl Bpf {
             installed,
             programs,
             attachments,
+            hierarchy: None,
             adopted: Adopted::NotYet,
         })
+    }
+
+    /// Has cgroups that were removed told from those that are no roots any more.
+    pub fn look_into(&mut self, hierarchy: Option<Hierarchy>) {
+        self.hierarchy = hierarchy;
     }
 
     /// The counters.
@@ -525,10 +537,7 @@ impl Bpf {
             .map_err(BpfError::from)
             .and_then(|steps| self.run(&leftover.into_iter().chain(steps).collect::<Vec<_>>()));
         if let Err(error) = undone {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "roll back a failed change"
-            );
+            tracing::error!(error = in_full(&error), "roll back a failed change");
         }
     }
 }
@@ -598,6 +607,12 @@ impl Dataplane for Bpf {
     }
 
     fn detach(&mut self, site: Site) -> Result<(), BpfError> {
+        if let (Site::Root(id), Some(hierarchy)) = (site, &self.hierarchy)
+            && self.attachments.are_in_use(id)?
+            && hierarchy.path_of(id).map_err(BpfError::Removed)?.is_none()
+        {
+            return Ok(());
+        }
         self.attachments.detach(site)
     }
 

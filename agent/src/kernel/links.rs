@@ -20,6 +20,8 @@ use tracing::warn;
 use super::netlink::{DATAGRAM, NetlinkError, Request, Requests};
 use super::readiness::readable;
 
+use crate::chain::in_full;
+
 /// Bytes the kernel may queue for us: several thousand events of some 4 KiB each.
 const RECEIVE_BUFFER: libc::c_int = 32 * 1024 * 1024;
 /// Torn listings in a row after which [`Links::snapshot`] gives up.
@@ -201,7 +203,7 @@ impl Links {
                 Ok(Ok(_)) => match parse::events(&self.datagram) {
                     Ok(events) => self.queue.extend(events),
                     Err(error) => {
-                        warn!(%error, "unreadable interface event");
+                        warn!(error = in_full(&error), "unreadable interface event");
                         self.queue.push_back(LinkEvent::Lost);
                     }
                 },

@@ -1,7 +1,6 @@
 //! Brings the programs to where they belong, and back where they were taken away.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
 use std::time::Instant;
 
 use tracing::{error, warn};
@@ -18,6 +17,8 @@ pub(super) struct Attachments {
     /// Sites that are covered only by name: their programs are to be put there again.
     displaced: BTreeSet<Site>,
     waiting: BTreeSet<Site>,
+    /// Roots that were removed, whose sockets are still judged.
+    lingering: BTreeSet<Site>,
     failed: BTreeMap<Site, Failure>,
     /// Why an attachment was last said to have failed, so that it is not said every second.
     said: BTreeMap<Site, String>,
@@ -50,14 +51,18 @@ impl Attachments {
 impl<D: Dataplane> Reconciler<D> {
     /// Takes programs off sites that hold no workload any more, and finds out which ones need
     /// theirs.
-    pub(super) fn place(&mut self) {
+    pub fn place(&mut self) {
         let covered = self.dataplane.covered();
         let sites = self.sites();
+        let mut left = BTreeSet::new();
         for site in covered.difference(&sites) {
-            if let Err(error) = self.dataplane.detach(*site) {
-                error!(?site, error = &error as &dyn Error, "program not taken off");
+            match self.dataplane.detach(*site) {
+                Ok(()) => drop(left.insert(*site)),
+                Err(error) => error!(?site, error = in_full(&error), "program not taken off"),
             }
         }
+        left.retain(|site| self.dataplane.covered().contains(site));
+        self.attachments.lingering = left;
         self.check_returned(&covered, &sites);
         self.attachments.forget_all_but(&sites);
         let Attachments {
@@ -87,7 +92,7 @@ impl<D: Dataplane> Reconciler<D> {
         match self.dataplane.displaced(&returned) {
             Ok(displaced) => self.attachments.displaced.extend(displaced),
             Err(error) => {
-                error!(error = &error as &dyn Error, "attachments not verified");
+                error!(error = in_full(&error), "attachments not verified");
                 self.attachments.displaced.extend(returned);
             }
         }
@@ -126,12 +131,11 @@ impl<D: Dataplane> Reconciler<D> {
             // Its event is on the way.
             Ok(Attached::Vanished) => {}
             Err(error) => {
-                let error = &error as &dyn Error;
-                let why = in_full(error);
+                let why = in_full(&error);
                 let known = self.attachments.said.insert(site, why.clone());
                 if known.as_ref() != Some(&why) {
                     let name = self.name(site);
-                    error!(?site, name, error, "without its program");
+                    error!(?site, name, error = why, "without its program");
                 }
                 let retry = now + RETRY;
                 self.attachments.failed.insert(site, Failure { why, retry });
@@ -187,6 +191,11 @@ impl<D: Dataplane> Reconciler<D> {
         }
     }
 
+    /// Whether removed control groups have sockets that were open when this was last found out.
+    pub fn has_lingering(&self) -> bool {
+        !self.attachments.lingering.is_empty()
+    }
+
     /// Whether anything has failed that is worth another try.
     pub fn has_failed(&self) -> bool {
         !self.attachments.failed.is_empty() || self.attachments.stale.is_some()
@@ -210,7 +219,7 @@ impl<D: Dataplane> Reconciler<D> {
                     self.attachments.waiting.insert(site);
                 }
             }
-            Err(error) => error!(error = &error as &dyn Error, "attachments not verified"),
+            Err(error) => error!(error = in_full(&error), "attachments not verified"),
         }
     }
 }

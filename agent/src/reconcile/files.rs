@@ -113,7 +113,7 @@ impl<D: Dataplane> Reconciler<D> {
         };
         if let Err(shrunk) = self.check_shrink(&accepted, shrink, now) {
             error!(
-                error = &shrunk as &dyn Error,
+                error = in_full(&shrunk),
                 "policy refused, the running one stays"
             );
             return outcome_of(&shrunk);
@@ -161,7 +161,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Err(error) => {
                 error!(
-                    error = &error as &dyn Error,
+                    error = in_full(&error),
                     "policy refused, the running one stays"
                 );
                 self.policy = before;
@@ -202,6 +202,7 @@ impl<D: Dataplane> Reconciler<D> {
             &self.inventory,
             &self.circumstances.host,
             Some(&accepted.policy),
+            &self.dataplane.installed().interfaces,
         );
         self.policy = Some(accepted);
         let steps = self

@@ -78,6 +78,11 @@ impl<D: Dataplane> Reconciler<D> {
             None if installed.customers.len() > 1 => Source::Kernel,
             None => Source::Builtin,
         };
+        let sites = self.sites();
+        let roots = covered
+            .intersection(&sites)
+            .filter(|site| matches!(site, Site::Root(_)))
+            .count();
         let problems = self.problems(&covered, source);
         let before = self.circumstances.status.get().workloads;
         report_changes(&before, &workloads);
@@ -86,10 +91,7 @@ impl<D: Dataplane> Reconciler<D> {
             status.workloads = workloads;
             status.entries = entries;
             status.problems = problems;
-            status.roots = covered
-                .iter()
-                .filter(|site| matches!(site, Site::Root(_)))
-                .count();
+            status.roots = roots;
         });
     }
 

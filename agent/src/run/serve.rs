@@ -5,14 +5,16 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 
+use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
 use crate::kernel::bpf::Bpf;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
-use crate::notify::Notifier;
+use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::containers::{Containers, Happened};
@@ -40,6 +42,8 @@ pub(super) struct Agent {
     pub(super) reloads: Reloads,
     pub(super) notifier: Notifier,
     pub(super) announced: bool,
+    /// Whether the service manager did not hear the last message.
+    pub(super) unheard: bool,
     pub(super) reconciler: Reconciler<Bpf>,
     pub(super) status: Shared,
     pub(super) dirty: bool,
@@ -109,7 +113,8 @@ impl Agent {
     }
 
     pub(super) async fn serve(&mut self) -> anyhow::Result<()> {
-        let mut retry = tokio::time::interval(RETRY);
+        let mut retry = every(RETRY);
+        let mut linger = every(RETRY);
         let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
         loop {
             let busy = self.dirty || self.reconciler.has_waiting();
@@ -133,7 +138,7 @@ impl Agent {
                 event = self.links.next() => match event {
                     Ok(event) => self.link(event).await?,
                     Err(error) => {
-                        warn!(error = &error as &dyn std::error::Error, "subscribe again");
+                        warn!(error = in_full(&error), "subscribe again");
                         self.links = Links::open(self.subscription)?;
                         self.rescan().await?;
                     }
@@ -153,6 +158,7 @@ impl Agent {
                     self.reconciler.retry(Instant::now());
                     self.dirty = true;
                 }
+                _ = linger.tick(), if self.reconciler.has_lingering() => self.reconciler.place(),
                 () = std::future::ready(()), if busy => {
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
@@ -185,26 +191,31 @@ impl Agent {
             status.source.as_str(),
             status.workloads.len()
         );
-        match self.notifier.ready(&text) {
-            Ok(()) => self.announced = true,
+        let told = self.notifier.ready(&text);
+        self.announced = told.is_ok();
+        self.heard(told);
+    }
+
+    fn ping(&mut self) {
+        let told = self.notifier.ping();
+        self.heard(told);
+    }
+
+    pub(super) fn stopping(&mut self) {
+        let told = self.notifier.stopping();
+        self.heard(told);
+    }
+
+    /// A service manager that does not hear is complained of once, not at every try.
+    fn heard(&mut self, told: Result<(), NotifyError>) {
+        match told {
+            Ok(()) => self.unheard = false,
             Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                warn!(error, "the service manager does not hear us");
+                if !std::mem::replace(&mut self.unheard, true) {
+                    let error = in_full(&error);
+                    warn!(error, "the service manager does not hear us");
+                }
             }
-        }
-    }
-
-    fn ping(&self) {
-        if let Err(error) = self.notifier.ping() {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "the service manager's watchdog does not hear us");
-        }
-    }
-
-    pub(super) fn stopping(&self) {
-        if let Err(error) = self.notifier.stopping() {
-            let error = &error as &dyn std::error::Error;
-            warn!(error, "the service manager does not hear us");
         }
     }
 
@@ -299,6 +310,7 @@ impl Agent {
         self.converge();
         self.reconciler.verify(Offset::sample()?);
         self.mounts.lock_again()?;
+        self.store.retry();
         self.sweeper.now();
         self.dirty = true;
         Ok(())
@@ -406,7 +418,14 @@ impl Agent {
     }
 }
 
-async fn tick(interval: Option<&mut tokio::time::Interval>) {
+/// Ticks that were not waited for are not made up for.
+fn every(period: Duration) -> Interval {
+    let mut interval = tokio::time::interval(period);
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    interval
+}
+
+async fn tick(interval: Option<&mut Interval>) {
     match interval {
         Some(interval) => {
             interval.tick().await;

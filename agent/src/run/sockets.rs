@@ -139,8 +139,9 @@ fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<Str
 }
 
 fn complain(error: &(dyn Error + 'static)) -> String {
+    let error = in_full(error);
     warn!(error, "connections were not looked for");
-    in_full(error)
+    error
 }
 
 /// Everything that a look needs, on a thread of its own.
@@ -177,7 +178,7 @@ impl Sweep {
             Ok(Some(path)) => path,
             Ok(None) => return Ok(false),
             Err(error) => {
-                warn!(error = &error as &dyn Error, "socket of an unknown cgroup");
+                warn!(error = in_full(&error), "socket of an unknown cgroup");
                 return Ok(false);
             }
         };

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 use tracing::{error, info};
@@ -11,26 +10,24 @@ use crate::chain::in_full;
 use crate::state::{LastKnownGood, Saved, StateError, StoredSet};
 
 pub(super) struct Store {
-    kept: Option<Arc<LastKnownGood>>,
+    directory: PathBuf,
     complaint: Option<String>,
-    task: Option<JoinHandle<Result<Saved, StateError>>>,
+    task: Option<JoinHandle<(StoredSet, Result<Saved, StateError>)>>,
     next: Option<StoredSet>,
+    /// The last one, if it could not be written.
+    unkept: Option<StoredSet>,
 }
 
 impl Store {
     /// The set kept in `directory`.
-    pub(super) fn open(directory: PathBuf) -> Self {
-        let mut store = Self {
-            kept: None,
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self {
+            directory,
             complaint: None,
             task: None,
             next: None,
-        };
-        match LastKnownGood::open(&directory) {
-            Ok(kept) => store.kept = Some(Arc::new(kept)),
-            Err(error) => store.complain(&error),
+            unkept: None,
         }
-        store
     }
 
     /// What is wrong with keeping it, if anything is.
@@ -39,7 +36,7 @@ impl Store {
     }
 
     pub(super) fn load(&mut self) -> Option<StoredSet> {
-        match self.kept.as_ref()?.load() {
+        match LastKnownGood::open(&self.directory).and_then(|kept| kept.load()) {
             Ok(set) => set,
             Err(error) => {
                 self.complain(&error);
@@ -50,16 +47,28 @@ impl Store {
 
     /// Keeps `set`, after the one that is being written.
     pub(super) fn save(&mut self, set: StoredSet) {
+        self.unkept = None;
         self.next = Some(set);
         self.begin();
+    }
+
+    /// Tries again to keep what could not be kept: there may be room by now.
+    pub(super) fn retry(&mut self) {
+        if let Some(set) = self.unkept.take() {
+            self.save(set);
+        }
     }
 
     fn begin(&mut self) {
         if self.task.is_some() {
             return;
         }
-        if let (Some(kept), Some(set)) = (self.kept.clone(), self.next.take()) {
-            self.task = Some(tokio::task::spawn_blocking(move || kept.save(&set)));
+        if let Some(set) = self.next.take() {
+            let directory = self.directory.clone();
+            self.task = Some(tokio::task::spawn_blocking(move || {
+                let saved = LastKnownGood::open(&directory).and_then(|kept| kept.save(&set));
+                (set, saved)
+            }));
         }
     }
 
@@ -71,22 +80,33 @@ impl Store {
         };
         let result = task.await;
         self.task = None;
-        self.complaint = None;
         match result {
-            Ok(Ok(Saved::Written)) => info!("policy kept for later starts"),
-            Ok(Ok(Saved::Unchanged)) => {}
-            Ok(Err(error)) => self.complain(&error),
+            Ok((_, Ok(saved))) => {
+                self.complaint = None;
+                match saved {
+                    Saved::Written => info!("policy kept for later starts"),
+                    Saved::Unchanged => {}
+                }
+            }
+            Ok((set, Err(error))) => {
+                self.complain(&error);
+                if self.next.is_none() {
+                    self.unkept = Some(set);
+                }
+            }
             Err(error) => self.complain(&error),
         }
         self.begin();
         self.complaint.clone()
     }
 
+    /// The same thing is said once.
     fn complain(&mut self, error: &(dyn Error + 'static)) {
-        error!(error, "the policy is not kept for later starts");
-        self.complaint = Some(format!(
-            "the policy is not kept for later starts: {}",
-            in_full(error)
-        ));
+        let error = in_full(error);
+        let complaint = format!("the policy is not kept for later starts: {error}");
+        if self.complaint.as_ref() != Some(&complaint) {
+            error!(error, "the policy is not kept for later starts");
+        }
+        self.complaint = Some(complaint);
     }
 }

@@ -10,7 +10,7 @@ use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Interface, Kind, Peer};
 use gate25::reconcile::files::Occasion;
 use gate25::reconcile::{Noted, Unread};
-use gate25_common::abi::CustomerId;
+use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use jiff::Timestamp;
 
 use super::{Kernel, Lab};
@@ -92,42 +92,93 @@ fn veth_of_a_container_stays_its_when_a_look_at_processes_fails() {
     let mut lab = Lab::new();
     lab.claim();
     lab.cgroups();
-    let veth = Interface {
-        index: 5,
-        name: "veth0".to_owned(),
-        kind: Kind::Veth {
-            peer: Some(Peer {
-                index: 2,
-                netns: Some(0),
-            }),
-        },
-        master: None,
-    };
-    lab.reconciler.interface(veth, Instant::now());
+    lab.veth();
     let inside = BTreeMap::from([(0, BTreeSet::from([BELOW]))]);
     let nobody = Unread::These(BTreeSet::new());
     assert_eq!(lab.reconciler.namespaces(inside, &nobody), Noted::News);
-    let owner = |lab: &mut Lab| {
-        lab.converge();
-        let owner = lab.kernel().installed.interfaces.get(&5).copied();
-        owner.map(|owner| owner.customer())
-    };
     let a = Some(CustomerId::from_name("a"));
-    assert_eq!(owner(&mut lab), a);
+    assert_eq!(lab.owner(), a);
     for unread in [Unread::All, Unread::These(BTreeSet::from([BELOW]))] {
         let noted = lab.reconciler.namespaces(BTreeMap::new(), &unread);
         assert_eq!(noted, Noted::Known, "{unread:?}");
-        assert_eq!(owner(&mut lab), a, "{unread:?}");
+        assert_eq!(lab.owner(), a, "{unread:?}");
     }
     // A socket may be left in the namespace, for as long as something leads there.
     let noted = lab.reconciler.namespaces(BTreeMap::new(), &nobody);
-    assert_eq!((noted, owner(&mut lab)), (Noted::Known, a));
+    assert_eq!((noted, lab.owner()), (Noted::Known, a));
     lab.reconciler.interface_gone(5);
     let noted = lab.reconciler.namespaces(BTreeMap::new(), &nobody);
-    assert_eq!((noted, owner(&mut lab)), (Noted::News, None));
+    assert_eq!((noted, lab.owner()), (Noted::News, None));
+}
+
+#[test]
+fn veth_of_a_container_stays_its_when_its_cgroup_goes() {
+    let mut lab = Lab::new();
+    lab.claim();
+    lab.cgroups();
+    lab.veth();
+    let nobody = Unread::These(BTreeSet::new());
+    let inside = BTreeMap::from([(0, BTreeSet::from([BELOW]))]);
+    lab.reconciler.namespaces(inside, &nobody);
+    let a = Some(CustomerId::from_name("a"));
+    assert_eq!(lab.owner(), a);
+    // Another container may hold a socket that was opened there.
+    lab.reconciler.cgroup_gone(BELOW);
+    lab.reconciler.namespaces(BTreeMap::new(), &nobody);
+    assert_eq!(lab.owner(), a);
+}
+
+#[test]
+fn veth_of_an_earlier_starts_container_stays_its_until_others_are_behind_it() {
+    let a = CustomerId::from_name("a");
+    let mut lab = Lab::on(Kernel {
+        installed: MapImage {
+            interfaces: BTreeMap::from([(5, InterfaceOwner::new(a, Counting::Refused))]),
+            ..MapImage::default()
+        },
+        covered: BTreeSet::from([Site::Interface(5)]),
+        ..Kernel::default()
+    });
+    lab.veth();
+    lab.claim();
+    lab.cgroups();
+    let nobody = Unread::These(BTreeSet::new());
+    for unread in [&Unread::All, &nobody] {
+        lab.reconciler.namespaces(BTreeMap::new(), unread);
+        assert_eq!(lab.owner(), Some(a), "{unread:?}");
+        assert!(lab.kernel().covered.contains(&Site::Interface(5)));
+    }
+    let others = BTreeMap::from([(0, BTreeSet::from([ROOT]))]);
+    lab.reconciler.namespaces(others, &nobody);
+    assert_eq!(lab.owner(), Some(CustomerId::UNASSIGNED));
+    lab.reconciler.interface_gone(5);
+    assert_eq!(lab.owner(), None);
+    assert!(!lab.kernel().covered.contains(&Site::Interface(5)));
 }
 
 impl Lab {
+    /// A veth, number 5, whose name no pattern matches, and which leads to the namespace 0.
+    fn veth(&mut self) {
+        let peer = Some(Peer {
+            index: 2,
+            netns: Some(0),
+        });
+        let veth = Interface {
+            index: 5,
+            name: "veth0".to_owned(),
+            kind: Kind::Veth { peer },
+            master: None,
+        };
+        self.reconciler.interface(veth, Instant::now());
+    }
+
+    /// Whose it is, after all that is known.
+    fn owner(&mut self) -> Option<CustomerId> {
+        self.converge();
+        let owner = self.kernel().installed.interfaces.get(&5).copied();
+        owner.map(|owner| owner.customer())
+    }
+
     /// Has the customer `a` own the container `lxc/1`.
     fn claim(&mut self) {
         let set = self.read_text(CLAIMED);

@@ -10,7 +10,7 @@ use gate25::kernel::links::{Interface, Kind, Peer};
 use gate25::policy::{Customer, Pattern, Policy, Selector, Workload};
 use gate25::settings::Interfaces;
 use gate25::workloads::{Claim, Framing, Host, Inventory, Workloads, resolve};
-use gate25_common::abi::{Counting, CustomerId};
+use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
 use super::{customer, origin, policy};
 
@@ -215,10 +215,55 @@ fn interface_that_leads_to_no_container_counts_everything() {
     );
 }
 
+#[test]
+fn veth_that_was_a_containers_stays_its_owners_until_others_are_found_behind_it() {
+    let mut lab = Lab::of(
+        &[("a", "lxc/1"), ("b", "lxc/2")],
+        &["lxc", "lxc/1", "lxc/2"],
+    );
+    lab.veth(5, "veth0", Some(0));
+    lab.was(5, "a", Counting::Refused);
+    let workload = &lab.resolve().interfaces[&5];
+    assert_eq!(told(&workload.claim), "a");
+    assert_eq!(workload.counting, Counting::Refused);
+    lab.inventory
+        .namespaces
+        .insert(0, BTreeSet::from([FIRST + 2]));
+    assert_eq!(told(&lab.resolve().interfaces[&5].claim), "b");
+}
+
+#[test]
+fn veth_left_by_a_customer_who_is_gone_stays_a_workload_of_nobody() {
+    let mut lab = Lab::of(&[], &["lxc"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.was(5, "gone", Counting::Refused);
+    assert_eq!(lab.resolve().interfaces[&5].claim, Claim::Unassigned);
+}
+
+#[test]
+fn interface_that_was_no_containers_or_leads_to_none_is_what_its_name_says() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.was(5, "a", Counting::All);
+    // Its other end came back to the host, which is nobody's guest.
+    lab.veth(6, "veth1", None);
+    lab.was(6, "a", Counting::Refused);
+    lab.veth(7, "veth9i0", Some(1));
+    lab.was(7, "a", Counting::Refused);
+    assert!(lab.resolve().interfaces.is_empty());
+    lab.veth(8, "veth2", Some(2));
+    lab.was(8, "a", Counting::Refused);
+    assert_eq!(lab.resolve().interfaces.len(), 1);
+    // Without roots there are no containers.
+    lab.roots = &[];
+    assert!(lab.resolve().interfaces.is_empty());
+}
+
 /// A host `hv-1` whose interfaces `tap*` and `veth*i*` are workloads, `veth9*` left out.
 struct Lab {
     policy: Policy,
     inventory: Inventory,
+    installed: BTreeMap<u32, InterfaceOwner>,
     roots: &'static [&'static str],
 }
 
@@ -260,6 +305,7 @@ impl Lab {
                 cgroups,
                 ..Inventory::default()
             },
+            installed: BTreeMap::new(),
             roots: &["lxc"],
         }
     }
@@ -279,6 +325,12 @@ impl Lab {
         self.inventory.interfaces.insert(index, interface);
     }
 
+    /// Has the tables hold an owner of an interface.
+    fn was(&mut self, index: u32, owner: &str, counting: Counting) {
+        let owner = InterfaceOwner::new(CustomerId::from_name(owner), counting);
+        self.installed.insert(index, owner);
+    }
+
     fn resolve(&self) -> Workloads {
         let host = Host {
             name: "hv-1".to_owned(),
@@ -288,7 +340,7 @@ impl Lab {
             },
             roots: self.roots.iter().map(|root| Pattern::new(*root)).collect(),
         };
-        resolve(&self.inventory, &host, Some(&self.policy))
+        resolve(&self.inventory, &host, Some(&self.policy), &self.installed)
     }
 }
 

@@ -16,6 +16,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use nix::sched::{CloneFlags, unshare};
 
 use super::{packets, sockets};
 use crate::{Attempt, Held, Sender, far_side};
@@ -69,6 +70,10 @@ struct State {
     held: BTreeMap<String, Held>,
     senders: BTreeMap<String, Sender>,
     echoes: BTreeMap<String, Echo>,
+    /// Out of the network that the process has left.
+    hidden: Option<sockets::Wire>,
+    /// Made by another tenant.
+    kept: Option<OwnedFd>,
 }
 
 impl State {
@@ -79,11 +84,28 @@ impl State {
             ["mptcp", to] => connect_by(sockets::mptcp, to),
             ["device", device, to] => through(device, to),
             ["packet", from, to] => forge(from, to),
-            ["frame", device, source, destination, from, to] => {
-                frame(device, [source, destination], from, to)
+            ["frame", device, source, destination, from, to] => match &self.hidden {
+                Some(wire) => frame(wire, [source, destination], from, to),
+                None => {
+                    let wire = sockets::wire(device).context("open the interface")?;
+                    frame(&wire, [source, destination], from, to)
+                }
+            },
+            ["hide", device] => {
+                self.hidden = Some(sockets::wire(device).context("open the interface")?);
+                unshare(CloneFlags::CLONE_NEWNET).context("leave the network")?;
+                Ok(String::new())
             }
             ["give", path, like] => hand_over(path, like),
-            ["take", path, to] => take_over(path, to),
+            ["take", path, to] => connect_by(|_| take_over(path), to),
+            ["keep", path] => {
+                self.kept = Some(take_over(path)?);
+                Ok(String::new())
+            }
+            ["connect-kept", to] => {
+                let kept = self.kept.take().context("no socket is kept")?;
+                connect_by(|_| Ok(kept), to)
+            }
             ["greet", port] => {
                 far_side::greet_here(port.parse().context("a port")?).map(|()| String::new())
             }
@@ -178,14 +200,14 @@ fn forge(from: &str, to: &str) -> anyhow::Result<String> {
 }
 
 fn frame(
-    device: &str,
+    wire: &sockets::Wire,
     [source, destination]: [&str; 2],
     from: &str,
     to: &str,
 ) -> anyhow::Result<String> {
     let [source, destination] = [hardware(source)?, hardware(destination)?];
     let frame = packets::syn_frame(source, destination, address(from)?, address(to)?);
-    attempt(|| sockets::send_frame(device, &frame))
+    attempt(|| sockets::send_frame(wire, &frame))
 }
 
 /// Makes a TCP socket of the address's family and hands it over in the background.
@@ -199,12 +221,11 @@ fn hand_over(path: &str, like: &str) -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-fn take_over(path: &str, to: &str) -> anyhow::Result<String> {
-    let to = address(to)?;
-    let socket = crate::poll("a socket to be handed over", LIMIT, || {
+fn take_over(path: &str) -> io::Result<OwnedFd> {
+    crate::poll("a socket to be handed over", LIMIT, || {
         Ok(sockets::take(Path::new(path)).ok())
-    })?;
-    attempt(|| sockets::connect_within(&socket, to, LIMIT))
+    })
+    .map_err(io::Error::other)
 }
 
 fn enter(cgroup: &str) -> anyhow::Result<String> {

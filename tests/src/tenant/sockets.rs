@@ -69,14 +69,26 @@ pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Sends a frame out of an interface as it is, below IP.
-pub(super) fn send_frame(device: &str, frame: &[u8]) -> io::Result<()> {
+/// A way past IP out of an interface.
+pub(super) struct Wire {
+    socket: OwnedFd,
+    index: u32,
+}
+
+/// Opens an interface to frames; they leave by it wherever the process goes.
+pub(super) fn wire(device: &str) -> io::Result<Wire> {
     let index = nix::net::if_::if_nametoindex(device)?;
     let socket = open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    Ok(Wire { socket, index })
+}
+
+/// Sends a frame as it is.
+pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+    let Wire { socket, index } = wire;
     let mut address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
         sll_protocol: 0,
-        sll_ifindex: index as i32,
+        sll_ifindex: *index as i32,
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 6,

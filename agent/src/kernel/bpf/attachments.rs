@@ -99,8 +99,12 @@ impl Attachments {
         for (place, held) in &mut self.links {
             let program = programs.get(place.program())?;
             if held.program != program.id() {
-                link::update(held.link.as_fd(), program.fd())
-                    .map_err(|source| failed("replace", *place, source))?;
+                match link::update(held.link.as_fd(), program.fd()) {
+                    Ok(()) => {}
+                    // What it was on has gone meanwhile, and nothing meets it any more.
+                    Err(_) if link::info(held.link.as_fd()).is_ok_and(|it| it.place.is_none()) => {}
+                    Err(source) => return Err(failed("replace", *place, source)),
+                }
                 held.program = program.id();
                 changed += 1;
             }
@@ -205,36 +209,50 @@ impl Attachments {
         }
     }
 
-    /// Adds the programs that the cgroup `id`, whose directory is `cgroup`, does not have.
+    /// Adds the programs that the cgroup `id`, whose directory is `cgroup`, does not have. One hook
+    /// that fails does not keep the others from theirs.
     pub(super) fn attach_root(
         &mut self,
         programs: &Programs,
         id: u64,
         cgroup: BorrowedFd<'_>,
     ) -> Result<Attached, BpfError> {
+        let mut outcome = Ok(Attached::Yes);
         for hook in CgroupHook::ALL {
             let place = Place::Cgroup(id, hook);
-            if let Some(held) = self.links.get(&place) {
-                let info = link::info(held.link.as_fd());
-                if info.is_ok_and(|info| info.place == Some(place)) {
-                    continue;
-                }
+            match self.attach_hook(programs, place, hook, cgroup) {
+                Ok(Attached::Yes) => {}
+                Ok(Attached::Vanished) => return Ok(Attached::Vanished),
+                Err(error) => outcome = outcome.and(Err(error)),
             }
-            let program = programs.get(hook.program())?;
-            match link::attach_cgroup(program.fd(), cgroup, hook) {
-                Ok(link) => self.hold(place, link, program.id())?,
-                // The directory is still open, the cgroup is not there any more.
-                Err(error) if vanished(&error) => return Ok(Attached::Vanished),
-                Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
-                    return Err(BpfError::Exclusive {
-                        hook: hook.program(),
-                        source,
-                    });
-                }
-                Err(source) => return Err(failed("attach", place, source)),
-            };
         }
-        Ok(Attached::Yes)
+        outcome
+    }
+
+    fn attach_hook(
+        &mut self,
+        programs: &Programs,
+        place: Place,
+        hook: CgroupHook,
+        cgroup: BorrowedFd<'_>,
+    ) -> Result<Attached, BpfError> {
+        if let Some(held) = self.links.get(&place) {
+            let info = link::info(held.link.as_fd());
+            if info.is_ok_and(|info| info.place == Some(place)) {
+                return Ok(Attached::Yes);
+            }
+        }
+        let program = programs.get(hook.program())?;
+        match link::attach_cgroup(program.fd(), cgroup, hook) {
+            Ok(link) => self.hold(place, link, program.id()),
+            // The directory is still open, the cgroup is not there any more.
+            Err(error) if vanished(&error) => Ok(Attached::Vanished),
+            Err(source) if source.raw_os_error() == Some(libc::EPERM) => {
+                let hook = hook.program();
+                Err(BpfError::Exclusive { hook, source })
+            }
+            Err(source) => Err(failed("attach", place, source)),
+        }
     }
 
     /// The new link's pin takes the place of the old one's in one step: whoever dies in between
@@ -247,6 +265,21 @@ impl Attachments {
             .map_err(|source| failed("pin", place, source))?;
         self.links.insert(place, Held { link, program, pin });
         Ok(Attached::Yes)
+    }
+
+    /// Whether sockets may still meet programs on the cgroup `id`. The kernel takes these off once
+    /// the cgroup is removed and the last of its sockets is closed.
+    pub(super) fn are_in_use(&self, id: u64) -> Result<bool, BpfError> {
+        for (place, held) in &self.links {
+            if place.site() == Site::Root(id) {
+                let info = link::info(held.link.as_fd());
+                let info = info.map_err(|source| failed("look for", *place, source))?;
+                if info.place.is_some() {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
     }
 
     pub(super) fn detach(&mut self, site: Site) -> Result<(), BpfError> {

@@ -4,6 +4,7 @@ use aya::Ebpf;
 use aya_log::EbpfLogger;
 use tokio::io::unix::AsyncFd;
 
+use crate::chain::in_full;
 use crate::kernel::bpf::BpfError;
 use crate::kernel::readiness::readable;
 
@@ -39,7 +40,10 @@ impl DebugLog {
                     ready.clear_ready();
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "no more debug lines of the programs");
+                    tracing::warn!(
+                        error = in_full(&error),
+                        "no more debug lines of the programs"
+                    );
                     return;
                 }
             }

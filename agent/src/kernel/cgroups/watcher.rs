@@ -15,6 +15,7 @@ use super::directory::Directory;
 use super::interest::Interest;
 use super::tree::{Node, Tree, View, unreadable};
 use super::{Cgroup, CgroupError, CgroupEvent, Hierarchy};
+use crate::chain::in_full;
 use crate::kernel::readiness::readable;
 use crate::policy::Pattern;
 
@@ -148,10 +149,7 @@ impl Cgroups {
                 None => self.refresh(id),
             };
             if let Err(error) = outcome {
-                warn!(
-                    error = &error as &dyn std::error::Error,
-                    "cgroup event lost"
-                );
+                warn!(error = in_full(&error), "cgroup event lost");
                 self.queue.push_back(CgroupEvent::Lost);
             }
         }
