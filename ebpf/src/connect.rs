@@ -69,8 +69,10 @@ fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
     let port = port(&ctx);
     judge(&ctx, Peer::V4(word), port, || {
         // `struct sockaddr_in` without a port.
-        let mut name = [u32::from(AF_INET), word, 0, 0];
-        bind(&ctx, &mut name)
+        let name = |word| [u32::from(AF_INET), word, 0, 0];
+        // SAFETY: the kernel hands every program the socket that connects.
+        let own = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_ip4 };
+        try_bind(&ctx, name(word), name(own))
     })
 }
 
@@ -81,10 +83,11 @@ fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
     let words = unsafe { (*ctx.sock_addr).user_ip6 };
     let port = port(&ctx);
     judge(&ctx, Peer::of_v6(words), port, || {
-        let [a, b, c, d] = words;
         // `struct sockaddr_in6` without a port, a flow or a scope.
-        let mut name = [u32::from(AF_INET6), 0, a, b, c, d, 0];
-        bind(&ctx, &mut name)
+        let name = |[a, b, c, d]: [u32; 4]| [u32::from(AF_INET6), 0, a, b, c, d, 0];
+        // SAFETY: the kernel hands every program the socket that connects.
+        let own = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_ip6 };
+        try_bind(&ctx, name(words), name(own))
     })
 }
 
@@ -144,7 +147,7 @@ fn made_elsewhere(ctx: &SockAddrContext) -> bool {
 /// These programs cannot ask for routes. Where nothing listens on the port, a connect to an own
 /// address ends as a refused one does. A listener on all addresses tells nothing about this one;
 /// an attempt to give the socket that address as its own does: it fails if the namespace does not
-/// have it, and if it has it, a connection to it would come from it anyway.
+/// have it.
 #[inline(always)]
 fn maybe_own(ctx: &SockAddrContext, peer: Peer, port: [u8; 2], bind: impl FnOnce() -> i64) -> bool {
     let port = u32::from(u16::from_ne_bytes(port)) << 16;
@@ -174,6 +177,17 @@ fn listens<const N: usize>(ctx: &SockAddrContext, tuple: &mut [u32; N]) -> bool 
     // SAFETY: a reference of our own, given up here.
     unsafe { bpf_sk_release(socket.cast()) };
     true
+}
+
+/// Tries an address, and gives the socket its own one back.
+#[inline(always)]
+fn try_bind<const N: usize>(ctx: &SockAddrContext, mut name: [u32; N], mut own: [u32; N]) -> i64 {
+    let tried = bind(ctx, &mut name);
+    if tried == 0 {
+        // What it had before it can have again. A socket with a port of its own gets none to try.
+        let _had = bind(ctx, &mut own);
+    }
+    tried
 }
 
 #[inline(always)]

@@ -7,7 +7,7 @@ mod sockets;
 use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -113,6 +113,16 @@ impl Tenant {
     /// As [`Tenant::connect`].
     pub fn connect_through(&self, device: &str, to: SocketAddr) -> anyhow::Result<Attempt> {
         self.attempt(&["device", device, &to.to_string()])
+    }
+
+    /// Connects from an address of its own, with whatever port; returns where the connection then
+    /// comes from.
+    ///
+    /// # Errors
+    /// When it does not come about.
+    pub fn connect_from(&self, from: IpAddr, to: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let own = self.ask(&["from", &from.to_string(), &to.to_string()])?;
+        own.parse().context("an address")
     }
 
     /// Sends a SYN made by hand through a raw IP socket. Connected means sent.

@@ -2,7 +2,11 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use gate25_tests::{Addresses, Agent, Frame, Hosting, Network, Outcome, PolicyText, World, poll};
 
@@ -165,6 +169,26 @@ fn loopback_and_own_addresses_pass_uncounted() {
         for counted in ["connections", "packets"] {
             let total = format!("gate25_{counted}_total");
             assert_eq!(after.sum(&total, &[]), before.sum(&total, &[]), "{name}");
+        }
+    }
+}
+
+#[test]
+fn address_that_a_container_talks_to_itself_from_is_the_one_it_chose() {
+    let world = World::new().unwrap();
+    let _agent = start(&world, &PolicyText::default());
+    for (name, network) in networks(104) {
+        let container = world.container("closed", &network).unwrap();
+        container.tenant.greet(25).unwrap();
+        let own = container.addresses().unwrap_or(Hosting::GATEWAY);
+        for (to, local) in [
+            (own.v4_port(25), IpAddr::from([127, 0, 0, 1])),
+            (own.v6_port(25), IpAddr::from(Ipv6Addr::LOCALHOST)),
+        ] {
+            for from in [local, to.ip()] {
+                let source = container.tenant.connect_from(from, to).unwrap();
+                assert_eq!(source.ip(), from, "{name}: {to}");
+            }
         }
     }
 }

@@ -107,17 +107,17 @@ fn pins_of_another_layout_are_taken_over_without_a_gap() {
     let mut siege = Siege::prepare(&world).unwrap();
     let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
     siege.attack(&world).unwrap();
+    let before = refused(&agent);
+    assert!(before > 0.0);
     agent.stop().unwrap();
     // What an earlier version with other tables leaves: links and tables in a folder of its own.
     let host = &world.hosting.hypervisor;
     let own = "/sys/fs/bpf/gate25";
-    let folder = host.exec("ls", &[own]).unwrap();
-    let folder = folder.split_whitespace().find(|name| name.starts_with('v'));
-    let new = format!("{own}/{}", folder.unwrap());
-    let old = format!("{own}/v1");
-    host.exec("mv", &["-T", &new, &old]).unwrap();
+    age_pins(&world);
     siege.check(&world).unwrap();
     agent.restart().unwrap();
+    // What is counted means what it meant then.
+    assert!(refused(&agent) >= before, "{before}: {}", agent.log());
     siege.check(&world).unwrap();
     assert!(agent.log().contains("v1"), "{}", agent.log());
     let left = host.exec("ls", &[own]).unwrap();
@@ -127,6 +127,28 @@ fn pins_of_another_layout_are_taken_over_without_a_gap() {
         .apply_policy("policy.yaml", &other(&world).text())
         .unwrap();
     siege.check(&world).unwrap();
+}
+
+#[test]
+fn counters_of_another_form_begin_anew() {
+    let world = World::new().unwrap();
+    let mut siege = Siege::prepare(&world).unwrap();
+    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
+    siege.attack(&world).unwrap();
+    agent.stop().unwrap();
+    age_pins(&world);
+    let host = &world.hosting.hypervisor;
+    let counters = "/sys/fs/bpf/gate25/v1/HOST_COUNTERS";
+    host.exec("rm", &[counters]).unwrap();
+    let form = "type percpu_array key 4 value 8 entries 1 name HOST_COUNTERS";
+    let create = ["map", "create", counters];
+    let create: Vec<&str> = create.into_iter().chain(form.split(' ')).collect();
+    host.exec("bpftool", &create).unwrap();
+    agent.restart().unwrap();
+    siege.check(&world).unwrap();
+    let log = agent.log();
+    assert!(log.contains("CUSTOMER_COUNT"), "{log}");
+    assert!(!log.contains("HOST_COUNTERS"), "{log}");
 }
 
 #[test]
@@ -153,4 +175,23 @@ fn exempt_container_stays_open_over_restarts() {
     assert!(free.tenant.echoes("v4").unwrap() > 10);
     let tally = free.tenant.tally("v6").unwrap();
     assert_eq!(tally.connected, tally.attempts(), "{tally:?}");
+}
+
+/// Makes a dead agent's folder that of the first version.
+#[track_caller]
+fn age_pins(world: &World) {
+    let host = &world.hosting.hypervisor;
+    let own = "/sys/fs/bpf/gate25";
+    let folder = host.exec("ls", &[own]).unwrap();
+    let folder = folder.split_whitespace().find(|name| name.starts_with('v'));
+    let new = format!("{own}/{}", folder.unwrap());
+    host.exec("mv", &["-T", &new, &format!("{own}/v1")])
+        .unwrap();
+}
+
+#[track_caller]
+fn refused(agent: &Agent) -> f64 {
+    let verdict = [("verdict", "reject")];
+    let metrics = agent.metrics().unwrap();
+    metrics.sum("gate25_connections_total", &verdict).unwrap()
 }

@@ -23,7 +23,6 @@ use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
-use crate::kernel::bpf::shape::Shape;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
@@ -31,6 +30,7 @@ use crate::kernel::filter::FilterError;
 mod attachments;
 pub mod debug_lines;
 pub mod events;
+mod inherit;
 pub mod leftover;
 mod link;
 pub mod pins;
@@ -411,6 +411,7 @@ impl Bpf {
             ..options
         };
         discard_unfit(&pins)?;
+        inherit::inherit(&pins)?;
         let reused = match options.debug_lines {
             DebugLines::Off => Programs::reopen(&options, &pins)?,
             DebugLines::On => None,
@@ -653,14 +654,7 @@ fn discard_unfit(pins: &Pins) -> Result<(), BpfError> {
         if !path.exists() {
             continue;
         }
-        let pinned = open_pin(&path)?;
-        let kind = link::kind(pinned.as_fd()).map_err(|source| BpfError::Pin {
-            path: path.clone(),
-            source,
-        })?;
-        let fits = kind == Some(link::Object::Map)
-            && Shape::pinned(&path).is_ok_and(|shape| Some(shape) == Shape::wanted(name));
-        if !fits {
+        if !inherit::fits(&path, name)? {
             tracing::warn!(pin = %path.display(), "pin is no table of this version, replaced");
             pins::remove(&path)?;
         }

@@ -57,6 +57,15 @@ pub const MAPS: [&str; 9] = [
     MAP_EVENTS,
 ];
 
+/// Maps that go on in the next version of the agent, each with the first [`ABI_VERSION`] in which
+/// every byte of it meant what it means now. Whoever changes that raises both.
+pub const INHERITED: [(&str, u32); 4] = [
+    (MAP_HOST_COUNTERS, 1),
+    (MAP_CUSTOMER_COUNTERS, 1),
+    (MAP_SKETCHES, 1),
+    (MAP_INTERFACES, 2),
+];
+
 /// Constant of the object: guarded ports in network byte order, `[u16; 8]`.
 pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 /// Constant of the object: how many of the guarded ports count, `u8`.

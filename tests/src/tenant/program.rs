@@ -83,6 +83,7 @@ impl State {
             ["fastopen", to] => fast_open(to),
             ["mptcp", to] => connect_by(sockets::mptcp, to),
             ["device", device, to] => through(device, to),
+            ["from", from, to] => from_own(from, to),
             ["packet", from, to] => forge(from, to),
             ["frame", device, source, destination, from, to] => match &self.hidden {
                 Some(wire) => frame(wire, [source, destination], from, to),
@@ -192,6 +193,18 @@ fn through(device: &str, to: &str) -> anyhow::Result<String> {
     let socket = sockets::tcp(to).context("make a socket")?;
     sockets::bind_to_device(&socket, device).with_context(|| format!("bind to {device}"))?;
     attempt(|| sockets::connect_within(&socket, to, LIMIT))
+}
+
+fn from_own(from: &str, to: &str) -> anyhow::Result<String> {
+    let to = address(to)?;
+    let from = from.parse().context("an address without a port")?;
+    let socket = sockets::tcp(to).context("make a socket")?;
+    sockets::bind_to_address(&socket, from).with_context(|| format!("bind to {from}"))?;
+    sockets::connect_within(&socket, to, LIMIT)?;
+    let own = TcpStream::from(socket)
+        .local_addr()
+        .context("ask for the address")?;
+    Ok(own.to_string())
 }
 
 fn forge(from: &str, to: &str) -> anyhow::Result<String> {

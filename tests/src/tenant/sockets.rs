@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IoSlice, IoSliceMut},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd, RawFd},
     os::unix::net::{UnixListener, UnixStream},
     path::Path,
@@ -13,7 +13,7 @@ use nix::{
     cmsg_space, libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, connect, getsockopt,
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, bind, connect, getsockopt,
         recvmsg, sendmsg, sendto, setsockopt, sockopt,
     },
 };
@@ -58,6 +58,13 @@ pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> 
 /// Binds a socket to an interface.
 pub(super) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::BindToDevice, &device.into())?)
+}
+
+/// Binds a socket to an address, and to a port when it connects.
+pub(super) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
+    setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
+    let address = SockaddrStorage::from(SocketAddr::from((address, 0)));
+    Ok(bind(socket.as_raw_fd(), &address)?)
 }
 
 /// Sends an IP packet as it is.

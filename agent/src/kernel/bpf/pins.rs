@@ -1,5 +1,6 @@
 //! The folder on the BPF filesystem that lets tables and links outlive the agent.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -149,15 +150,31 @@ impl Pins {
             .try_for_each(|folder| remove_tree(folder))
     }
 
+    /// Folders of earlier versions from `since` on, the latest first.
+    ///
+    /// # Errors
+    ///
+    /// [`PinsError::Io`].
+    pub(super) fn earlier(&self, since: u32) -> Result<Vec<PathBuf>, PinsError> {
+        let mut folders = self.versions()?;
+        folders.retain(|number, _| (since..ABI_VERSION).contains(number));
+        Ok(folders.into_values().rev().collect())
+    }
+
     fn other_versions(&self) -> Result<Vec<PathBuf>, PinsError> {
-        let is_version = |path: &PathBuf| {
-            let name = path.file_name().and_then(OsStr::to_str);
-            name.and_then(version)
-                .is_some_and(|number| number != ABI_VERSION)
-        };
-        let mut folders = entries(&self.own_folder())?;
-        folders.retain(is_version);
-        Ok(folders)
+        let mut folders = self.versions()?;
+        folders.remove(&ABI_VERSION);
+        Ok(folders.into_values().collect())
+    }
+
+    fn versions(&self) -> Result<BTreeMap<u32, PathBuf>, PinsError> {
+        let folders = entries(&self.own_folder())?.into_iter();
+        Ok(folders
+            .filter_map(|path| {
+                let name = path.file_name().and_then(OsStr::to_str);
+                Some((name.and_then(version)?, path))
+            })
+            .collect())
     }
 }
 
