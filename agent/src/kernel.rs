@@ -6,6 +6,7 @@ pub mod filter;
 pub mod links;
 pub mod namespaces;
 mod netlink;
+pub mod nft;
 pub(crate) mod peer;
 pub(crate) mod readiness;
 pub mod sockets;

@@ -21,6 +21,8 @@ mod links;
 mod namespaces;
 #[path = "root/netns.rs"]
 mod netns;
+#[path = "root/nft.rs"]
+mod nft;
 #[path = "root/sockets.rs"]
 mod sockets;
 #[path = "root/state.rs"]
