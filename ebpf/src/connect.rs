@@ -3,7 +3,7 @@
 //! They see the task's control group; packets are judged by the socket's ([`crate::egress`]). So
 //! they refuse only what is certain to be refused there, and count only what they refuse.
 
-use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock_tuple, sockaddr};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple, sockaddr};
 use aya_ebpf::helpers::generated::{bpf_bind, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_release};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
@@ -71,7 +71,7 @@ fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
         // `struct sockaddr_in` without a port.
         let name = |word| [u32::from(AF_INET), word, 0, 0];
         // SAFETY: the kernel hands every program the socket that connects.
-        let own = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_ip4 };
+        let own = unsafe { (*socket(&ctx)).src_ip4 };
         try_bind(&ctx, name(word), name(own))
     })
 }
@@ -86,9 +86,18 @@ fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
         // `struct sockaddr_in6` without a port, a flow or a scope.
         let name = |[a, b, c, d]: [u32; 4]| [u32::from(AF_INET6), 0, a, b, c, d, 0];
         // SAFETY: the kernel hands every program the socket that connects.
-        let own = unsafe { (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_ip6 };
+        let own = unsafe { (*socket(&ctx)).src_ip6 };
         try_bind(&ctx, name(words), name(own))
     })
+}
+
+/// The socket that connects: the union has nothing else.
+#[inline(always)]
+fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+    // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
+    let fields = unsafe { &*ctx.sock_addr };
+    // SAFETY: the kernel fills it in.
+    unsafe { fields.__bindgen_anon_1.sk }
 }
 
 #[inline(always)]
