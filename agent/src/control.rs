@@ -15,14 +15,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gate25_common::abi::CustomerId;
-use gate25_common::counters::{CustomerCounters, HostCounters};
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::chain::in_full;
 use crate::diagnostic::Diagnostic;
-use crate::kernel::bpf::{BpfError, Counters};
+use crate::figures::Figures;
 use crate::policy::loader::{SetHash, SourceFile};
 use crate::settings::Enforcement;
 use crate::source::SourceError;
@@ -96,31 +94,6 @@ pub struct Constants {
     pub policy_dir: PathBuf,
     /// When the agent started.
     pub started: Timestamp,
-}
-
-/// Counters as the kernel holds them. The functions may block.
-pub trait Figures: Send + Sync + 'static {
-    /// Totals of the host.
-    ///
-    /// # Errors
-    /// When the kernel does not give them.
-    fn host(&self) -> Result<HostCounters, BpfError>;
-
-    /// Totals of a customer; `None` for one that never had a workload here.
-    ///
-    /// # Errors
-    /// When the kernel does not give them.
-    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError>;
-}
-
-impl Figures for Counters {
-    fn host(&self) -> Result<HostCounters, BpfError> {
-        Counters::host(self)
-    }
-
-    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
-        Counters::customer(self, id)
-    }
 }
 
 /// What only the agent's loop can do. A reply that nobody waits for any more is no error.

@@ -8,6 +8,7 @@ pub mod control;
 pub mod dataplane;
 pub mod diagnostic;
 pub mod explain;
+pub mod figures;
 pub mod http;
 pub mod json;
 pub mod kernel;

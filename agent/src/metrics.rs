@@ -7,6 +7,7 @@ pub mod catalogue;
 mod customers;
 mod family;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::{MAX_CUSTOMERS, MAX_PREFIXES};
@@ -19,8 +20,8 @@ use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
-use crate::kernel::bpf::{BpfError, Counters};
 use crate::status::{ExemptionStatus, Shared, Source, State, Status};
 use catalogue as names_of;
 use customers::Detail;
@@ -61,7 +62,7 @@ const VERDICTS: [Verdict; 4] = [
 pub enum MetricsError {
     /// The kernel did not give its counters.
     #[error("read the kernel's counters")]
-    Kernel(#[from] BpfError),
+    Kernel(#[from] FiguresError),
     /// A metric was not accepted.
     #[error("make the metrics' page")]
     Prometheus(#[from] prometheus::Error),
@@ -122,17 +123,22 @@ pub struct Constants {
 /// The pages of the HTTP server.
 pub struct Metrics {
     status: Shared,
-    counters: Counters,
+    figures: Arc<dyn Figures>,
     timings: Timings,
     constants: Constants,
 }
 
 impl Metrics {
-    /// Pages of what `status` and `counters` say.
-    pub fn new(status: Shared, counters: Counters, timings: Timings, constants: Constants) -> Self {
+    /// Pages of what `status` and `figures` say.
+    pub fn new(
+        status: Shared,
+        figures: Arc<dyn Figures>,
+        timings: Timings,
+        constants: Constants,
+    ) -> Self {
         Self {
             status,
-            counters,
+            figures,
             timings,
             constants,
         }
@@ -145,7 +151,7 @@ impl Metrics {
         let started = Instant::now();
         self.kernel(&mut families)?;
         let detail = Detail::Limited(self.constants.customer_series_limit);
-        customers::collect(&mut families, &status, &self.counters, detail)?;
+        customers::collect(&mut families, &status, &*self.figures, detail)?;
         let kernel = started.elapsed();
         let started = Instant::now();
         self.constants(&mut families)?;
@@ -170,14 +176,14 @@ impl Metrics {
         customers::collect(
             &mut families,
             &self.status.get(),
-            &self.counters,
+            &*self.figures,
             Detail::Everybody,
         )?;
         encode(&registry)
     }
 
     fn kernel(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
-        let host: HostCounters = self.counters.host()?;
+        let host: HostCounters = self.figures.host()?;
         for family in Family::ALL {
             let version = version(family);
             for (verdict, reason) in OUTCOMES {
@@ -348,7 +354,7 @@ impl Pages for Metrics {
     }
 
     fn healthy(&self) -> Result<(), Vec<String>> {
-        self.counters
+        self.figures
             .host()
             .map(drop)
             .map_err(|error| vec![in_full(&error)])

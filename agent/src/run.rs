@@ -20,8 +20,9 @@ use tracing::{error, info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
+use crate::figures::Figures;
 use crate::kernel::bpf::pins::Pins;
-use crate::kernel::bpf::{Attachment, Bpf, Counters, DebugLines, LoadOptions, events, skb};
+use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::{Links, Subscription};
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notify::{Environment, Notifier};
@@ -90,13 +91,13 @@ pub async fn run(
     let debug_lines = bpf
         .take_debug_lines()
         .map(|lines| tokio::spawn(lines.follow()));
-    let counters = bpf.counters();
+    let figures: Arc<dyn Figures> = Arc::new(bpf.counters());
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
     let reporting = Reporting {
         status: status.clone(),
-        counters: counters.clone(),
+        figures: Arc::clone(&figures),
         timings: timings.clone(),
         hook,
     };
@@ -142,7 +143,7 @@ pub async fn run(
         },
         dirty: true,
     };
-    let windows = tokio::spawn(sketch_windows(status, counters));
+    let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {
             agent.start().await?;
@@ -230,7 +231,7 @@ fn subscription(hook: &str) -> Subscription {
 /// What the servers tell.
 struct Reporting {
     status: Shared,
-    counters: Counters,
+    figures: Arc<dyn Figures>,
     timings: Timings,
     hook: &'static str,
 }
@@ -245,7 +246,7 @@ impl Reporting {
     ) -> Vec<tokio::task::JoinHandle<()>> {
         let Self {
             status,
-            counters,
+            figures,
             timings,
             hook,
         } = self;
@@ -255,7 +256,7 @@ impl Reporting {
             backend_reason: "preferred",
             customer_series_limit: settings.http.customer_series_limit as usize,
         };
-        let metrics = Metrics::new(status.clone(), counters.clone(), timings, constants);
+        let metrics = Metrics::new(status.clone(), Arc::clone(&figures), timings, constants);
         let web = http::serve(
             http::Settings {
                 listen: settings.http.listen.clone(),
@@ -273,7 +274,7 @@ impl Reporting {
             },
             control::Agent {
                 status,
-                figures: Arc::new(counters),
+                figures,
                 constants: Arc::new(control::Constants {
                     host: host.to_owned(),
                     enforcement: settings.enforcement,
@@ -290,14 +291,14 @@ impl Reporting {
     }
 }
 
-async fn sketch_windows(status: Shared, counters: Counters) {
+async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {
     let mut window = tokio::time::interval(SKETCH_WINDOW);
     window.tick().await;
     loop {
         window.tick().await;
         for id in status.get().policy.customers.keys() {
-            let cleared = match counters.sketch(*id) {
-                Ok(Some(_)) => counters.clear_sketch(*id),
+            let cleared = match figures.sketch(*id) {
+                Ok(Some(_)) => figures.clear_sketch(*id),
                 Ok(None) => Ok(()),
                 Err(error) => Err(error),
             };

@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::messages::{Failure, Reload, ReloadRequest};
-use super::{Agent, Command, Execution, Figures, Shrink, view};
+use super::{Agent, Command, Execution, Shrink, view};
 use crate::chain::in_full;
-use crate::kernel::bpf::BpfError;
+use crate::figures::{Figures, FiguresError};
 
 #[derive(Clone)]
 struct Desk {
@@ -168,7 +168,7 @@ impl Desk {
 /// Reads counters where that may block.
 async fn figures<T: Send + 'static>(
     agent: &Agent,
-    read: impl FnOnce(&dyn Figures) -> Result<T, BpfError> + Send + 'static,
+    read: impl FnOnce(&dyn Figures) -> Result<T, FiguresError> + Send + 'static,
 ) -> Result<T, String> {
     let figures = Arc::clone(&agent.figures);
     match spawn_blocking(move || read(&*figures)).await {

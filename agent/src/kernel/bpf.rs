@@ -19,6 +19,7 @@ use gate25_common::names;
 
 use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::figures::{Figures, FiguresError};
 use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
@@ -329,45 +330,27 @@ fn load_error(error: EbpfError) -> BpfError {
 pub struct Counters(Arc<Mutex<CounterTables>>);
 
 impl Counters {
-    /// Totals of the host.
-    ///
-    /// # Errors
-    ///
-    /// [`BpfError::Table`].
-    pub fn host(&self) -> Result<HostCounters, BpfError> {
-        self.tables().host()
-    }
-
-    /// Totals of a customer; `None` for one that never had a workload here.
-    ///
-    /// # Errors
-    ///
-    /// [`BpfError::Table`].
-    pub fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
-        self.tables().customer(id)
-    }
-
-    /// Destinations of a customer since its sketch was last cleared.
-    ///
-    /// # Errors
-    ///
-    /// [`BpfError::Table`].
-    pub fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, BpfError> {
-        self.tables().sketch(id)
-    }
-
-    /// Starts a customer's sketch afresh.
-    ///
-    /// # Errors
-    ///
-    /// [`BpfError::Table`].
-    pub fn clear_sketch(&self, id: CustomerId) -> Result<(), BpfError> {
-        self.tables().clear_sketch(id)
-    }
-
     fn tables(&self) -> MutexGuard<'_, CounterTables> {
         // Nothing is left half-done in the tables when a reader panics.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Figures for Counters {
+    fn host(&self) -> Result<HostCounters, FiguresError> {
+        self.tables().host().map_err(FiguresError::new)
+    }
+
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
+        self.tables().customer(id).map_err(FiguresError::new)
+    }
+
+    fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        self.tables().sketch(id).map_err(FiguresError::new)
+    }
+
+    fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError> {
+        self.tables().clear_sketch(id).map_err(FiguresError::new)
     }
 }
 

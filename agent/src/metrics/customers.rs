@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::catalogue as names_of;
 use super::family::Families;
 use super::{MetricsError, VERDICTS, seconds};
-use crate::kernel::bpf::Counters;
+use crate::figures::Figures;
 use crate::policy::UNASSIGNED;
 use crate::status::Status;
 use crate::workloads::Claim;
@@ -27,14 +27,14 @@ pub(super) enum Detail {
 pub(super) fn collect(
     families: &mut Families<'_>,
     status: &Status,
-    counters: &Counters,
+    figures: &dyn Figures,
     detail: Detail,
 ) -> Result<(), MetricsError> {
     let mut exported = 0;
     let mut suppressed = 0;
     for customer in present(status) {
         let number = number(customer);
-        let Some(counts) = counters.customer(number)? else {
+        let Some(counts) = figures.customer(number)? else {
             continue;
         };
         match detail {
@@ -46,7 +46,7 @@ pub(super) fn collect(
             Detail::Limited(_) | Detail::Everybody => {}
         }
         exported += 1;
-        let sketch = counters.sketch(number)?.unwrap_or(Sketch::EMPTY);
+        let sketch = figures.sketch(number)?.unwrap_or(Sketch::EMPTY);
         customer_series(families, customer, &counts, &sketch)?;
     }
     match detail {

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
-use crate::kernel::bpf::Bpf;
+use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
 use crate::notify::{Notifier, NotifyError};
@@ -28,7 +28,7 @@ use crate::watch::{PolicyWatch, Reason};
 /// What is complained of where the kernel refuses watches.
 const WATCHES: &str = "cgroup watches";
 
-pub(super) struct Agent {
+pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
     pub(super) subscription: Subscription,
     pub(super) watch: PolicyWatch,
@@ -44,7 +44,7 @@ pub(super) struct Agent {
     pub(super) announced: bool,
     /// Whether the service manager did not hear the last message.
     pub(super) unheard: bool,
-    pub(super) reconciler: Reconciler<Bpf>,
+    pub(super) reconciler: Reconciler<D>,
     pub(super) status: Shared,
     pub(super) dirty: bool,
 }
@@ -71,7 +71,7 @@ struct Request {
     reply: oneshot::Sender<ReloadOutcome>,
 }
 
-impl Agent {
+impl<D: Dataplane> Agent<D> {
     /// The first policy goes in before the first program is attached, so that an exempt customer
     /// is not cut off for a moment; what an earlier start attached is covered all the while.
     /// So that a start after which nothing has changed writes nothing, all that owners depend on is

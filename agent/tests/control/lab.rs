@@ -7,8 +7,8 @@ use std::process::{Command as Process, Output};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25::control::{Agent, Command, Constants, Figures, Limits, Settings, serve};
-use gate25::kernel::bpf::BpfError;
+use gate25::control::{Agent, Command, Constants, Limits, Settings, serve};
+use gate25::figures::{Figures, FiguresError};
 use gate25::policy::Origin;
 use gate25::settings::Enforcement;
 use gate25::status::{
@@ -17,7 +17,7 @@ use gate25::status::{
 use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
-use gate25_common::counters::{CustomerCounters, HostCounters, Uninterrupted};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
@@ -200,7 +200,7 @@ pub(crate) fn own_group() -> String {
 struct Counted;
 
 impl Figures for Counted {
-    fn host(&self) -> Result<HostCounters, BpfError> {
+    fn host(&self) -> Result<HostCounters, FiguresError> {
         let mut counters = HostCounters::ZERO;
         for (verdict, reason) in [
             (Verdict::Allow, Reason::Allowlist),
@@ -212,7 +212,7 @@ impl Figures for Counted {
         Ok(counters)
     }
 
-    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
         if id != CustomerId::from_name("acme") {
             return Ok(None);
         }
@@ -222,6 +222,14 @@ impl Figures for Counted {
         let _report =
             counters.count_attempt::<Uninterrupted>(&decision(Verdict::Reject, Reason::Profile));
         Ok(Some(counters))
+    }
+
+    fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
+        Ok(())
     }
 }
 

@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25::control::{Agent, Constants, Figures, Limits, Settings, serve};
-use gate25::kernel::bpf::BpfError;
+use gate25::control::{Agent, Constants, Limits, Settings, serve};
+use gate25::figures::{Figures, FiguresError};
 use gate25::settings::Enforcement;
 use gate25::status::Shared;
 use gate25_common::abi::CustomerId;
-use gate25_common::counters::{CustomerCounters, HostCounters};
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use nix::unistd::{Gid, Group};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -175,12 +175,20 @@ impl Drop for Server {
 struct Nothing;
 
 impl Figures for Nothing {
-    fn host(&self) -> Result<HostCounters, BpfError> {
+    fn host(&self) -> Result<HostCounters, FiguresError> {
         Ok(HostCounters::ZERO)
     }
 
-    fn customer(&self, _: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
+    fn customer(&self, _: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
         Ok(None)
+    }
+
+    fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
+        Ok(())
     }
 }
 

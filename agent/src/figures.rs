@@ -1,0 +1,46 @@
+//! What an enforcement backend counts, for whoever reports it.
+
+use std::error::Error;
+
+use gate25_common::abi::CustomerId;
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+
+/// Why counters could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct FiguresError(Box<dyn Error + Send + Sync>);
+
+impl FiguresError {
+    /// A backend's own error.
+    pub fn new(source: impl Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(source))
+    }
+}
+
+/// Counters as the kernel holds them. The functions may block.
+pub trait Figures: Send + Sync + 'static {
+    /// Totals of the host.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn host(&self) -> Result<HostCounters, FiguresError>;
+
+    /// Totals of a customer; `None` for one that never had a workload here.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError>;
+
+    /// Destinations of a customer since its sketch was last cleared; `None` for one that never
+    /// had a workload here.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError>;
+
+    /// Starts a customer's sketch afresh.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError>;
+}
