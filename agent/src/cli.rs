@@ -5,6 +5,7 @@ pub mod console;
 pub mod diff;
 pub mod explain;
 mod files;
+pub mod guard;
 pub mod list;
 pub mod metrics;
 pub mod reload;

@@ -9,4 +9,5 @@ mod netlink;
 pub mod nft;
 pub(crate) mod peer;
 pub(crate) mod readiness;
+pub mod ruleset;
 pub mod sockets;

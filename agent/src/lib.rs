@@ -9,6 +9,7 @@ pub mod dataplane;
 pub mod diagnostic;
 pub mod explain;
 pub mod figures;
+pub mod guard;
 pub mod http;
 pub mod json;
 pub mod kernel;

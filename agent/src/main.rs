@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
-use gate25::cli::{check, diff, list, metrics, reload, schema, status, teardown};
+use gate25::cli::{check, diff, guard, list, metrics, reload, schema, status, teardown};
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
@@ -48,6 +48,7 @@ enum Command {
     List(list::Args),
     Teardown(teardown::Args),
     Explain(explain::Args),
+    Guard(guard::Args),
     Metrics(metrics::Args),
     /// Prints the JSON schema of policy files
     Schema,
@@ -89,6 +90,7 @@ fn main() -> ExitCode {
         Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
         Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
+        Command::Guard(args) => asking(&cli, |at, console| guard::run(args, at, console)),
         Command::Metrics(args) => metrics::run(args, &mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),

@@ -264,6 +264,7 @@ fn workloads(
         }
     }
     families.counter(names_of::DRIFT_REPAIRS, &["ebpf"], status.repairs)?;
+    families.counter(names_of::DRIFT_REPAIRS, &["guard"], status.guard_repairs)?;
     for (map, entries) in &status.entries {
         families.gauge(names_of::MAP_ENTRIES, &[map], *entries as f64)?;
     }

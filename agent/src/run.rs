@@ -1,6 +1,7 @@
 //! `gate25 run`: puts the parts together and keeps them going.
 
 mod containers;
+mod guard;
 mod mounts;
 mod serve;
 mod sockets;
@@ -11,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gate25_common::abi::SkbLayout;
-use gate25_common::decide::HostMode;
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
 use crate::figures::Figures;
+use crate::guard::Guard;
 use crate::kernel::bpf::pins::Pins;
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::{Links, Subscription};
@@ -29,11 +30,12 @@ use crate::notify::{Environment, Notifier};
 use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::containers::Containers;
+use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
-use crate::settings::{Enforcement, LogLevel, Settings};
+use crate::settings::{LogLevel, Settings};
 use crate::source::PolicyFiles;
 use crate::state::lock::ExclusiveLock;
 use crate::status::Shared;
@@ -125,7 +127,8 @@ pub async fn run(
         )?,
         clock: ClockWatch::new()?,
         mounts: Mounts::watch(pins.own_folder(), lock)?,
-        sweeper: Sweeper::new(settings.guarded_ports.clone(), host_mode(&settings)),
+        guard: Keeper::new(Guard::new(&settings)),
+        sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
         store: Store::new(settings.state_dir.clone()),
         containers,
@@ -187,20 +190,14 @@ fn notifier(environment: &Environment) -> Notifier {
 fn load_options(settings: &Settings) -> LoadOptions {
     LoadOptions {
         ports: settings.guarded_ports.clone(),
-        host: host_mode(settings),
+        host: settings.host_mode(),
+        guard: settings.guard,
         layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,
             LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug => DebugLines::Off,
         },
         pins: None,
-    }
-}
-
-fn host_mode(settings: &Settings) -> HostMode {
-    match settings.enforcement {
-        Enforcement::Policy => HostMode::Policy,
-        Enforcement::Observe => HostMode::Observe,
     }
 }
 
@@ -251,7 +248,7 @@ impl Reporting {
             hook,
         } = self;
         let constants = Constants {
-            host: host_mode(settings),
+            host: settings.host_mode(),
             hook,
             backend_reason: "preferred",
             customer_series_limit: settings.http.customer_series_limit as usize,

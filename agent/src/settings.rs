@@ -14,9 +14,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use gate25_common::decide::HostMode;
 use serde::Serialize;
 
 use crate::diagnostic::{Diagnostic, Problems};
+use crate::guard::Mark;
 use crate::policy::Pattern;
 use crate::policy::directory::{Links, open_regular, read_bounded};
 
@@ -36,6 +38,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// What enforces.
     pub backend: Backend,
+    /// How the guard knows packets that were judged; `None` without a guard.
+    pub guard: Option<Mark>,
     /// Destination ports that are judged: 1 to 8, distinct, sorted.
     pub guarded_ports: Vec<u16>,
     /// Which interfaces are workloads.
@@ -159,6 +163,17 @@ pub enum LogFormat {
     Journal,
 }
 
+impl Settings {
+    /// Whether refusals are carried out, as the decision takes it.
+    #[must_use]
+    pub fn host_mode(&self) -> HostMode {
+        match self.enforcement {
+            Enforcement::Policy => HostMode::Policy,
+            Enforcement::Observe => HostMode::Observe,
+        }
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -167,6 +182,7 @@ impl Default for Settings {
             policy_dir: PathBuf::from("/etc/gate25/policy.d"),
             state_dir: PathBuf::from("/var/lib/gate25"),
             backend: Backend::Auto,
+            guard: Some(Mark::DEFAULT),
             guarded_ports: vec![25],
             interfaces: Interfaces {
                 matched: ["tap*", "vnet*", "veth*i*"].map(Pattern::new).to_vec(),

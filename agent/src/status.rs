@@ -131,6 +131,8 @@ pub struct Status {
     pub workloads: BTreeMap<WorkloadId, WorkloadStatus>,
     /// Times that somebody else's change was put right.
     pub repairs: u64,
+    /// Times that somebody else's change of the guard was put right.
+    pub guard_repairs: u64,
     /// Entries that the kernel's tables hold, by table.
     pub entries: BTreeMap<&'static str, usize>,
     /// Control groups that carry the programs for all below them.
@@ -154,6 +156,7 @@ impl Default for Status {
             reload_success: None,
             workloads: BTreeMap::new(),
             repairs: 0,
+            guard_repairs: 0,
             entries: BTreeMap::new(),
             roots: 0,
             problems: vec!["the first policy is not in place yet".to_owned()],

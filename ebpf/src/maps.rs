@@ -59,6 +59,9 @@ pub(crate) static GUARDED_PORTS: Global<[u16; MAX_GUARDED_PORTS]> =
 pub(crate) static GUARDED_COUNT: Global<u8> = Global::new(0);
 
 #[unsafe(no_mangle)]
+pub(crate) static GUARD_MARK: Global<u32> = Global::new(0);
+
+#[unsafe(no_mangle)]
 pub(crate) static SKB_LAYOUT: Global<SkbLayout> = Global::new(SkbLayout::UNKNOWN);
 
 #[unsafe(no_mangle)]

@@ -6,11 +6,14 @@ use aya_ebpf::programs::TcContext;
 use gate25_common::address::Family;
 use gate25_common::counters::Uninterrupted;
 use gate25_common::decide::{Decision, Verdict};
-use gate25_common::packet::{MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other};
+use gate25_common::packet::{
+    MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other, hides_ip,
+};
 
 use crate::checksum;
 use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer};
+use crate::maps::GUARD_MARK;
 use crate::owner::{self, Workload};
 use crate::packed;
 use crate::reset;
@@ -45,11 +48,11 @@ extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
     let ctx = TcContext::new(skb);
     match frame::unpack_frame(skb, parsed) {
         // Not TCP to a guarded port.
-        Ok(Parsed::Other) => PASS,
+        Ok(Parsed::Other) => pass_unjudged(skb),
         // Its inside is out of reach: counted, so that it can be seen.
         Ok(Parsed::Tunnel(tunnel)) => {
             judge::tunnel::<Uninterrupted>(&workload(skb), tunnel);
-            PASS
+            pass_unjudged(skb)
         }
         Ok(Parsed::Guarded(segment)) => {
             let decision =
@@ -57,7 +60,7 @@ extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
             act(&ctx, &decision, Some(&segment))
         }
         // Too short to name a protocol: no receiver takes it for IP.
-        Err(ParseError::ShortLink) => PASS,
+        Err(ParseError::ShortLink) => pass_unjudged(skb),
         // IP whose headers are not there: it could be anything, so it is closed.
         Err(ParseError::ShortNetwork(family)) => malformed(&ctx, Malformed::Truncated, family),
         // Of a form that hides or may change its port.
@@ -82,7 +85,7 @@ fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
         decision.reason as u32,
     );
     match decision.verdict {
-        Verdict::Allow | Verdict::Observe => PASS,
+        Verdict::Allow | Verdict::Observe => pass_judged(ctx.skb.skb),
         Verdict::Drop | Verdict::Throttle => DROP,
         // No agent of this version writes them into a policy.
         Verdict::Redirect | Verdict::Notice => DROP,
@@ -94,6 +97,28 @@ fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
             },
             None => DROP,
         },
+    }
+}
+
+/// Passes a packet that the guard stops unless it is told that the packet was judged.
+#[inline(always)]
+fn pass_judged(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the kernel hands every program a valid `__sk_buff`.
+    let fields = unsafe { &mut *skb };
+    fields.mark |= GUARD_MARK.load();
+    PASS
+}
+
+/// Passes a packet that is not ours to judge. The guard cannot look into frames that the kernel
+/// does not take for IP, and stops those that may hold it.
+#[inline(always)]
+fn pass_unjudged(skb: *mut __sk_buff) -> i32 {
+    // SAFETY: the kernel hands every program a valid `__sk_buff`.
+    let protocol = u16::from_be(unsafe { (*skb).protocol } as u16);
+    if hides_ip(protocol) {
+        pass_judged(skb)
+    } else {
+        PASS
     }
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aya::programs::{CgroupSkbAttachType, CgroupSockAddrAttachType, CgroupSockAttachType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
+use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
@@ -233,6 +234,7 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                     let options = LoadOptions {
                         ports,
                         host,
+                        guard: Some(Mark::DEFAULT),
                         layout: skb::running_kernel().expect("the kernel describes its packets"),
                         debug_lines,
                         pins: None,

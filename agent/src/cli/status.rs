@@ -72,6 +72,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         cgroup_roots,
         reload,
         repairs,
+        guard_repairs,
         tables,
         connections,
         problems,
@@ -105,6 +106,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("reload", last(reload)));
     lines.push(line("repairs", repairs.to_string()));
+    lines.push(line("guard repairs", guard_repairs.to_string()));
     lines.push(line("connections", attempts(connections.as_ref())));
     lines.extend(
         tables

@@ -10,8 +10,10 @@ use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
 use crate::control::client::Client;
 use crate::diagnostic::escape;
+use crate::guard;
 use crate::kernel::bpf::leftover::{Leftover, Removal, Removals};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use crate::kernel::nft::{Nft, NftError};
 use crate::state::lock::ExclusiveLock;
 
 /// Takes everything of gate25 out of the kernel: nothing is refused any more
@@ -36,6 +38,8 @@ struct Report {
     removed: Vec<String>,
     /// Interfaces that lose a filter.
     filters: Vec<String>,
+    /// Tables of nftables.
+    tables: Vec<String>,
     /// What is not gate25's.
     foreign: Vec<String>,
     errors: Vec<String>,
@@ -79,7 +83,9 @@ pub fn run(
     } else {
         Removal::Real
     };
-    let report = report(leftover.remove(removal), args.dry_run);
+    // Before the programs: without them it would stop what they allow.
+    let guard = guard::remove(&Nft::default(), removal);
+    let report = report(leftover.remove(removal), guard, args.dry_run);
     match reader {
         Reader::Programs => console.json(&report)?,
         Reader::People => print(&report, console)?,
@@ -91,7 +97,7 @@ pub fn run(
     })
 }
 
-fn report(removals: Removals, dry_run: bool) -> Report {
+fn report(removals: Removals, guard: Result<Vec<String>, NftError>, dry_run: bool) -> Report {
     let Removals {
         pins,
         filters,
@@ -102,12 +108,18 @@ fn report(removals: Removals, dry_run: bool) -> Report {
         let paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
         paths.collect()
     };
+    let mut errors: Vec<String> = errors.iter().map(|error| in_full(error)).collect();
+    let tables = guard.unwrap_or_else(|error| {
+        errors.push(in_full(&error));
+        Vec::new()
+    });
     Report {
         dry_run,
         removed: paths(pins),
         filters: filters.into_iter().map(|one| one.name).collect(),
+        tables,
         foreign: paths(foreign),
-        errors: errors.iter().map(|error| in_full(error)).collect(),
+        errors,
     }
 }
 
@@ -116,6 +128,7 @@ fn print(report: &Report, console: &mut Console<'_>) -> io::Result<()> {
         dry_run,
         removed,
         filters,
+        tables,
         foreign,
         errors,
     } = report;
@@ -124,13 +137,16 @@ fn print(report: &Report, console: &mut Console<'_>) -> io::Result<()> {
     for interface in filters {
         writeln!(out, "{verb} filter of interface {}", escape(interface))?;
     }
+    for table in tables {
+        writeln!(out, "{verb} nftables table {}", escape(table))?;
+    }
     for path in removed {
         writeln!(out, "{verb} {}", escape(path))?;
     }
     for path in foreign {
         writeln!(out, "left {}: not gate25's", escape(path))?;
     }
-    if removed.is_empty() && filters.is_empty() && errors.is_empty() {
+    if removed.is_empty() && filters.is_empty() && tables.is_empty() && errors.is_empty() {
         writeln!(out, "nothing of gate25 is in the kernel")?;
     }
     for error in errors {

@@ -50,6 +50,8 @@ pub struct Status {
     pub reload: Reloads,
     /// Times that somebody else's change was put right.
     pub repairs: u64,
+    /// Times that somebody else's change of the guard was put right.
+    pub guard_repairs: u64,
     /// Entries that the kernel's tables hold.
     pub tables: BTreeMap<String, u64>,
     /// Connection attempts on this host by verdict; none where the kernel does not tell.

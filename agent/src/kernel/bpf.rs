@@ -20,6 +20,7 @@ use gate25_common::names;
 use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
 use crate::figures::{Figures, FiguresError};
+use crate::guard::Mark;
 use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
@@ -189,6 +190,8 @@ pub struct LoadOptions {
     pub ports: Vec<u16>,
     /// Whether refusals are carried out at all.
     pub host: HostMode,
+    /// The bit of the packet's mark by which the guard knows what was judged; `None` without one.
+    pub guard: Option<Mark>,
     /// Where the kernel keeps the state of its packets' checksums.
     pub layout: SkbLayout,
     /// Whether the object with debug lines is taken.
@@ -206,6 +209,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     let LoadOptions {
         ports,
         host,
+        guard,
         layout,
         debug_lines,
         pins,
@@ -215,12 +219,14 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         HostMode::Policy => 0u8,
         HostMode::Observe => 1u8,
     };
+    let mark = guard.map_or(0, Mark::get);
     let has_set_retval = u8::from(refusals_carry_an_error()?);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
+        .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
         .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {

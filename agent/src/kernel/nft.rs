@@ -50,6 +50,17 @@ pub enum NftError {
     },
 }
 
+impl NftError {
+    /// Whether there is no such program.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Run { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            Self::Refused { .. } | Self::Json { .. } => false,
+        }
+    }
+}
+
 /// The program.
 #[derive(Debug, Clone)]
 pub struct Nft {

@@ -122,7 +122,7 @@ catalogue! {
     UNTRACKED = Counter "untracked_connections_total" []
         "Attempts of customers that had no counters of their own; host totals include them.";
     DRIFT_REPAIRS = Counter "drift_repairs_total" ["backend"]
-        "Programs and pins put back after somebody else removed or displaced them.";
+        "Programs, pins and rules put back after somebody else removed or displaced them.";
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }

@@ -18,6 +18,7 @@ use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::containers::{Containers, Happened};
+use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
@@ -35,6 +36,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) clock: ClockWatch,
     pub(super) mounts: Mounts,
     pub(super) containers: Containers,
+    pub(super) guard: Keeper,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
     pub(super) store: Store,
@@ -125,6 +127,7 @@ impl<D: Dataplane> Agent<D> {
                     self.reconciler.clock(Offset::sample()?);
                     self.dirty = true;
                 }
+                kept = self.guard.next() => self.kept(kept),
                 () = tick(watchdog.as_mut()) => self.ping(),
                 loaded = loading(&mut self.files) => self.take(loaded?),
                 Some(command) = self.requests.recv() => self.command(command),
@@ -175,9 +178,15 @@ impl<D: Dataplane> Agent<D> {
 
     fn converge(&mut self) {
         self.reconciler.converge();
+        self.guard.begin();
         if self.reconciler.take_revoked() {
             self.sweeper.now();
         }
+    }
+
+    fn kept(&mut self, Kept { repairs, complaint }: Kept) {
+        self.status.update(|status| status.guard_repairs += repairs);
+        self.reconciler.complain("guard", complaint);
     }
 
     /// Tells the service manager once everything that is there has its programs.

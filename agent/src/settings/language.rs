@@ -14,10 +14,11 @@ use super::{
     Backend, Control, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings,
 };
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
+use crate::guard::Mark;
 use crate::policy::Pattern;
 use crate::policy::scalar::InterfacePattern;
 use crate::yaml::read::{At, Fault, FromNode, Placed, Reader, keys};
-use crate::yaml::scalar::{FilePath, Number, Off, Span, Version};
+use crate::yaml::scalar::{FilePath, Number, Off, Span, Truth, Version};
 use crate::yaml::tree::{self, Kind, Node};
 
 const MAX_PORTS: usize = 8;
@@ -39,8 +40,10 @@ keys! {
         optional state_dir: At<FilePath>,
         /// What enforces: `auto` or `ebpf`.
         optional backend: At<Backend>,
-        /// Not in this version.
-        optional guard: At<Off>,
+        /// Whether nftables stops what leaves guests before the programs are in place.
+        optional guard: At<Truth>,
+        /// The bit of the packet's mark by which the guard knows packets that were judged.
+        optional guard_mark: At<Mark>,
         /// Destination ports that are judged.
         optional guarded_ports: Placed<Vec<At<Number<1, 65535>>>>,
         /// Not in this version.
@@ -146,7 +149,8 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
         policy_dir,
         state_dir,
         backend,
-        guard: _,
+        guard,
+        guard_mark,
         guarded_ports,
         block_return: _,
         interfaces,
@@ -163,6 +167,7 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
     let mut judge = Judge { file, problems };
     judge.directories(policy_dir, state_dir, &mut settings);
     set(&mut settings.backend, backend);
+    settings.guard = judge.guard(guard, guard_mark);
     if let Some(ports) = guarded_ports {
         settings.guarded_ports = judge.ports(&ports);
     }
@@ -268,6 +273,23 @@ impl Judge<'_> {
             Diagnostic::error("bad-path", Location::at(self.file, at), message)
                 .help("what the agent keeps would be read as policy: put it elsewhere"),
         );
+    }
+
+    fn guard(&mut self, guard: Option<At<Truth>>, mark: Option<At<Mark>>) -> Option<Mark> {
+        let off = guard.is_some_and(|guard| guard.value == Truth(false));
+        match mark {
+            Some(At { value: _, at }) if off => {
+                let message = "`guard_mark` has no effect without the guard";
+                self.problems.push(
+                    Diagnostic::warning("no-effect", Location::at(self.file, at), message)
+                        .help("remove it, or write `guard: true`"),
+                );
+                None
+            }
+            None if off => None,
+            Some(At { value, at: _ }) => Some(value),
+            None => Some(Mark::DEFAULT),
+        }
     }
 
     fn ports(&mut self, list: &Placed<Vec<At<Number<1, 65535>>>>) -> Vec<u16> {

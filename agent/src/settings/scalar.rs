@@ -7,6 +7,7 @@ use schemars::{Schema, json_schema};
 
 use super::{Backend, Enforcement, LogFormat, LogLevel};
 use crate::diagnostic::quoted;
+use crate::guard::Mark;
 use crate::yaml::read::{Fault, Scalar};
 use crate::yaml::scalar::{FilePath, Words};
 use crate::yaml::tree::Style;
@@ -38,6 +39,24 @@ impl Scalar for SocketPath {
 
     fn schema() -> Schema {
         FilePath::schema()
+    }
+}
+
+impl Scalar for Mark {
+    const EXPECTED: &'static str = "a bit of a packet's mark";
+
+    fn parse(text: &str, style: Style) -> Result<Self, Fault> {
+        let digits = text.strip_prefix("0x").filter(|_| style == Style::Plain);
+        let bits = digits.and_then(|digits| u32::from_str_radix(digits, 16).ok());
+        bits.and_then(Self::new).ok_or_else(|| {
+            let message = format!("{} is not one bit of a packet's mark", quoted(text));
+            Fault::new("bad-mark", message)
+                .help("write `0x` and one bit of 32 as a hexadecimal number: `0x10000000`")
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "integer", "minimum": 1, "maximum": u32::MAX })
     }
 }
 

@@ -106,6 +106,30 @@ impl Scalar for Off {
     }
 }
 
+/// `true` or `false`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Truth(pub(crate) bool);
+
+impl Scalar for Truth {
+    const EXPECTED: &'static str = "`true` or `false`";
+
+    fn parse(text: &str, style: Style) -> Result<Self, Fault> {
+        match (text, style) {
+            ("true", Style::Plain) => Ok(Self(true)),
+            ("false", Style::Plain) => Ok(Self(false)),
+            _ => Err(Fault::new(
+                "wrong-type",
+                format!("{} is neither `true` nor `false`", quoted(text)),
+            )
+            .help("write one of them, without quotes")),
+        }
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "boolean" })
+    }
+}
+
 /// One of a few words.
 pub(crate) trait Words: Copy + 'static {
     /// The words and what they mean.

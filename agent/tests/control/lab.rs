@@ -310,6 +310,7 @@ fn sample() -> Status {
             ),
         ]),
         repairs: 0,
+        guard_repairs: 0,
         roots: 2,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         problems: Vec::new(),

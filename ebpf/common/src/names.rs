@@ -75,5 +75,8 @@ pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";
 /// Constant of the object: 1 where a connect can be refused with an error of our choice (kernel
 /// 5.18), `u8`.
 pub const GLOBAL_HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
+/// Constant of the object: the bit of the packet's mark by which the guard knows packets that were
+/// judged; 0 without a guard. `u32`.
+pub const GLOBAL_GUARD_MARK: &str = "GUARD_MARK";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";

@@ -16,7 +16,7 @@ use crate::packet::network::{
 };
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
 
-pub use link::{Link, link};
+pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, hides_ip, link};
 pub use network::{ipv4_route, network};
 
 /// Bytes from the start of the frame within which the TCP header must begin.

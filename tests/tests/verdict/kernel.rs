@@ -14,6 +14,7 @@ use aya::programs::{
     TestRunOptions,
 };
 use aya::util::nr_cpus;
+use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
     Counting, CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue,
@@ -83,6 +84,7 @@ impl Kernel {
         let ebpf = load(&LoadOptions {
             ports: vec![25],
             host,
+            guard: Some(Mark::DEFAULT),
             layout: skb::running_kernel().expect("the kernel describes its packets"),
             debug_lines: DebugLines::Off,
             pins: None,

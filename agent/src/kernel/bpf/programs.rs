@@ -152,13 +152,16 @@ fn digest(options: &LoadOptions) -> String {
     let LoadOptions {
         ports,
         host,
+        guard,
         layout,
         debug_lines,
         pins: _,
     } = options;
     let mut hash = Sha256::new();
     hash.update(object(*debug_lines));
-    hash.update(format!("{ports:?} {host:?} {layout:?} {debug_lines:?}"));
+    hash.update(format!(
+        "{ports:?} {host:?} {guard:?} {layout:?} {debug_lines:?}"
+    ));
     let hash = hash.finalize();
     hash.iter()
         .take(DIGEST_BYTES)

@@ -20,6 +20,11 @@ const ETHERTYPE_VLAN: u16 = 0x8100;
 const ETHERTYPE_SERVICE_VLAN: u16 = 0x88a8;
 const ETHERTYPE_OLD_QINQ: u16 = 0x9100;
 const LLC_SNAP: u8 = 0xaa;
+/// What the kernel calls frames with an LLC header (`ETH_P_802_2`).
+pub const PROTOCOL_LLC: u16 = 0x0004;
+/// Ethertypes of tags. The kernel takes one off each frame, unless it is the last of these.
+pub const ETHERTYPES_OF_TAGS: [u16; 3] =
+    [ETHERTYPE_VLAN, ETHERTYPE_SERVICE_VLAN, ETHERTYPE_OLD_QINQ];
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +86,17 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
     }
     // So many steps that what is inside, IP or not, is no guest's ordinary traffic.
     Err(ParseError::Malformed(Malformed::VlanDepth, Family::V4))
+}
+
+/// Whether a frame that the kernel takes for `protocol` may hold IP that the kernel does not look
+/// into.
+#[inline(always)]
+#[must_use]
+pub const fn hides_ip(protocol: u16) -> bool {
+    matches!(
+        protocol,
+        ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN | ETHERTYPE_OLD_QINQ | PROTOCOL_LLC
+    )
 }
 
 /// No IP, unless a checksum is still to be written over what says so.

@@ -1,0 +1,222 @@
+//! Keeps the guard in place while the agent runs. It stays when the agent goes.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use nftables::schema::{NfListObject, NfObject, Nftables};
+use nftables::stmt::{Counter, Statement};
+use tokio::task::{JoinError, JoinHandle};
+use tracing::{info, warn};
+
+use super::serve::{PAUSE, until};
+use crate::chain::in_full;
+use crate::guard::{self, FAMILIES, Guard, TABLE};
+use crate::kernel::bpf::leftover::Removal;
+use crate::kernel::nft::{Nft, NftError};
+use crate::kernel::ruleset::Changes;
+
+/// Changes that follow each other are looked at together.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// Puts the guard in place and back.
+pub(super) struct Keeper {
+    nft: Nft,
+    guard: Option<Guard>,
+    changes: Option<Changes>,
+    /// Whether the programs mark what they judged.
+    begun: bool,
+    due: Option<Instant>,
+    task: Option<JoinHandle<Result<Look, NftError>>>,
+    /// The guard's tables as nft lists them, once they are in place.
+    known: Option<Listing>,
+}
+
+/// What a look at the guard came to.
+pub(super) struct Kept {
+    /// Times that somebody else's change was put right.
+    pub(super) repairs: u64,
+    /// What is wrong.
+    pub(super) complaint: Option<String>,
+}
+
+type Listing = Vec<NfObject<'static>>;
+
+struct Look {
+    listing: Listing,
+    repaired: bool,
+}
+
+impl Keeper {
+    /// Does nothing before [`Self::begin`].
+    pub(super) fn new(guard: Option<Guard>) -> Self {
+        if let Some(guard) = &guard {
+            for pattern in guard.unguarded() {
+                info!(%pattern, "not covered by the guard: it knows beginnings of names only");
+            }
+        }
+        Self {
+            nft: Nft::default(),
+            guard,
+            changes: None,
+            begun: false,
+            due: None,
+            task: None,
+            known: None,
+        }
+    }
+
+    /// The programs mark what they judged: puts the guard in place, or takes away one that the
+    /// settings do not want any more. Once is enough.
+    pub(super) fn begin(&mut self) {
+        if !std::mem::replace(&mut self.begun, true) {
+            self.due = Some(Instant::now());
+        }
+    }
+
+    /// Waits for, and does, what is next. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Kept {
+        loop {
+            if let Some(task) = &mut self.task {
+                let result = task.await;
+                self.task = None;
+                return self.looked(result);
+            }
+            let changed = tokio::select! {
+                () = until(self.due) => Ok(false),
+                changed = changes(self.changes.as_mut()) => changed.map(|()| true),
+            };
+            match changed {
+                Ok(true) => self.due = self.due.or(Instant::now().checked_add(GATHER)),
+                Ok(false) => {
+                    if let Err(error) = self.look() {
+                        return self.failed(&error, "changes of the ruleset are not seen");
+                    }
+                }
+                Err(error) => {
+                    self.changes = None;
+                    return self.failed(&error, "changes of the ruleset are not seen");
+                }
+            }
+        }
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        self.due = None;
+        let (nft, guard) = (self.nft.clone(), self.guard.clone());
+        // Before the look, so that no change falls between the two.
+        if guard.is_some() && self.changes.is_none() {
+            self.changes = Some(Changes::subscribe()?);
+        }
+        let known = self.known.clone();
+        self.task = Some(tokio::task::spawn_blocking(move || match guard {
+            Some(guard) => keep(&nft, &guard, known),
+            None => remove(&nft),
+        }));
+        Ok(())
+    }
+
+    fn looked(&mut self, result: Result<Result<Look, NftError>, JoinError>) -> Kept {
+        let Look { listing, repaired } = match result {
+            Ok(Ok(look)) => look,
+            Ok(Err(error)) => return self.failed(&error, "the guard is not in place"),
+            Err(error) => return self.failed(&error, "the guard is not in place"),
+        };
+        if repaired {
+            warn!("the guard was changed by somebody else, put back");
+        } else if self.known.is_none() && self.guard.is_some() {
+            info!("guard in place");
+        }
+        self.known = Some(listing);
+        Kept {
+            repairs: repaired.into(),
+            complaint: None,
+        }
+    }
+
+    fn failed(&mut self, error: &(dyn std::error::Error + 'static), what: &str) -> Kept {
+        let error = in_full(error);
+        warn!(error, "{what}");
+        self.due = Instant::now().checked_add(PAUSE);
+        Kept {
+            repairs: 0,
+            complaint: Some(format!("{what}: {error}")),
+        }
+    }
+}
+
+async fn changes(changes: Option<&mut Changes>) -> io::Result<()> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Puts the guard in place unless it is there as it was `known` to be.
+fn keep(nft: &Nft, guard: &Guard, known: Option<Listing>) -> Result<Look, NftError> {
+    if let Some(known) = &known
+        && list(nft)? == *known
+    {
+        return Ok(Look {
+            listing: known.clone(),
+            repaired: false,
+        });
+    }
+    nft.apply(&guard.commands())?;
+    Ok(Look {
+        listing: list(nft)?,
+        repaired: known.is_some(),
+    })
+}
+
+fn remove(nft: &Nft) -> Result<Look, NftError> {
+    if !guard::remove(nft, Removal::Real)?.is_empty() {
+        info!("guard removed: the settings want none");
+    }
+    Ok(Look {
+        listing: Vec::new(),
+        repaired: false,
+    })
+}
+
+/// The guard's tables, without what changes by itself or with every replacement.
+fn list(nft: &Nft) -> Result<Listing, NftError> {
+    let mut listing = Vec::new();
+    for family in FAMILIES {
+        let table = nft.table(family, TABLE)?;
+        let objects = table.map_or_else(Vec::new, |Nftables { objects }| objects.into_owned());
+        listing.extend(objects.into_iter().filter_map(lasting));
+    }
+    Ok(listing)
+}
+
+fn lasting(object: NfObject<'static>) -> Option<NfObject<'static>> {
+    let NfObject::ListObject(mut object) = object else {
+        return None;
+    };
+    match &mut object {
+        NfListObject::MetainfoObject(_) => return None,
+        NfListObject::Table(table) => table.handle = None,
+        NfListObject::Chain(chain) => chain.handle = None,
+        NfListObject::Rule(rule) => {
+            rule.handle = None;
+            for statement in rule.expr.to_mut() {
+                if let Statement::Counter(Counter::Anonymous(count)) = statement {
+                    *count = None;
+                }
+            }
+        }
+        // Nothing of these kinds is ours: whatever about them changes is somebody's doing.
+        NfListObject::Set(_)
+        | NfListObject::Map(_)
+        | NfListObject::Element(_)
+        | NfListObject::FlowTable(_)
+        | NfListObject::Counter(_)
+        | NfListObject::Quota(_)
+        | NfListObject::CTHelper(_)
+        | NfListObject::Limit(_)
+        | NfListObject::CTTimeout(_)
+        | NfListObject::CTExpectation(_)
+        | NfListObject::SynProxy(_) => {}
+    }
+    Some(NfObject::ListObject(object))
+}
