@@ -83,10 +83,18 @@ impl Guard {
         &self.unguarded
     }
 
-    /// Commands that put the guard in place, instead of one that may be there, in one transaction.
+    /// Commands that put the guard in place, or give one that is there these rules, in one
+    /// transaction.
     #[must_use]
     pub fn commands(&self) -> Nftables<'static> {
         ruleset::commands(self)
+    }
+
+    /// Commands that put the guard in place of whatever else has its tables' names, in one
+    /// transaction.
+    #[must_use]
+    pub fn replacement(&self) -> Nftables<'static> {
+        ruleset::replacement(self)
     }
 }
 

@@ -7,7 +7,7 @@ use nftables::expr::{
     BinaryOperation, Expression, Exthdr, Meta, MetaKey, NamedExpression, Payload, PayloadBase,
     PayloadField, PayloadRaw, SetItem,
 };
-use nftables::schema::{Chain, NfListObject, Nftables, Rule, Table};
+use nftables::schema::{Chain, FlushObject, NfCmd, NfListObject, Nftables, Rule, Table};
 use nftables::stmt::{AnonymousCounter, Counter, JumpTarget, Mangle, Match, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 
@@ -36,14 +36,43 @@ const GUEST: &str = "guest";
 const ENCAPSULATED: &str = "encapsulated";
 const AUTHENTICATED: &str = "authenticated";
 
+/// The chains stay while their rules change at once. Were they exchanged too, the kernel would have
+/// both guards hooked for a moment: the old one takes the bit off, and the new one stops the packet.
 pub(super) fn commands(guard: &Guard) -> Nftables<'static> {
     let mut batch = Batch::new();
+    fill(&mut batch, guard);
+    batch.to_nftables()
+}
+
+pub(super) fn replacement(guard: &Guard) -> Nftables<'static> {
+    let mut batch = Batch::new();
+    remove(&mut batch);
+    fill(&mut batch, guard);
+    batch.to_nftables()
+}
+
+pub(super) fn removal() -> Nftables<'static> {
+    let mut batch = Batch::new();
+    remove(&mut batch);
+    batch.to_nftables()
+}
+
+/// What is not there cannot be deleted.
+fn remove(batch: &mut Batch<'static>) {
     for family in FAMILIES {
-        replace(&mut batch, family);
-        for name in [AUTHENTICATED, ENCAPSULATED, GUEST] {
-            batch.add(chain(family, name));
+        batch.add(table(family));
+        batch.delete(table(family));
+    }
+}
+
+fn fill(batch: &mut Batch<'static>, guard: &Guard) {
+    for family in FAMILIES {
+        batch.add(table(family));
+        let inner = [AUTHENTICATED, ENCAPSULATED, GUEST].map(|name| chain(family, name));
+        for chain in inner.into_iter().chain([entry(family)]) {
+            batch.add(NfListObject::Chain(chain.clone()));
+            batch.add_cmd(NfCmd::Flush(FlushObject::Chain(chain)));
         }
-        batch.add(NfListObject::Chain(entry(family)));
         let mut add = |chain: &'static str, rules: Vec<Vec<Statement<'static>>>| {
             for rule in rules {
                 batch.add(NfListObject::Rule(Rule {
@@ -60,23 +89,6 @@ pub(super) fn commands(guard: &Guard) -> Nftables<'static> {
         add(GUEST, guest(guard));
         add(ENTRY, interfaces(guard));
     }
-    batch.to_nftables()
-}
-
-pub(super) fn removal() -> Nftables<'static> {
-    let mut batch = Batch::new();
-    for family in FAMILIES {
-        batch.add(table(family));
-        batch.delete(table(family));
-    }
-    batch.to_nftables()
-}
-
-/// An empty table, whatever was there. What is not there cannot be deleted.
-fn replace(batch: &mut Batch<'static>, family: NfFamily) {
-    batch.add(table(family));
-    batch.delete(table(family));
-    batch.add(table(family));
 }
 
 fn table(family: NfFamily) -> NfListObject<'static> {
@@ -87,13 +99,13 @@ fn table(family: NfFamily) -> NfListObject<'static> {
     })
 }
 
-fn chain(family: NfFamily, name: &'static str) -> NfListObject<'static> {
-    NfListObject::Chain(Chain {
+fn chain(family: NfFamily, name: &'static str) -> Chain<'static> {
+    Chain {
         family,
         table: TABLE.into(),
         name: name.into(),
         ..Chain::default()
-    })
+    }
 }
 
 fn entry(family: NfFamily) -> Chain<'static> {

@@ -161,7 +161,14 @@ fn keep(nft: &Nft, guard: &Guard, known: Option<Listing>) -> Result<Look, NftErr
             repaired: false,
         });
     }
-    nft.apply(&guard.commands())?;
+    if let Err(error) = nft.apply(&guard.commands()) {
+        let why = in_full(&error);
+        nft.apply(&guard.replacement())?;
+        warn!(
+            why,
+            "tables of the guard's name were somebody else's, replaced"
+        );
+    }
     Ok(Look {
         listing: list(nft)?,
         repaired: known.is_some(),
