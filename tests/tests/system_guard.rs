@@ -102,7 +102,11 @@ fn guard_without_an_agent_stops_guarded_packets_in_every_frame_and_nothing_else(
     for (name, frame) in others() {
         guest.send(&frame).unwrap();
         let passed = far.receive(LIMIT, |seen| seen == frame);
-        assert!(passed.is_ok(), "{name}");
+        assert!(
+            passed.is_ok(),
+            "{name}: {:02x?}",
+            far.receive(LIMIT, |_| true)
+        );
     }
 }
 
@@ -236,8 +240,8 @@ fn guard_that_cannot_be_put_in_place_is_complained_of_and_tried_again() {
     let guest = world.guest(101, "tap101i0").unwrap();
     world.wait_closed(&guest).unwrap();
     poll("a complaint", LIMIT, || {
-        let (_, said) = agent.get("/readyz")?;
-        Ok(said.contains("run nft to").then_some(()))
+        let status = agent.command(&["status", "-j"])?;
+        Ok(status.out.contains("run nft to").then_some(()))
     })
     .unwrap();
 }

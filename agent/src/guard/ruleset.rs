@@ -154,10 +154,10 @@ fn guest(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
             RETURN,
         ],
         // Later fragments have no port; one at offset 1 could rewrite the flags.
-        vec![equal(protocol(), text("ip")), beyond(offset, 1), RETURN],
+        vec![equal(protocol(), text("ip")), at_least(offset, 2), RETURN],
         vec![
             equal(protocol(), text("ip6")),
-            beyond(fragment_offset(), 1),
+            at_least(fragment_offset(), 2),
             RETURN,
         ],
         vec![
@@ -305,8 +305,9 @@ fn unequal(left: Expression<'static>, right: Expression<'static>) -> Statement<'
     compare(Operator::NEQ, left, right)
 }
 
-fn beyond(left: Expression<'static>, right: u32) -> Statement<'static> {
-    compare(Operator::GT, left, Expression::Number(right))
+/// `GEQ`, since the crate writes `GT` as `<`.
+fn at_least(left: Expression<'static>, right: u32) -> Statement<'static> {
+    compare(Operator::GEQ, left, Expression::Number(right))
 }
 
 fn compare(

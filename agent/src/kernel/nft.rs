@@ -89,6 +89,17 @@ impl Nft {
         self.feed("apply a ruleset", &[], commands).map(drop)
     }
 
+    /// As [`Self::apply`], and tells the commands again, with the handles that the kernel has given
+    /// to what they add.
+    ///
+    /// # Errors
+    /// [`NftError`]; nothing has changed then, unless it is [`NftError::Json`].
+    pub fn apply_and_tell(&self, commands: &Nftables<'_>) -> Result<Nftables<'static>, NftError> {
+        let action = "apply a ruleset";
+        let output = self.feed(action, &["-e"], commands)?;
+        parse(action, &output.stdout)
+    }
+
     /// Asks whether [`Self::apply`] would succeed, as far as the kernel tells without doing it.
     ///
     /// # Errors

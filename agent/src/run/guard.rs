@@ -1,10 +1,10 @@
 //! Keeps the guard in place while the agent runs. It stays when the agent goes.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use nftables::schema::{NfListObject, NfObject, Nftables};
-use nftables::stmt::{Counter, Statement};
+use nftables::schema::{Chain, NfCmd, NfListObject, NfObject, Rule};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
@@ -27,8 +27,8 @@ pub(super) struct Keeper {
     begun: bool,
     due: Option<Instant>,
     task: Option<JoinHandle<Result<Look, NftError>>>,
-    /// The guard's tables as nft lists them, once they are in place.
-    known: Option<Listing>,
+    /// What is in place.
+    known: Option<Placed>,
 }
 
 /// What a look at the guard came to.
@@ -39,10 +39,16 @@ pub(super) struct Kept {
     pub(super) complaint: Option<String>,
 }
 
-type Listing = Vec<NfObject<'static>>;
+/// A guard that is in place, as the kernel knows its parts. It numbers a rule anew whenever
+/// somebody replaces it.
+#[derive(Clone, PartialEq, Eq)]
+struct Placed {
+    chains: BTreeSet<String>,
+    rules: BTreeSet<String>,
+}
 
 struct Look {
-    listing: Listing,
+    placed: Placed,
     repaired: bool,
 }
 
@@ -116,7 +122,7 @@ impl Keeper {
     }
 
     fn looked(&mut self, result: Result<Result<Look, NftError>, JoinError>) -> Kept {
-        let Look { listing, repaired } = match result {
+        let Look { placed, repaired } = match result {
             Ok(Ok(look)) => look,
             Ok(Err(error)) => return self.failed(&error, "the guard is not in place"),
             Err(error) => return self.failed(&error, "the guard is not in place"),
@@ -126,7 +132,7 @@ impl Keeper {
         } else if self.known.is_none() && self.guard.is_some() {
             info!("guard in place");
         }
-        self.known = Some(listing);
+        self.known = Some(placed);
         Kept {
             repairs: repaired.into(),
             complaint: None,
@@ -152,25 +158,29 @@ async fn changes(changes: Option<&mut Changes>) -> io::Result<()> {
 }
 
 /// Puts the guard in place unless it is there as it was `known` to be.
-fn keep(nft: &Nft, guard: &Guard, known: Option<Listing>) -> Result<Look, NftError> {
+fn keep(nft: &Nft, guard: &Guard, known: Option<Placed>) -> Result<Look, NftError> {
     if let Some(known) = &known
-        && list(nft)? == *known
+        && known.is_within(&look(nft)?)
     {
         return Ok(Look {
-            listing: known.clone(),
+            placed: known.clone(),
             repaired: false,
         });
     }
-    if let Err(error) = nft.apply(&guard.commands()) {
+    let told = nft.apply_and_tell(&guard.commands()).or_else(|error| {
+        let told = nft.apply_and_tell(&guard.replacement())?;
         let why = in_full(&error);
-        nft.apply(&guard.replacement())?;
         warn!(
             why,
             "tables of the guard's name were somebody else's, replaced"
         );
-    }
+        Ok(told)
+    })?;
     Ok(Look {
-        listing: list(nft)?,
+        placed: Placed::of(told.objects.iter().filter_map(|object| match object {
+            NfObject::CmdObject(NfCmd::Add(added)) => Some(added),
+            NfObject::CmdObject(_) | NfObject::ListObject(_) => None,
+        })),
         repaired: known.is_some(),
     })
 }
@@ -180,50 +190,64 @@ fn remove(nft: &Nft) -> Result<Look, NftError> {
         info!("guard removed: the settings want none");
     }
     Ok(Look {
-        listing: Vec::new(),
+        placed: Placed::of(std::iter::empty()),
         repaired: false,
     })
 }
 
-/// The guard's tables, without what changes by itself or with every replacement.
-fn list(nft: &Nft) -> Result<Listing, NftError> {
-    let mut listing = Vec::new();
+/// What the guard's tables hold.
+fn look(nft: &Nft) -> Result<Placed, NftError> {
+    let mut objects = Vec::new();
     for family in FAMILIES {
-        let table = nft.table(family, TABLE)?;
-        let objects = table.map_or_else(Vec::new, |Nftables { objects }| objects.into_owned());
-        listing.extend(objects.into_iter().filter_map(lasting));
+        if let Some(table) = nft.table(family, TABLE)? {
+            objects.extend(table.objects.into_owned());
+        }
     }
-    Ok(listing)
+    Ok(Placed::of(objects.iter().filter_map(
+        |object| match object {
+            NfObject::ListObject(listed) => Some(listed),
+            NfObject::CmdObject(_) => None,
+        },
+    )))
 }
 
-fn lasting(object: NfObject<'static>) -> Option<NfObject<'static>> {
-    let NfObject::ListObject(mut object) = object else {
-        return None;
-    };
-    match &mut object {
-        NfListObject::MetainfoObject(_) => return None,
-        NfListObject::Table(table) => table.handle = None,
-        NfListObject::Chain(chain) => chain.handle = None,
-        NfListObject::Rule(rule) => {
-            rule.handle = None;
-            for statement in rule.expr.to_mut() {
-                if let Statement::Counter(Counter::Anonymous(count)) = statement {
-                    *count = None;
-                }
+impl Placed {
+    fn of<'a>(objects: impl Iterator<Item = &'a NfListObject<'static>>) -> Self {
+        let mut placed = Self {
+            chains: BTreeSet::new(),
+            rules: BTreeSet::new(),
+        };
+        for object in objects {
+            if let NfListObject::Chain(chain) = object {
+                let Chain {
+                    family,
+                    name,
+                    _type,
+                    hook,
+                    prio,
+                    policy,
+                    ..
+                } = chain;
+                placed.chains.insert(format!(
+                    "{family:?} {name} {_type:?} {hook:?} {prio:?} {policy:?}"
+                ));
+            } else if let NfListObject::Rule(rule) = object {
+                let Rule {
+                    family,
+                    chain,
+                    handle,
+                    ..
+                } = rule;
+                placed
+                    .rules
+                    .insert(format!("{family:?} {chain} {handle:?}"));
             }
         }
-        // Nothing of these kinds is ours: whatever about them changes is somebody's doing.
-        NfListObject::Set(_)
-        | NfListObject::Map(_)
-        | NfListObject::Element(_)
-        | NfListObject::FlowTable(_)
-        | NfListObject::Counter(_)
-        | NfListObject::Quota(_)
-        | NfListObject::CTHelper(_)
-        | NfListObject::Limit(_)
-        | NfListObject::CTTimeout(_)
-        | NfListObject::CTExpectation(_)
-        | NfListObject::SynProxy(_) => {}
+        placed
     }
-    Some(NfObject::ListObject(object))
+
+    /// Whether all of it is there, and no rule besides. Chains of others change nothing of ours.
+    fn is_within(&self, there: &Self) -> bool {
+        self.chains.is_subset(&there.chains) && self.rules == there.rules
+    }
 }

@@ -40,6 +40,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         },
         "cgroup_roots": 2,
         "repairs": 0,
+        "guard_repairs": 0,
         "tables": {"CUSTOMERS": 3},
         "connections": {"allow": 2, "observe": 0, "reject": 1, "drop": 0},
         "problems": [],
