@@ -45,6 +45,14 @@ pub fn boot() -> Result<i64, ClockError> {
     read(ClockId::CLOCK_BOOTTIME)
 }
 
+/// Nanoseconds since boot without suspended time: `CLOCK_MONOTONIC`.
+///
+/// # Errors
+/// [`ClockError::Read`] when the kernel does not say.
+pub fn monotonic() -> Result<i64, ClockError> {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
 /// Nanoseconds since 1970: `CLOCK_REALTIME`.
 ///
 /// # Errors

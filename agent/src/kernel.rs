@@ -7,6 +7,7 @@ pub mod links;
 pub mod namespaces;
 mod netlink;
 pub mod nft;
+pub mod nftables;
 pub(crate) mod peer;
 pub(crate) mod readiness;
 pub mod ruleset;

@@ -89,6 +89,53 @@ impl Nft {
         self.feed("apply a ruleset", &[], commands).map(drop)
     }
 
+    /// As [`Self::apply`], for what the crate has no types for.
+    ///
+    /// # Errors
+    /// [`NftError`]; nothing has changed then.
+    pub fn apply_json(&self, commands: &serde_json::Value) -> Result<(), NftError> {
+        self.feed("apply a ruleset", &[], commands).map(drop)
+    }
+
+    /// As [`Self::check`], for what the crate has no types for.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn check_json(&self, commands: &serde_json::Value) -> Result<(), NftError> {
+        self.feed("check a ruleset", &["-c"], commands).map(drop)
+    }
+
+    /// As [`Self::list`], for what the crate has no types for, without the elements of sets.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn list_json(
+        &self,
+        action: &'static str,
+        what: &[&str],
+    ) -> Result<serde_json::Value, NftError> {
+        let words = [&["-j", "-t", "list"], what].concat();
+        let output = self.run(action, &words, None)?;
+        if !output.status.success() {
+            return Err(self.refused(action, output));
+        }
+        serde_json::from_slice(&output.stdout).map_err(|source| NftError::Json { action, source })
+    }
+
+    /// What `nft list` with these words gives for people to read: its JSON does not name the
+    /// devices of chains before nftables 1.0.8.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn list_text(&self, action: &'static str, what: &[&str]) -> Result<String, NftError> {
+        let words = [&["list"], what].concat();
+        let output = self.run(action, &words, None)?;
+        if !output.status.success() {
+            return Err(self.refused(action, output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     /// As [`Self::apply`], and tells the commands again, with the handles that the kernel has given
     /// to what they add.
     ///
@@ -165,7 +212,7 @@ impl Nft {
         &self,
         action: &'static str,
         options: &[&str],
-        commands: &Nftables<'_>,
+        commands: &impl serde::Serialize,
     ) -> Result<Output, NftError> {
         let input =
             serde_json::to_vec(commands).map_err(|source| NftError::Json { action, source })?;

@@ -159,6 +159,33 @@ impl HostCounters {
         self.untracked
     }
 
+    /// Says what another backend has counted.
+    pub fn put_connections(
+        &mut self,
+        verdict: Verdict,
+        reason: Reason,
+        family: Family,
+        attempts: u64,
+    ) {
+        self.connections[verdict as usize][reason as usize][family as usize] = attempts;
+    }
+
+    /// Says what another backend has counted.
+    pub fn put_packets(&mut self, verdict: Verdict, family: Family, packets: u64, bytes: u64) {
+        self.packets[verdict as usize][family as usize] = packets;
+        self.bytes[verdict as usize][family as usize] = bytes;
+    }
+
+    /// Says what another backend has counted.
+    pub fn put_malformed(&mut self, kind: Malformed, packets: u64) {
+        self.malformed[kind as usize] = packets;
+    }
+
+    /// Says what another backend has counted.
+    pub fn put_tunnels(&mut self, tunnel: Tunnel, packets: u64) {
+        self.tunnels[tunnel as usize] = packets;
+    }
+
     /// Adds the figures of another CPU.
     pub fn add(&mut self, other: &Self) {
         let Self {
@@ -222,6 +249,13 @@ impl CustomerCounters {
     /// Attempts that no allowlist covered.
     pub fn uncovered(&self) -> u64 {
         self.uncovered
+    }
+
+    /// Adds what another backend has counted: attempts that ended in `verdict`, of which no
+    /// allowlist covered `uncovered`.
+    pub fn add_attempts(&mut self, verdict: Verdict, attempts: u64, uncovered: u64) {
+        self.connections[verdict as usize] += attempts;
+        self.uncovered += uncovered;
     }
 
     /// Adds the figures of another CPU.

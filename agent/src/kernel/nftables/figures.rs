@@ -1,0 +1,179 @@
+//! What our table counts.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use gate25_common::abi::CustomerId;
+use gate25_common::address::Family;
+use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::decide::{Reason, Verdict};
+use gate25_common::packet::{Malformed, Tunnel};
+use serde_json::Value;
+
+use super::names::{self, TABLE};
+use crate::figures::{Figures, FiguresError};
+use crate::kernel::nft::{Nft, NftError};
+
+/// How long one reading serves: a page asks for every customer, nft tells of all at once.
+const FRESH: Duration = Duration::from_millis(500);
+/// Of the Ethernet header, which is no part of what nftables counts on ingress.
+const ETHERNET_HEADER: u64 = 14;
+
+/// The counters, for whoever reports them while the backend works.
+#[derive(Clone)]
+pub struct Counters(Arc<Mutex<Reading>>);
+
+struct Reading {
+    nft: Nft,
+    read: Option<Instant>,
+    totals: BTreeMap<String, Total>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Count {
+    packets: u64,
+    bytes: u64,
+}
+
+/// A counter over all tables that had it: whoever flushes the ruleset takes the figures along.
+#[derive(Clone, Copy, Default)]
+struct Total {
+    before: Count,
+    now: Count,
+}
+
+impl Counters {
+    pub(super) fn new(nft: Nft) -> Self {
+        Self(Arc::new(Mutex::new(Reading {
+            nft,
+            read: None,
+            totals: BTreeMap::new(),
+        })))
+    }
+
+    /// The table is gone: counting begins anew.
+    pub(super) fn lost(&self) {
+        for total in self.reading().totals.values_mut() {
+            total.close();
+        }
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Reading> {
+        // Nothing is left half-done when a reader panics.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn current(&self) -> Result<MutexGuard<'_, Reading>, FiguresError> {
+        let mut reading = self.reading();
+        let fresh = reading.read.is_some_and(|at| at.elapsed() < FRESH);
+        if !fresh {
+            reading.read().map_err(FiguresError::new)?;
+        }
+        Ok(reading)
+    }
+}
+
+impl Total {
+    fn close(&mut self) {
+        self.before.packets += self.now.packets;
+        self.before.bytes += self.now.bytes;
+        self.now = Count::default();
+    }
+
+    fn sum(&self) -> Count {
+        Count {
+            packets: self.before.packets + self.now.packets,
+            bytes: self.before.bytes + self.now.bytes,
+        }
+    }
+}
+
+impl Reading {
+    fn read(&mut self) -> Result<(), NftError> {
+        let listed = self
+            .nft
+            .list_json("list counters", &["counters", "table", "netdev", TABLE])?;
+        for (name, count) in counters(&listed) {
+            let total = self.totals.entry(name.to_owned()).or_default();
+            if count.packets < total.now.packets {
+                total.close();
+            }
+            total.now = count;
+        }
+        self.read = Some(Instant::now());
+        Ok(())
+    }
+
+    fn packets(&self, name: &str) -> u64 {
+        self.sum(name).packets
+    }
+
+    fn sum(&self, name: &str) -> Count {
+        self.totals.get(name).map(Total::sum).unwrap_or_default()
+    }
+}
+
+fn counters(listed: &Value) -> impl Iterator<Item = (&str, Count)> {
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    objects.filter_map(|object| {
+        let counter = object.get("counter")?;
+        let count = Count {
+            packets: counter["packets"].as_u64()?,
+            bytes: counter["bytes"].as_u64()?,
+        };
+        Some((counter["name"].as_str()?, count))
+    })
+}
+
+impl Figures for Counters {
+    fn host(&self) -> Result<HostCounters, FiguresError> {
+        let reading = self.current()?;
+        let mut host = HostCounters::ZERO;
+        for family in Family::ALL {
+            for verdict in Verdict::ALL {
+                for reason in Reason::ALL {
+                    let attempts = reading.packets(&names::connections(verdict, reason, family));
+                    host.put_connections(verdict, reason, family, attempts);
+                }
+                let Count { packets, bytes } = reading.sum(&names::packets(verdict, family));
+                let bytes = bytes + packets * ETHERNET_HEADER;
+                host.put_packets(verdict, family, packets, bytes);
+            }
+        }
+        for kind in Malformed::ALL {
+            host.put_malformed(kind, reading.packets(&names::malformed(kind)));
+        }
+        for tunnel in Tunnel::ALL {
+            host.put_tunnels(tunnel, reading.packets(&names::tunnel(tunnel)));
+        }
+        Ok(host)
+    }
+
+    fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
+        let reading = self.current()?;
+        let known = names::of_customer(id, names::ALLOWLIST);
+        if !reading.totals.contains_key(&known) {
+            return Ok(None);
+        }
+        let of = |what: &str| reading.packets(&names::of_customer(id, what));
+        let mut customer = CustomerCounters::ZERO;
+        customer.add_attempts(Verdict::Allow, of(names::ALLOWLIST), 0);
+        let exempt = of(names::EXEMPTION);
+        customer.add_attempts(Verdict::Allow, exempt, exempt);
+        for verdict in [Verdict::Observe, Verdict::Reject, Verdict::Drop] {
+            let attempts = of(verdict.as_str());
+            customer.add_attempts(verdict, attempts, attempts);
+        }
+        Ok(Some(customer))
+    }
+
+    /// Nobody's: destinations are not counted here.
+    fn sketch(&self, _id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn clear_sketch(&self, _id: CustomerId) -> Result<(), FiguresError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,634 @@
+//! Our table as commands for nft. Pure: the same states give the same commands.
+
+use std::collections::BTreeSet;
+
+use gate25_common::abi::{
+    Blocked, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine, SetId,
+};
+use gate25_common::address::Family;
+use gate25_common::decide::{HostMode, Reason, Verdict};
+use gate25_common::packet::{Malformed, Tunnel};
+use serde_json::{Value, json};
+
+use super::expression::{
+    Rule, accept, attempt, count, discard, equal, field, goto, jump, lookup, mark, meta, reset,
+    unequal,
+};
+use super::names::{self, Asked, TABLE};
+use super::parse;
+use super::prefixes::{Range, addresses};
+use crate::compile::Prefix;
+use crate::dataplane::{MapImage, Step};
+use crate::guard::Mark;
+
+/// The order among other people's ingress chains: before them, as the guard is elsewhere.
+const PRIORITY: i32 = -450;
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// What the rules depend on besides the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Guarded TCP ports.
+    pub ports: Vec<u16>,
+    /// Whether refusals are carried out at all.
+    pub host: HostMode,
+    /// The bit by which the guard knows what was judged; `None` without a guard.
+    pub guard: Option<Mark>,
+}
+
+/// What is in our table, whoever put it there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Existing {
+    /// Chains by name; those of interfaces are hooked.
+    pub chains: BTreeSet<String>,
+    /// Sets by name.
+    pub sets: BTreeSet<String>,
+    /// Maps by name.
+    pub maps: BTreeSet<String>,
+}
+
+/// Commands in one transaction.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Commands(Vec<Value>);
+
+impl Commands {
+    /// As nft takes them.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({"nftables": self.0})
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Does `other` afterwards, in the same transaction.
+    pub fn append(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    fn command(&mut self, verb: &str, kind: &str, mut object: Value) {
+        object["family"] = json!("netdev");
+        if kind == "table" {
+            object["name"] = json!(TABLE);
+        } else {
+            object["table"] = json!(TABLE);
+        }
+        self.0.push(json!({verb: {kind: object}}));
+    }
+
+    fn named(&mut self, verb: &str, kind: &str, name: &str) {
+        self.command(verb, kind, json!({"name": name}));
+    }
+
+    fn rules(&mut self, chain: &str, rules: Vec<Rule>) {
+        for rule in rules {
+            self.command("add", "rule", json!({"chain": chain, "expr": rule}));
+        }
+    }
+}
+
+/// What a packet's policy decides on the way out.
+const OUTCOMES: [(Verdict, Reason); 14] = [
+    (Verdict::Allow, Reason::Allowlist),
+    (Verdict::Allow, Reason::Exemption),
+    (Verdict::Observe, Reason::Profile),
+    (Verdict::Observe, Reason::Unassigned),
+    (Verdict::Observe, Reason::Quarantine),
+    (Verdict::Observe, Reason::Malformed),
+    (Verdict::Reject, Reason::Profile),
+    (Verdict::Reject, Reason::Unassigned),
+    (Verdict::Reject, Reason::Quarantine),
+    (Verdict::Reject, Reason::Malformed),
+    (Verdict::Drop, Reason::Profile),
+    (Verdict::Drop, Reason::Unassigned),
+    (Verdict::Drop, Reason::Quarantine),
+    (Verdict::Drop, Reason::Malformed),
+];
+const VERDICTS: [Verdict; 4] = [
+    Verdict::Allow,
+    Verdict::Observe,
+    Verdict::Reject,
+    Verdict::Drop,
+];
+
+/// The part of `image` that concerns what is here: customers who own something, and their sets. A
+/// policy serves many hosts.
+#[must_use]
+pub fn concerning(image: &MapImage) -> MapImage {
+    let owners: BTreeSet<CustomerId> = image
+        .interfaces
+        .values()
+        .map(InterfaceOwner::customer)
+        .chain([CustomerId::UNASSIGNED])
+        .collect();
+    let mut part = MapImage {
+        interfaces: image.interfaces.clone(),
+        ..MapImage::default()
+    };
+    for (id, policy) in image.customers.iter().filter(|(id, _)| owners.contains(id)) {
+        part.customers.insert(*id, *policy);
+        for set in policy.sets() {
+            if let Some(prefixes) = image.sets.get(&set) {
+                part.sets.insert(set, prefixes.clone());
+            }
+        }
+    }
+    part
+}
+
+/// Puts a whole table in the place of what is there, counters excepted. `now` is on the boot
+/// clock; `hooked` are the interfaces whose chains stay.
+#[must_use]
+pub fn replacement(options: &Options, existing: &Existing, image: &MapImage, now: u64) -> Commands {
+    let mut commands = Commands::default();
+    commands.command("add", "table", json!({}));
+    clear(&mut commands, existing);
+    commands.command("add", "chain", json!({"name": names::marker()}));
+    skeleton(&mut commands, options);
+    for chain in existing.chains.iter().filter(|name| is_hooked(name)) {
+        commands.rules(chain, vec![vec![jump(names::GUEST)]]);
+    }
+    for (id, prefixes) in &image.sets {
+        add_set(&mut commands, *id, prefixes);
+    }
+    for (id, policy) in &image.customers {
+        put_customer(&mut commands, options, (*id, policy), image, now);
+    }
+    for (index, owner) in &image.interfaces {
+        put_interface(&mut commands, *index, *owner);
+    }
+    commands
+}
+
+/// Leads the table from one state to the next, as `steps` say.
+#[must_use]
+pub fn changes(
+    options: &Options,
+    steps: &[Step],
+    (current, wanted): (&MapImage, &MapImage),
+    now: u64,
+) -> Commands {
+    let mut commands = Commands::default();
+    for step in steps {
+        match step {
+            Step::AddSet(id, prefixes) => add_set(&mut commands, *id, prefixes),
+            Step::RemoveSet(id, prefixes) => remove_set(&mut commands, *id, prefixes),
+            Step::PutCustomer(id, policy) => {
+                put_customer(&mut commands, options, (*id, policy), wanted, now);
+                if let Some(before) = current.customers.get(id) {
+                    let slots = exemptions(policy).count()..exemptions(before).count();
+                    remove_gates(&mut commands, *id, slots);
+                }
+            }
+            Step::RemoveCustomer(id) => {
+                remove_customer(&mut commands, *id);
+                if let Some(before) = current.customers.get(id) {
+                    remove_gates(&mut commands, *id, 0..exemptions(before).count());
+                }
+            }
+            Step::PutInterface(index, owner) => {
+                if let Some(before) = current.interfaces.get(index) {
+                    owned(&mut commands, "delete", *index, before.customer());
+                }
+                put_interface(&mut commands, *index, *owner);
+            }
+            Step::RemoveInterface(index) => {
+                if let Some(before) = current.interfaces.get(index) {
+                    owned(&mut commands, "delete", *index, before.customer());
+                }
+            }
+            // Sockets are not seen here.
+            Step::PutCgroup(..) | Step::RemoveCgroup(_) => {}
+        }
+    }
+    commands
+}
+
+/// Puts these customers' exemptions in force anew: their time has come, or was counted wrong.
+#[must_use]
+pub fn renewals(
+    options: &Options,
+    image: &MapImage,
+    of: &BTreeSet<CustomerId>,
+    now: u64,
+) -> Commands {
+    let mut commands = Commands::default();
+    for id in of {
+        if let Some(policy) = image.customers.get(id) {
+            put_customer(&mut commands, options, (*id, policy), image, now);
+        }
+    }
+    commands
+}
+
+/// Hooks the interface, or hooks it again.
+#[must_use]
+pub fn hook(index: u32, name: &str) -> Commands {
+    let chain = names::interface_chain(index);
+    let mut commands = unhook(index);
+    commands.command(
+        "add",
+        "chain",
+        json!({
+            "name": chain, "type": "filter", "hook": "ingress", "dev": name, "prio": PRIORITY,
+            "policy": "accept",
+        }),
+    );
+    commands.rules(&chain, vec![vec![jump(names::GUEST)]]);
+    commands
+}
+
+/// Takes the interface's chain away, if the kernel has not done so.
+#[must_use]
+pub fn unhook(index: u32) -> Commands {
+    let chain = names::interface_chain(index);
+    let mut commands = Commands::default();
+    // What is not there cannot be deleted.
+    for verb in ["add", "flush", "delete"] {
+        commands.named(verb, "chain", &chain);
+    }
+    commands
+}
+
+/// Takes the table away.
+#[must_use]
+pub fn removal() -> Commands {
+    let mut commands = Commands::default();
+    commands.command("add", "table", json!({}));
+    commands.command("delete", "table", json!({}));
+    commands
+}
+
+/// First moment after `now` at which an exemption of the customer begins.
+#[must_use]
+pub(super) fn next_start(policy: &CustomerPolicy, now: u64) -> Option<u64> {
+    exemptions(policy)
+        .map(Exemption::starts)
+        .filter(|starts| *starts > now)
+        .min()
+}
+
+fn is_hooked(chain: &str) -> bool {
+    names::interface_of(chain).is_some()
+}
+
+fn exemptions(policy: &CustomerPolicy) -> impl Iterator<Item = &Exemption> {
+    (0..).map_while(|slot| policy.exemption(slot))
+}
+
+/// Everything but hooked chains and counters.
+fn clear(commands: &mut Commands, existing: &Existing) {
+    commands.command("flush", "table", json!({}));
+    for map in &existing.maps {
+        commands.named("delete", "map", map);
+    }
+    for set in &existing.sets {
+        commands.named("delete", "set", set);
+    }
+    for chain in existing.chains.iter().filter(|name| !is_hooked(name)) {
+        commands.named("delete", "chain", chain);
+    }
+}
+
+/// What does not depend on the policy.
+fn skeleton(commands: &mut Commands, options: &Options) {
+    for (verdict, reason) in OUTCOMES {
+        for family in Family::ALL {
+            let counter = names::connections(verdict, reason, family);
+            commands.named("add", "counter", &counter);
+        }
+    }
+    for verdict in VERDICTS {
+        for family in Family::ALL {
+            commands.named("add", "counter", &names::packets(verdict, family));
+        }
+    }
+    for kind in Malformed::ALL {
+        commands.named("add", "counter", &names::malformed(kind));
+    }
+    for tunnel in Tunnel::ALL {
+        commands.named("add", "counter", &names::tunnel(tunnel));
+    }
+    for asked in Asked::ALL {
+        let map = json!({"name": asked.map(), "type": "iface_index", "map": "verdict"});
+        commands.command("add", "map", map);
+        commands.named("add", "chain", &asked.of(CustomerId::UNASSIGNED));
+    }
+    let mut chains = parse::chains(&options.ports);
+    chains.extend(judging());
+    chains.extend(outcomes(options));
+    for (name, _) in &chains {
+        commands.named("add", "chain", name);
+    }
+    for (name, rules) in chains {
+        commands.rules(&name, rules);
+    }
+}
+
+/// The chains that ask whose a packet is. An interface without an owner is nobody's.
+fn judging() -> Vec<(String, Vec<Rule>)> {
+    let mut chains: Vec<(String, Vec<Rule>)> = Asked::ALL
+        .into_iter()
+        .map(|asked| {
+            let mut rules = vec![
+                vec![lookup(meta("iif"), asked.map())],
+                vec![goto(&asked.of(CustomerId::UNASSIGNED))],
+            ];
+            if asked == Asked::Routed {
+                rules.insert(0, vec![count(&names::malformed(Malformed::SourceRoute))]);
+            }
+            (asked.chain().to_owned(), rules)
+        })
+        .collect();
+    chains.extend(Malformed::ALL.map(|kind| {
+        let rules = vec![
+            vec![count(&names::malformed(kind))],
+            vec![goto(names::SUSPECT)],
+        ];
+        (names::malformed_chain(kind), rules)
+    }));
+    chains
+}
+
+/// The chains in which packets end.
+fn outcomes(options: &Options) -> Vec<(String, Vec<Rule>)> {
+    let marked = || options.guard.map(|bit| vec![mark(bit.get())]);
+    let mut chains: Vec<(String, Vec<Rule>)> = OUTCOMES
+        .into_iter()
+        .map(|(verdict, reason)| {
+            let counted = |family| {
+                let counter = count(&names::connections(verdict, reason, family));
+                vec![attempt(), is_of(family), counter]
+            };
+            let mut rules: Vec<Rule> = Family::ALL.map(counted).into();
+            rules.push(vec![goto(&names::verdict_chain(verdict))]);
+            (names::outcome_chain(verdict, reason), rules)
+        })
+        .collect();
+    chains.extend(VERDICTS.map(|verdict| {
+        let counted = |family| vec![is_of(family), count(&names::packets(verdict, family))];
+        let mut rules: Vec<Rule> = Family::ALL.map(counted).into();
+        match verdict {
+            Verdict::Allow | Verdict::Observe => {
+                rules.extend(marked());
+                rules.push(vec![accept()]);
+            }
+            Verdict::Reject => {
+                rules.push(vec![equal(meta("l4proto"), "tcp"), reset()]);
+                rules.push(vec![discard()]);
+            }
+            Verdict::Drop | Verdict::Redirect | Verdict::Notice | Verdict::Throttle => {
+                rules.push(vec![discard()]);
+            }
+        }
+        (names::verdict_chain(verdict), rules)
+    }));
+    let passes = marked().into_iter().chain([vec![accept()]]).collect();
+    chains.push((names::PASS.to_owned(), passes));
+    chains
+}
+
+/// What the kernel does not take for IP counts as IPv4, as with the other backend.
+fn is_of(family: Family) -> Value {
+    match family {
+        Family::V4 => unequal(meta("protocol"), "ip6"),
+        Family::V6 => equal(meta("protocol"), "ip6"),
+    }
+}
+
+fn add_set(commands: &mut Commands, id: SetId, prefixes: &[Prefix]) {
+    let addresses = addresses(prefixes);
+    let v4 = addresses.v4.iter().map(range).collect();
+    let v6 = addresses.v6.iter().map(range).collect();
+    for (family, kind, elements) in [(Family::V4, "ipv4_addr", v4), (Family::V6, "ipv6_addr", v6)] {
+        let elements: Vec<Value> = elements;
+        let name = names::set(family, id);
+        let set = json!({"name": name, "type": kind, "flags": ["interval"]});
+        commands.command("add", "set", set);
+        if !elements.is_empty() {
+            commands.command("add", "element", json!({"name": name, "elem": elements}));
+        }
+    }
+}
+
+fn range<T: ToString + PartialEq>(range: &Range<T>) -> Value {
+    if range.first == range.last {
+        json!(range.first.to_string())
+    } else {
+        json!({"range": [range.first.to_string(), range.last.to_string()]})
+    }
+}
+
+fn remove_set(commands: &mut Commands, id: SetId, _prefixes: &[Prefix]) {
+    for family in Family::ALL {
+        commands.named("delete", "set", &names::set(family, id));
+    }
+}
+
+fn put_interface(commands: &mut Commands, index: u32, owner: InterfaceOwner) {
+    owned(commands, "add", index, owner.customer());
+}
+
+fn owned(commands: &mut Commands, verb: &str, index: u32, customer: CustomerId) {
+    for asked in Asked::ALL {
+        let element = json!([index, goto(&asked.of(customer))]);
+        commands.command(
+            verb,
+            "element",
+            json!({"name": asked.map(), "elem": [element]}),
+        );
+    }
+}
+
+/// Fills the customer's chains, which may be there already.
+fn put_customer(
+    commands: &mut Commands,
+    options: &Options,
+    (id, policy): (CustomerId, &CustomerPolicy),
+    image: &MapImage,
+    now: u64,
+) {
+    for what in names::OF_CUSTOMER {
+        commands.named("add", "counter", &names::of_customer(id, what));
+    }
+    let chains = customer_chains(options, id, policy, image);
+    for (name, _) in &chains {
+        commands.named("add", "chain", name);
+        commands.named("flush", "chain", name);
+    }
+    for (slot, exemption) in exemptions(policy).enumerate() {
+        put_gate(commands, &names::gate(id, slot), exemption, now);
+    }
+    for (name, rules) in chains {
+        commands.rules(&name, rules);
+    }
+}
+
+/// A set that holds something while the exemption does: rules that ask for it match no longer.
+fn put_gate(commands: &mut Commands, name: &str, exemption: &Exemption, now: u64) {
+    let set = json!({"name": name, "type": "ether_type", "flags": ["timeout"]});
+    commands.command("add", "set", set);
+    commands.named("flush", "set", name);
+    if !exemption.active(now) {
+        return;
+    }
+    // nft's JSON knows whole seconds: rather too early than too late.
+    let seconds = (exemption.expires() - now) / NANOSECONDS;
+    if seconds == 0 {
+        return;
+    }
+    let elements: Vec<Value> = ["ip", "ip6"]
+        .map(|protocol| json!({"elem": {"val": protocol, "timeout": seconds}}))
+        .into();
+    commands.command("add", "element", json!({"name": name, "elem": elements}));
+}
+
+fn remove_gates(commands: &mut Commands, id: CustomerId, slots: std::ops::Range<usize>) {
+    for slot in slots {
+        commands.named("delete", "set", &names::gate(id, slot));
+    }
+}
+
+/// Counters stay: the customer may come back.
+fn remove_customer(commands: &mut Commands, id: CustomerId) {
+    let chains = chain_names(id);
+    for verb in ["flush", "delete"] {
+        for chain in &chains {
+            commands.named(verb, "chain", chain);
+        }
+    }
+}
+
+/// Those that send on come first: a chain that is referred to cannot be deleted.
+fn chain_names(id: CustomerId) -> Vec<String> {
+    let mut names: Vec<String> = Asked::ALL.map(|asked| asked.of(id)).into();
+    names.extend([names::ALLOWLIST, names::EXEMPTION].map(|it| names::allowed_chain(id, it)));
+    names
+}
+
+fn customer_chains(
+    options: &Options,
+    id: CustomerId,
+    policy: &CustomerPolicy,
+    image: &MapImage,
+) -> Vec<(String, Vec<Rule>)> {
+    let refusal = Refusal::of(options.host, id, policy);
+    let allowed = |what, reason| {
+        let counter = count(&names::of_customer(id, what));
+        let rules = vec![
+            vec![attempt(), counter],
+            vec![goto(&names::outcome_chain(Verdict::Allow, reason))],
+        ];
+        (names::allowed_chain(id, what), rules)
+    };
+    vec![
+        allowed(names::ALLOWLIST, Reason::Allowlist),
+        allowed(names::EXEMPTION, Reason::Exemption),
+        (Asked::Judge.of(id), judged(id, policy, image, &refusal)),
+        (
+            Asked::Routed.of(id),
+            refusal.rules(refusal.blocked, Reason::Malformed),
+        ),
+        (
+            Asked::Suspect.of(id),
+            vec![vec![goto(&names::verdict_chain(refusal.malformed))]],
+        ),
+    ]
+}
+
+/// How a customer's packets are refused.
+struct Refusal {
+    id: CustomerId,
+    blocked: Verdict,
+    malformed: Verdict,
+    reason: Reason,
+}
+
+impl Refusal {
+    fn of(host: HostMode, id: CustomerId, policy: &CustomerPolicy) -> Self {
+        let carried_out = |verdict| match (host, policy.mode()) {
+            (HostMode::Observe, _) | (HostMode::Policy, Some(Mode::Observe)) => Verdict::Observe,
+            (HostMode::Policy, Some(Mode::Enforce) | None) => verdict,
+        };
+        let blocked = match policy.blocked() {
+            Some(Blocked::Reject) => Verdict::Reject,
+            // Bytes that no agent writes close the port.
+            Some(Blocked::Drop) | None => Verdict::Drop,
+        };
+        Self {
+            id,
+            blocked: carried_out(blocked),
+            malformed: carried_out(Verdict::Drop),
+            reason: if id == CustomerId::UNASSIGNED {
+                Reason::Unassigned
+            } else {
+                Reason::Profile
+            },
+        }
+    }
+
+    fn rules(&self, verdict: Verdict, reason: Reason) -> Vec<Rule> {
+        let counter = count(&names::of_customer(self.id, verdict.as_str()));
+        vec![
+            vec![attempt(), counter],
+            vec![goto(&names::outcome_chain(verdict, reason))],
+        ]
+    }
+}
+
+/// In the order of `gate25_common::decide`.
+fn judged(
+    id: CustomerId,
+    policy: &CustomerPolicy,
+    image: &MapImage,
+    refusal: &Refusal,
+) -> Vec<Rule> {
+    match policy.quarantine() {
+        Some(Quarantine::No) => {}
+        Some(Quarantine::Yes) | None => {
+            return refusal.rules(refusal.blocked, Reason::Quarantine);
+        }
+    }
+    let to_allowlist = names::allowed_chain(id, names::ALLOWLIST);
+    let to_exemption = names::allowed_chain(id, names::EXEMPTION);
+    let mut rules = Vec::new();
+    for set in [policy.profile_set(), policy.customer_set()] {
+        rules.extend(in_set(set, image).into_iter().map(|mut rule| {
+            rule.push(goto(&to_allowlist));
+            rule
+        }));
+    }
+    for (slot, exemption) in exemptions(policy).enumerate() {
+        let gate = format!("@{}", names::gate(id, slot));
+        rules.extend(in_set(exemption.set(), image).into_iter().map(|mut rule| {
+            rule.insert(0, equal(meta("protocol"), gate.clone()));
+            rule.push(goto(&to_exemption));
+            rule
+        }));
+    }
+    rules.extend(refusal.rules(refusal.blocked, refusal.reason));
+    rules
+}
+
+/// Rules that match destinations in the set.
+fn in_set(set: SetId, image: &MapImage) -> Vec<Rule> {
+    match set {
+        SetId::NONE => Vec::new(),
+        SetId::ANY => vec![Vec::new()],
+        set if image.sets.contains_key(&set) => Family::ALL
+            .map(|family| {
+                let protocol = match family {
+                    Family::V4 => "ip",
+                    Family::V6 => "ip6",
+                };
+                let name = format!("@{}", names::set(family, set));
+                vec![equal(field(protocol, "daddr"), name)]
+            })
+            .into(),
+        // What is not there holds nothing.
+        _ => Vec::new(),
+    }
+}
