@@ -23,6 +23,8 @@ mod namespaces;
 mod netns;
 #[path = "root/nft.rs"]
 mod nft;
+#[path = "root/nftables.rs"]
+mod nftables;
 #[path = "root/sockets.rs"]
 mod sockets;
 #[path = "root/state.rs"]

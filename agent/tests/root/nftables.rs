@@ -1,0 +1,213 @@
+//! The nftables backend's table in the real kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use gate25::compile::Prefix;
+use gate25::dataplane::{Attached, Dataplane as _, MapImage, Site};
+use gate25::figures::Figures as _;
+use gate25::guard::Mark;
+use gate25::kernel::bpf::leftover::Removal;
+use gate25::kernel::nft::Nft;
+use gate25::kernel::nftables::{Nftables, NftablesError, Options, remove};
+use gate25_common::abi::{
+    Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine,
+    SetId,
+};
+use gate25_common::decide::{HostMode, Verdict};
+
+use crate::netns::{index, output, run, within};
+
+const LIST: &str = "nft list table netdev gate25";
+
+#[test]
+fn policy_goes_into_the_kernel_changes_there_and_goes_again() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let mut backend = open();
+        backend
+            .apply(&image(customer, index, &["192.0.2.0/24"]))
+            .unwrap();
+        assert_eq!(backend.attach_interface(index).unwrap(), Attached::Yes);
+        assert_eq!(backend.covered(), BTreeSet::from([Site::Interface(index)]));
+        let listed = output(LIST).0;
+        assert!(listed.contains("device \"v0\""), "{listed}");
+        assert!(listed.contains("192.0.2.0/24"), "{listed}");
+        backend
+            .apply(&image(customer, index, &["198.51.100.7/32"]))
+            .unwrap();
+        let listed = output(LIST).0;
+        assert!(!listed.contains("192.0.2.0/24"), "{listed}");
+        assert!(listed.contains("198.51.100.7"), "{listed}");
+        assert!(listed.contains("64:ff9b::c633:6407"), "{listed}");
+        let unchanged = backend
+            .apply(&image(customer, index, &["198.51.100.7/32"]))
+            .unwrap();
+        assert_eq!(unchanged.writes, 0);
+        backend.apply(&builtin()).unwrap();
+        let listed = output(LIST).0;
+        assert!(!listed.contains("198.51.100.7"), "{listed}");
+        backend.detach(Site::Interface(index)).unwrap();
+        assert!(!output(LIST).0.contains("hook ingress"));
+        let nft = Nft::default();
+        assert_eq!(remove(&nft, Removal::Real).unwrap(), ["netdev gate25"]);
+        assert!(!output(LIST).1);
+        assert!(remove(&nft, Removal::Real).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn restart_keeps_hooks_and_counters() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let image = image(customer, index, &["192.0.2.0/24"]);
+        let mut backend = open();
+        backend.apply(&image).unwrap();
+        backend.attach_interface(index).unwrap();
+        drop(backend);
+        let mut backend = open();
+        assert_eq!(backend.covered(), BTreeSet::from([Site::Interface(index)]));
+        backend.apply(&image).unwrap();
+        let sites = BTreeSet::from([Site::Interface(index)]);
+        assert!(backend.displaced(&sites).unwrap().is_empty());
+        run(&format!("nft delete chain netdev gate25 i_{index}"));
+        assert_eq!(backend.displaced(&sites).unwrap(), sites);
+        let counters = backend.counters();
+        let counted = counters.customer(customer).unwrap().unwrap();
+        assert_eq!(counted.connections(Verdict::Reject), 0);
+        assert!(
+            counters
+                .customer(CustomerId::from_name("c-2"))
+                .unwrap()
+                .is_none()
+        );
+    });
+}
+
+#[test]
+fn table_that_others_flush_or_edit_is_written_again() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let mut backend = open();
+        backend
+            .apply(&image(customer, index, &["192.0.2.0/24"]))
+            .unwrap();
+        backend.attach_interface(index).unwrap();
+        assert_eq!(backend.repin().unwrap(), 0);
+        for damage in [
+            "nft flush ruleset",
+            "nft flush chain netdev gate25 judge",
+            "nft add rule netdev gate25 guest accept",
+            "nft delete table netdev gate25",
+        ] {
+            run(damage);
+            assert_eq!(backend.repin().unwrap(), 1, "{damage}");
+            let listed = output(LIST).0;
+            assert!(listed.contains("device \"v0\""), "{damage}: {listed}");
+            assert!(listed.contains("192.0.2.0/24"), "{damage}: {listed}");
+            assert_eq!(backend.repin().unwrap(), 0, "{damage}");
+        }
+    });
+}
+
+#[test]
+fn table_of_somebody_else_is_left_alone() {
+    within(|| async {
+        run("nft add table netdev gate25");
+        run("nft add chain netdev gate25 theirs");
+        let refused = Nftables::open(Nft::default(), options()).err().unwrap();
+        assert!(matches!(refused, NftablesError::Foreign), "{refused}");
+        assert!(matches!(
+            remove(&Nft::default(), Removal::Real),
+            Err(NftablesError::Foreign)
+        ));
+        assert!(output(LIST).0.contains("theirs"));
+    });
+}
+
+#[test]
+fn refused_transaction_leaves_the_last_state() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let before = image(customer, index, &["192.0.2.0/24"]);
+        let mut backend = open();
+        backend.apply(&before).unwrap();
+        // What is to be deleted is not there: the last command of many fails.
+        let mut after = image(customer, index, &["198.51.100.7/32"]);
+        after.interfaces.clear();
+        run(&format!(
+            "nft delete element netdev gate25 owners {{ {index} }}"
+        ));
+        let error = backend.apply(&after).unwrap_err().to_string();
+        assert!(error.contains("No such file or directory"), "{error}");
+        assert_eq!(backend.installed(), &before);
+        let listed = output(LIST).0;
+        assert!(listed.contains("192.0.2.0/24"), "{listed}");
+        assert!(!listed.contains("198.51.100.7"), "{listed}");
+    });
+}
+
+#[test]
+fn missing_nft_is_said() {
+    let missing = Nftables::open(Nft::new("/nonexistent/nft"), options()).err();
+    let text = missing.unwrap().to_string();
+    assert_eq!(text, "run /nonexistent/nft to list tables");
+}
+
+fn options() -> Options {
+    Options {
+        ports: vec![25, 2525],
+        host: HostMode::Policy,
+        guard: Some(Mark::DEFAULT),
+    }
+}
+
+fn open() -> Nftables {
+    Nftables::open(Nft::default(), options()).unwrap()
+}
+
+fn builtin() -> MapImage {
+    let closed = CustomerPolicy::new(
+        Mode::Enforce,
+        Blocked::Reject,
+        Quarantine::No,
+        SetId::NONE,
+        SetId::NONE,
+    );
+    MapImage {
+        customers: BTreeMap::from([(CustomerId::UNASSIGNED, closed)]),
+        ..MapImage::default()
+    }
+}
+
+/// One customer with an interface, an allowlist of `nets` and exemptions of every kind.
+fn image(customer: CustomerId, index: u32, nets: &[&str]) -> MapImage {
+    let set = SetId::new(nets.join(",").len() as u64 * 7919).unwrap();
+    let prefixes: Arc<[Prefix]> = nets
+        .iter()
+        .map(|net| Prefix::new(net.parse().unwrap(), 0))
+        .collect();
+    let exemptions = [
+        Exemption::new(SetId::ANY, 0, u64::MAX / 2),
+        Exemption::new(set, u64::MAX / 2, u64::MAX),
+    ];
+    let policy = CustomerPolicy::new(
+        Mode::Enforce,
+        Blocked::Drop,
+        Quarantine::No,
+        set,
+        SetId::NONE,
+    );
+    let mut image = builtin();
+    image
+        .customers
+        .insert(customer, policy.with_exemptions(&exemptions).unwrap());
+    image.sets.insert(set, prefixes);
+    let owner = InterfaceOwner::new(customer, Counting::All);
+    image.interfaces.insert(index, owner);
+    image
+}
