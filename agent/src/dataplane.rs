@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
@@ -339,6 +339,11 @@ pub trait Dataplane {
     /// Looks whether the kernel still has what was attached to covered sites, and returns those
     /// `among` them that have lost it, or on which something else now comes first.
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, Self::Error>;
+
+    /// When [`Self::apply`] has something to do although the same is wanted as before.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
 
     /// Makes what must outlive the agent outlive it again, where somebody has undone that, and
     /// returns how much that was.

@@ -112,6 +112,8 @@ impl Timings {
 pub struct Constants {
     /// Whether refusals are carried out at all.
     pub host: HostMode,
+    /// What enforces.
+    pub backend: &'static str,
     /// The hook in use.
     pub hook: &'static str,
     /// Why the backend was chosen.
@@ -155,7 +157,7 @@ impl Metrics {
         let kernel = started.elapsed();
         let started = Instant::now();
         self.constants(&mut families)?;
-        workloads(&mut families, &status, self.constants.host)?;
+        workloads(&mut families, &status, &self.constants)?;
         policy(&mut families, &status, Timestamp::now())?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
@@ -211,6 +213,7 @@ impl Metrics {
     fn constants(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
         let Constants {
             host,
+            backend,
             hook,
             backend_reason,
             customer_series_limit,
@@ -221,10 +224,10 @@ impl Metrics {
         };
         let build = [env!("CARGO_PKG_VERSION"), env!("GATE25_EBPF_TOOLCHAIN")];
         families.gauge(names_of::BUILD_INFO, &build, 1.0)?;
-        families.gauge(names_of::ENFORCING, &["ebpf", hook], policy)?;
+        families.gauge(names_of::ENFORCING, &[backend, hook], policy)?;
         families.gauge(names_of::HOST_MODE, &["policy"], policy)?;
         families.gauge(names_of::HOST_MODE, &["observe"], observe)?;
-        families.gauge(names_of::BACKEND_INFO, &["ebpf", backend_reason], 1.0)?;
+        families.gauge(names_of::BACKEND_INFO, &[backend, backend_reason], 1.0)?;
         families.gauge(
             names_of::CUSTOMER_SERIES_LIMIT,
             &[],
@@ -246,13 +249,14 @@ impl Metrics {
 fn workloads(
     families: &mut Families<'_>,
     status: &Status,
-    host: HostMode,
+    constants: &Constants,
 ) -> Result<(), MetricsError> {
-    let containers = match host {
+    let backend = constants.backend;
+    let containers = match constants.host {
         HostMode::Policy if status.roots > 0 => 1.0,
         HostMode::Policy | HostMode::Observe => 0.0,
     };
-    families.gauge(names_of::ENFORCING, &["ebpf", "cgroup"], containers)?;
+    families.gauge(names_of::ENFORCING, &[backend, "cgroup"], containers)?;
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status
@@ -263,7 +267,7 @@ fn workloads(
             families.gauge(names_of::WORKLOADS, &[kind, state.as_str()], count as f64)?;
         }
     }
-    families.counter(names_of::DRIFT_REPAIRS, &["ebpf"], status.repairs)?;
+    families.counter(names_of::DRIFT_REPAIRS, &[backend], status.repairs)?;
     families.counter(names_of::DRIFT_REPAIRS, &["guard"], status.guard_repairs)?;
     for (map, entries) in &status.entries {
         families.gauge(names_of::MAP_ENTRIES, &[map], *entries as f64)?;

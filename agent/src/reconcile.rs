@@ -260,6 +260,23 @@ impl<D: Dataplane> Reconciler<D> {
         self.policy.as_ref()
     }
 
+    /// When tables are to be written although nothing new is wanted.
+    pub fn due(&self) -> Option<Instant> {
+        self.dataplane.due()
+    }
+
+    /// Whether the tables are written and every interface of a guest has its programs.
+    pub fn covers_interfaces(&self) -> bool {
+        let covered = self.dataplane.covered();
+        let sites = self.sites();
+        let mut interfaces = sites
+            .iter()
+            .filter(|site| matches!(site, Site::Interface(_)));
+        self.attachments.stale.is_none()
+            && interfaces
+                .all(|site| covered.contains(site) && self.attachments.failure(*site).is_none())
+    }
+
     /// Whether something was revoked since the last time that this was asked.
     pub fn take_revoked(&mut self) -> bool {
         std::mem::take(&mut self.revoked)

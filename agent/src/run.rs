@@ -1,17 +1,19 @@
 //! `gate25 run`: puts the parts together and keeps them going.
 
+mod backend;
 mod containers;
 mod guard;
 mod mounts;
 mod serve;
 mod sockets;
 mod store;
+mod tables;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use gate25_common::abi::SkbLayout;
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::mpsc;
@@ -20,24 +22,24 @@ use tracing::{error, info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
+use crate::dataplane::Dataplane;
 use crate::figures::Figures;
 use crate::guard::Guard;
-use crate::kernel::bpf::pins::Pins;
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
-use crate::kernel::links::{Links, Subscription};
+use crate::kernel::bpf::{Attachment, Bpf};
+use crate::kernel::links::Links;
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notify::{Environment, Notifier};
 use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
+use crate::run::backend::{Choice, Either, Opened, Place};
 use crate::run::containers::Containers;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
-use crate::settings::{LogLevel, Settings};
+use crate::settings::Settings;
 use crate::source::PolicyFiles;
-use crate::state::lock::ExclusiveLock;
 use crate::status::Shared;
 use crate::watch::PolicyWatch;
 use crate::workloads::Host;
@@ -71,29 +73,62 @@ pub async fn run(
     surroundings: Surroundings,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let Surroundings {
-        bpf_filesystem,
-        attachment,
-        hostname,
-        notify,
-    } = surroundings;
     raise_open_files();
-    let notifier = notifier(&notify);
-    let host = Host {
-        name: settings.host.clone().unwrap_or(hostname),
-        interfaces: settings.interfaces.clone(),
-        roots: settings.cgroups.roots.clone(),
+    let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
+    let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    let base = Base {
+        notifier: notifier(&surroundings.notify),
+        host: Host {
+            name: settings.host.clone().unwrap_or(surroundings.hostname),
+            interfaces: settings.interfaces.clone(),
+            roots: settings.cgroups.roots.clone(),
+        },
+        mounts: Mounts::watch(folder, lock)?,
+        settings,
     };
-    let pins = Pins::open(&bpf_filesystem)?;
-    let lock = ExclusiveLock::acquire(&pins.own_folder())?;
-    let mut bpf = Bpf::open(load_options(&settings), pins.clone(), attachment)?;
-    let hook = bpf.hook();
-    info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
-    let events = tokio::spawn(events::log(bpf.take_events()?));
-    let debug_lines = bpf
-        .take_debug_lines()
-        .map(|lines| tokio::spawn(lines.follow()));
-    let figures: Arc<dyn Figures> = Arc::new(bpf.counters());
+    match opened {
+        Either::Ebpf(opened) => {
+            let prepare = |bpf: &mut Bpf, containers: &Containers, interfaces| {
+                bpf.look_into(containers.hierarchy().cloned());
+                // Filters leave no pins: they are found by looking.
+                bpf.discover(&interfaces)
+            };
+            enforce(base, *opened, prepare, shutdown).await
+        }
+        Either::Nftables(opened) => enforce(base, *opened, |_, _, _| Ok(()), shutdown).await,
+    }
+}
+
+/// What a run has whichever backend it uses.
+struct Base {
+    settings: Settings,
+    notifier: Notifier,
+    host: Host,
+    mounts: Mounts,
+}
+
+async fn enforce<D: Dataplane>(
+    base: Base,
+    opened: Opened<D>,
+    prepare: impl FnOnce(&mut D, &Containers, BTreeSet<u32>) -> Result<(), D::Error>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let Base {
+        settings,
+        notifier,
+        host,
+        mounts,
+    } = base;
+    let Opened {
+        mut dataplane,
+        figures,
+        choice,
+        subscription,
+        tables,
+        tasks,
+        other,
+        lacks,
+    } = opened;
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
@@ -101,11 +136,10 @@ pub async fn run(
         status: status.clone(),
         figures: Arc::clone(&figures),
         timings: timings.clone(),
-        hook,
+        choice,
     };
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
-    bpf.look_into(containers.hierarchy().cloned());
     let circumstances = Circumstances {
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
@@ -118,19 +152,27 @@ pub async fn run(
         host,
     };
     let mut agent = Agent {
-        links: Links::open(subscription(hook))?,
-        subscription: subscription(hook),
+        links: Links::open(subscription)?,
+        subscription,
         watch: PolicyWatch::new(
             &settings.policy_dir,
             settings.reload.quiet_time,
             settings.reload.rescan,
         )?,
         clock: ClockWatch::new()?,
-        mounts: Mounts::watch(pins.own_folder(), lock)?,
+        mounts,
+        tables,
+        other,
         guard: Keeper::new(Guard::new(&settings)),
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
         store: Store::new(settings.state_dir.clone()),
+        reconciler: {
+            let interfaces = Links::open(subscription)?.snapshot().await?;
+            let indices = interfaces.iter().map(|interface| interface.index).collect();
+            prepare(&mut dataplane, &containers, indices)?;
+            Reconciler::new(dataplane, circumstances, Offset::sample()?)?
+        },
         containers,
         requests,
         reloads: Reloads::default(),
@@ -138,14 +180,9 @@ pub async fn run(
         announced: false,
         unheard: false,
         status: status.clone(),
-        reconciler: {
-            // Filters leave no pins: they are found by looking.
-            let interfaces = Links::open(subscription(hook))?.snapshot().await?;
-            bpf.discover(&interfaces.iter().map(|interface| interface.index).collect())?;
-            Reconciler::new(bpf, circumstances, Offset::sample()?)?
-        },
         dirty: true,
     };
+    agent.reconciler.complain("backend", lacks);
     let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {
@@ -154,10 +191,9 @@ pub async fn run(
         })
         .await;
     agent.stopping();
-    for task in [Some(windows), debug_lines].into_iter().flatten() {
+    for task in tasks.into_iter().chain([windows]) {
         task.abort();
     }
-    events.abort();
     shutdown.cancel();
     for server in servers {
         server.await?;
@@ -187,50 +223,12 @@ fn notifier(environment: &Environment) -> Notifier {
     }
 }
 
-fn load_options(settings: &Settings) -> LoadOptions {
-    LoadOptions {
-        ports: settings.guarded_ports.clone(),
-        host: settings.host_mode(),
-        guard: settings.guard,
-        layout: checksum_layout(),
-        debug_lines: match settings.log.level {
-            LogLevel::Trace => DebugLines::On,
-            LogLevel::Error | LogLevel::Warn | LogLevel::Info | LogLevel::Debug => DebugLines::Off,
-        },
-        pins: None,
-    }
-}
-
-/// Where the kernel keeps the state of its packets' checksums. Without it a guest with a driver
-/// of its own can have the host write another port into a packet that has passed.
-fn checksum_layout() -> SkbLayout {
-    match skb::running_kernel() {
-        Ok(layout) => layout,
-        Err(error) => {
-            let error = in_full(&error);
-            warn!(
-                error,
-                "checksums that guests leave to the host are not watched"
-            );
-            SkbLayout::UNKNOWN
-        }
-    }
-}
-
-fn subscription(hook: &str) -> Subscription {
-    if hook == "tcx" {
-        Subscription::Links
-    } else {
-        Subscription::LinksAndFilters
-    }
-}
-
 /// What the servers tell.
 struct Reporting {
     status: Shared,
     figures: Arc<dyn Figures>,
     timings: Timings,
-    hook: &'static str,
+    choice: Choice,
 }
 
 impl Reporting {
@@ -245,12 +243,13 @@ impl Reporting {
             status,
             figures,
             timings,
-            hook,
+            choice,
         } = self;
         let constants = Constants {
             host: settings.host_mode(),
-            hook,
-            backend_reason: "preferred",
+            backend: choice.name,
+            hook: choice.hook,
+            backend_reason: choice.reason,
             customer_series_limit: settings.http.customer_series_limit as usize,
         };
         let metrics = Metrics::new(status.clone(), Arc::clone(&figures), timings, constants);
@@ -275,8 +274,8 @@ impl Reporting {
                 constants: Arc::new(control::Constants {
                     host: host.to_owned(),
                     enforcement: settings.enforcement,
-                    backend: ("ebpf", "preferred"),
-                    hook,
+                    backend: (choice.name, choice.reason),
+                    hook: choice.hook,
                     policy_dir: settings.policy_dir.clone(),
                     started: Timestamp::now(),
                 }),

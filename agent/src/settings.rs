@@ -73,6 +73,8 @@ pub enum Backend {
     Auto,
     /// eBPF only.
     Ebpf,
+    /// nftables only.
+    Nftables,
 }
 
 /// Which interfaces are workloads.

@@ -35,6 +35,7 @@ mod ruleset;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use gate25_common::abi::CustomerId;
 use nix::errno::Errno;
@@ -57,6 +58,9 @@ pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unh
 pub const HOOK: &str = "netdev";
 /// Suspended longer than this, exemptions are timed again.
 const SLEEP: i64 = 100_000_000;
+
+/// How long after a failure the beginning of an exemption is tried again.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the kernel did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -118,6 +122,8 @@ pub struct Nftables {
     /// Customers by the next moment at which one of their exemptions begins.
     waiting: BTreeMap<CustomerId, u64>,
     slept: i64,
+    /// When exemptions were last looked at.
+    tried: Option<Instant>,
     known: Option<Signature>,
 }
 
@@ -154,6 +160,7 @@ impl Nftables {
             hooked: hooked.unwrap_or_default(),
             waiting: BTreeMap::new(),
             slept: slept()?,
+            tried: None,
             known: None,
         })
     }
@@ -196,6 +203,7 @@ impl Nftables {
     /// Changes what differs, and times exemptions that begin now, or all of them after a sleep.
     fn update(&mut self, before: &MapImage, image: &MapImage) -> Result<usize, NftablesError> {
         let now = Self::now()?;
+        self.tried = Some(Instant::now());
         let slept = slept()?;
         let has_slept = (slept - self.slept).abs() > SLEEP;
         let steps = plan(before, image)?;
@@ -322,6 +330,17 @@ impl Dataplane for Nftables {
             }
         }
         Ok(displaced)
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let begins = *self.waiting.values().min()?;
+        let wait = begins.saturating_sub(Self::now().ok()?);
+        let at = Instant::now().checked_add(Duration::from_nanos(wait))?;
+        match self.tried.and_then(|tried| tried.checked_add(PAUSE)) {
+            // What has failed is not tried without a pause.
+            Some(again) if wait == 0 => Some(again),
+            Some(_) | None => Some(at),
+        }
     }
 
     fn repin(&mut self) -> Result<usize, NftablesError> {

@@ -17,11 +17,13 @@ use crate::kernel::links::{LinkEvent, Links, Subscription};
 use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
+use crate::run::backend::Other;
 use crate::run::containers::{Containers, Happened};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
+use crate::run::tables::Tables;
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
@@ -35,6 +37,9 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) watch: PolicyWatch,
     pub(super) clock: ClockWatch,
     pub(super) mounts: Mounts,
+    pub(super) tables: Tables,
+    /// What goes once this backend enforces.
+    pub(super) other: Other,
     pub(super) containers: Containers,
     pub(super) guard: Keeper,
     pub(super) sweeper: Sweeper,
@@ -152,6 +157,15 @@ impl<D: Dataplane> Agent<D> {
                     self.reconciler.verify_pins();
                     self.mounts.lock_again()?;
                 }
+                changed = self.tables.changed() => match changed {
+                    Ok(()) => self.reconciler.verify_pins(),
+                    Err(error) => {
+                        warn!(error = in_full(&error), "subscribe to the ruleset again");
+                        self.tables = Tables::watched()?;
+                        self.reconciler.verify_pins();
+                    }
+                },
+                () = until(self.reconciler.due()) => self.dirty = true,
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -191,7 +205,11 @@ impl<D: Dataplane> Agent<D> {
 
     /// Tells the service manager once everything that is there has its programs.
     fn announce(&mut self) {
-        if self.announced || self.dirty || self.reconciler.has_waiting() {
+        if self.dirty || self.reconciler.has_waiting() {
+            return;
+        }
+        self.replace_other();
+        if self.announced {
             return;
         }
         let status = self.status.get();
@@ -203,6 +221,20 @@ impl<D: Dataplane> Agent<D> {
         let told = self.notifier.ready(&text);
         self.announced = told.is_ok();
         self.heard(told);
+    }
+
+    /// What the other backend left goes once this one is everywhere, so that nothing opens
+    /// meanwhile.
+    fn replace_other(&mut self) {
+        if matches!(self.other, Other::None) || !self.reconciler.covers_interfaces() {
+            return;
+        }
+        let complaint = self.other.remove();
+        self.reconciler.complain("other backend", complaint);
+        if let Err(error) = self.mounts.lock_again() {
+            let error = format!("{error:#}");
+            warn!(error, "the lock that keeps other agents away is lost");
+        }
     }
 
     fn ping(&mut self) {

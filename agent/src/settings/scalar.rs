@@ -135,8 +135,12 @@ impl Words for Enforcement {
 }
 
 impl Words for Backend {
-    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("ebpf", Self::Ebpf)];
-    const LATER: &'static [&'static str] = &["nftables"];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("auto", Self::Auto),
+        ("ebpf", Self::Ebpf),
+        ("nftables", Self::Nftables),
+    ];
+    const LATER: &'static [&'static str] = &[];
 }
 
 impl Words for LogLevel {

@@ -17,7 +17,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters};
 use gate25_common::names;
 
 use super::BpfError;
-use super::pins::OWN_FOLDER;
+use super::pins::{OWN_FOLDER, Pins};
 use super::place::Place;
 use super::tables::CounterTables;
 use crate::clock::ClockError;
@@ -105,6 +105,14 @@ impl Leftover {
     pub fn at(filesystem: &Path) -> Self {
         Self {
             folder: filesystem.join(OWN_FOLDER),
+        }
+    }
+
+    /// What these pins, and those of other versions beside them, are.
+    #[must_use]
+    pub fn of(pins: &Pins) -> Self {
+        Self {
+            folder: pins.own_folder(),
         }
     }
 
