@@ -14,6 +14,7 @@ use crate::guard;
 use crate::kernel::bpf::leftover::{Leftover, Removal, Removals};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use crate::kernel::nft::{Nft, NftError};
+use crate::kernel::nftables::{self, NftablesError};
 use crate::state::lock::ExclusiveLock;
 
 /// Takes everything of gate25 out of the kernel: nothing is refused any more
@@ -85,7 +86,8 @@ pub fn run(
     };
     // Before the programs: without them it would stop what they allow.
     let guard = guard::remove(&Nft::default(), removal);
-    let report = report(leftover.remove(removal), guard, args.dry_run);
+    let rules = nftables::remove(&Nft::default(), removal);
+    let report = report(leftover.remove(removal), guard, rules, args.dry_run);
     match reader {
         Reader::Programs => console.json(&report)?,
         Reader::People => print(&report, console)?,
@@ -97,7 +99,12 @@ pub fn run(
     })
 }
 
-fn report(removals: Removals, guard: Result<Vec<String>, NftError>, dry_run: bool) -> Report {
+fn report(
+    removals: Removals,
+    guard: Result<Vec<String>, NftError>,
+    rules: Result<Vec<String>, NftablesError>,
+    dry_run: bool,
+) -> Report {
     let Removals {
         pins,
         filters,
@@ -109,10 +116,14 @@ fn report(removals: Removals, guard: Result<Vec<String>, NftError>, dry_run: boo
         paths.collect()
     };
     let mut errors: Vec<String> = errors.iter().map(|error| in_full(error)).collect();
-    let tables = guard.unwrap_or_else(|error| {
+    let mut tables = guard.unwrap_or_else(|error| {
         errors.push(in_full(&error));
         Vec::new()
     });
+    match rules {
+        Ok(rules) => tables.extend(rules),
+        Err(error) => errors.push(in_full(&error)),
+    }
     Report {
         dry_run,
         removed: paths(pins),
