@@ -120,12 +120,12 @@ fn exemption_begins_when_it_should() {
     let policy = PolicyText::default()
         .customer("c-1", "tap101i0")
         .exempt_from("c-1", after(wait));
-    let _agent = start(&world, &policy);
+    let agent = start(&world, &policy);
     let sender = Sender::start(&guest.ns, EXCHANGER[0](), PAUSE).unwrap();
     poll("a connection", LIMIT, || {
         Ok((sender.tally().connected > 0).then_some(()))
     })
-    .unwrap();
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     assert!(Instant::now() > begins, "too early");
     assert!(
         begins.elapsed() < Duration::from_secs(1),
@@ -219,6 +219,8 @@ fn ruleset_that_others_flush_is_put_back_within_a_second() {
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = start(&world, &policy);
     world.check_closed(&guest).unwrap();
+    // What was counted since the last look goes with the table.
+    assert_eq!(attempts(&agent, &[("verdict", "reject")]), 2.0);
     let host = &world.hosting.hypervisor;
     for round in 0..10 {
         host.exec("nft", &["delete", "table", "netdev", "gate25"])
@@ -228,7 +230,7 @@ fn ruleset_that_others_flush_is_put_back_within_a_second() {
             let tables = host.exec("nft", &["list", "tables"])?;
             Ok(tables.contains("netdev gate25").then_some(()))
         })
-        .unwrap();
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
         let took = deleted.elapsed();
         assert!(took < Duration::from_secs(1), "round {round}: {took:?}");
     }

@@ -348,7 +348,8 @@ impl Dataplane for Nftables {
             return Ok(0);
         };
         let there = look(&self.nft)?.map(|(_, signature)| signature);
-        if there == self.known {
+        // It may have gone before it was looked at.
+        if there.is_some() && there == self.known {
             return Ok(0);
         }
         self.rebuild(&image)?;

@@ -165,7 +165,7 @@ impl<D: Dataplane> Agent<D> {
                         self.reconciler.verify_pins();
                     }
                 },
-                () = until(self.reconciler.due()) => self.dirty = true,
+                () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),

@@ -15,7 +15,7 @@ use super::names::{self, TABLE};
 use crate::figures::{Figures, FiguresError};
 use crate::kernel::nft::{Nft, NftError};
 
-/// How long one reading serves: a page asks for every customer, nft tells of all at once.
+/// How long a reading for the host serves customers: nft tells of all at once.
 const FRESH: Duration = Duration::from_millis(500);
 /// Of the Ethernet header, which is no part of what nftables counts on ingress.
 const ETHERNET_HEADER: u64 = 14;
@@ -64,9 +64,9 @@ impl Counters {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn current(&self) -> Result<MutexGuard<'_, Reading>, FiguresError> {
+    fn not_older_than(&self, age: Duration) -> Result<MutexGuard<'_, Reading>, FiguresError> {
         let mut reading = self.reading();
-        let fresh = reading.read.is_some_and(|at| at.elapsed() < FRESH);
+        let fresh = reading.read.is_some_and(|at| at.elapsed() < age);
         if !fresh {
             reading.read().map_err(FiguresError::new)?;
         }
@@ -128,7 +128,7 @@ fn counters(listed: &Value) -> impl Iterator<Item = (&str, Count)> {
 
 impl Figures for Counters {
     fn host(&self) -> Result<HostCounters, FiguresError> {
-        let reading = self.current()?;
+        let reading = self.not_older_than(Duration::ZERO)?;
         let mut host = HostCounters::ZERO;
         for family in Family::ALL {
             for verdict in Verdict::ALL {
@@ -151,7 +151,7 @@ impl Figures for Counters {
     }
 
     fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
-        let reading = self.current()?;
+        let reading = self.not_older_than(FRESH)?;
         let known = names::of_customer(id, names::ALLOWLIST);
         if !reading.totals.contains_key(&known) {
             return Ok(None);
