@@ -163,13 +163,18 @@ fn v4_short() -> Vec<Rule> {
 
 /// Behind an authentication header (RFC 4302) ports can be read, and nothing else be judged.
 fn v4_authenticated(ports: &Value) -> Vec<Rule> {
-    let mut rules = vec![vec![
-        unequal(transport(0, 8), any_of([TCP, AUTHENTICATION])),
-        leave(),
-    ]];
+    let mut rules = vec![
+        vec![
+            unequal(transport(0, 8), any_of([TCP, AUTHENTICATION])),
+            leave(),
+        ],
+        vec![
+            equal(transport(0, 8), AUTHENTICATION),
+            refuse(Malformed::Extensions),
+        ],
+    ];
     rules.extend((1..=LONGEST_AH).map(|length| {
         vec![
-            equal(transport(0, 8), TCP),
             equal(transport(8, 8), length),
             unequal(transport((length + 2) * 32 + 16, 16), ports.clone()),
             leave(),
