@@ -11,6 +11,8 @@
 mod compile;
 #[path = "tables/explain.rs"]
 mod explain;
+#[path = "tables/nftables.rs"]
+mod nftables;
 #[path = "tables/oracle.rs"]
 mod oracle;
 #[path = "tables/plan.rs"]

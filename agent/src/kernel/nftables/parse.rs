@@ -161,12 +161,13 @@ fn v4_short() -> Vec<Rule> {
     ]
 }
 
-/// Behind an authentication header (RFC 4302) ports can be read, and nothing else be judged.
+/// Behind an authentication header (RFC 4302) ports can be read, and nothing else be judged. What
+/// is let go is marked, since the guard is shown the same.
 fn v4_authenticated(ports: &Value) -> Vec<Rule> {
     let mut rules = vec![
         vec![
             unequal(transport(0, 8), any_of([TCP, AUTHENTICATION])),
-            leave(),
+            goto(names::PASS),
         ],
         vec![
             equal(transport(0, 8), AUTHENTICATION),
@@ -177,7 +178,7 @@ fn v4_authenticated(ports: &Value) -> Vec<Rule> {
         vec![
             equal(transport(8, 8), length),
             unequal(transport((length + 2) * 32 + 16, 16), ports.clone()),
-            leave(),
+            goto(names::PASS),
         ]
     }));
     rules.push(vec![refuse(Malformed::Extensions)]);
