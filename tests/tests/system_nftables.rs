@@ -245,6 +245,49 @@ fn ruleset_that_others_flush_is_put_back_within_a_second() {
 }
 
 #[test]
+fn host_without_ebpf_is_enforced_by_nftables_and_says_so() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let without = Settings {
+        args: ["--bpffs", "/run/nowhere"].map(str::to_owned).into(),
+        ..settings("auto")
+    };
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let agent = world.agent_with(without.clone(), &policy).unwrap();
+    world.check_closed(&guest).unwrap();
+    let info = [("backend", "nftables"), ("reason", "fallback")];
+    let metrics = agent.metrics().unwrap();
+    assert_eq!(metrics.sum("gate25_backend_info", &info), Some(1.0));
+    let status = agent.command(&["status"]).unwrap();
+    assert!(status.out.contains("nftables (fallback)"), "{status:?}");
+    assert!(status.out.contains("containers' sockets"), "{status:?}");
+    // A second agent stays away without the BPF filesystem, too.
+    let host = &world.hosting.hypervisor;
+    let files = [("policy.yaml", policy.text())];
+    let mut second = Agent::start_unready(host, without, &files).unwrap();
+    assert!(!second.process().wait(LIMIT).unwrap().success());
+    assert!(
+        second.log().contains("another gate25 runs"),
+        "{}",
+        second.log()
+    );
+}
+
+#[test]
+fn missing_nft_is_said() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    let without = Settings {
+        env: vec![("PATH".to_owned(), "/nonexistent".to_owned())],
+        ..settings("nftables")
+    };
+    let policy = [("policy.yaml", PolicyText::default().text())];
+    let mut agent = Agent::start_unready(host, without, &policy).unwrap();
+    assert!(!agent.process().wait(LIMIT).unwrap().success());
+    assert!(agent.log().contains("run nft to"), "{}", agent.log());
+}
+
+#[test]
 fn table_of_somebody_else_is_said_and_left_alone() {
     let world = World::new().unwrap();
     let host = &world.hosting.hypervisor;

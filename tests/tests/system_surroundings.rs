@@ -83,6 +83,7 @@ fn start_without_a_place_for_the_bpf_filesystem_ends_with_a_clear_error() {
     let host = &world.hosting.hypervisor;
     let settings = Settings {
         args: ["--bpffs", "/run/nowhere"].map(str::to_owned).into(),
+        more: "backend: ebpf\n".to_owned(),
         ..Settings::default()
     };
     let files = [("policy.yaml", PolicyText::default().text())];

@@ -72,24 +72,27 @@ impl Place {
         let (folder, pins) = match Pins::open(filesystem) {
             Ok(pins) => (pins.own_folder(), Some(pins)),
             Err(error) => {
-                match settings.backend {
+                let folder = match settings.backend {
                     Backend::Ebpf => return Err(error.into()),
-                    Backend::Auto | Backend::Nftables => {}
-                }
+                    Backend::Auto | Backend::Nftables => beside(&settings.control.socket),
+                };
+                let folder = folder.with_context(|| in_full(&error))?;
                 let error = in_full(&error);
-                warn!(error, "no BPF filesystem");
-                let socket = &settings.control.socket;
-                let folder = socket
-                    .parent()
-                    .context("find the control socket's folder")?;
-                fs::create_dir_all(folder)
-                    .with_context(|| format!("create {}", folder.display()))?;
-                (folder.to_owned(), None)
+                warn!(error, "without a BPF filesystem there is no eBPF");
+                (folder, None)
             }
         };
         let lock = ExclusiveLock::acquire(&folder)?;
         Ok(Self { folder, lock, pins })
     }
+}
+
+fn beside(socket: &Path) -> anyhow::Result<PathBuf> {
+    let folder = socket
+        .parent()
+        .context("find the control socket's folder")?;
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    Ok(folder.to_owned())
 }
 
 /// Opens the backend that the settings want, or else the best that there is.
