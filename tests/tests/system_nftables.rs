@@ -5,7 +5,8 @@
 use std::time::{Duration, Instant};
 
 use gate25_tests::{
-    Agent, Guest, Hosting, Link, Outcome, PolicyText, Sender, Settings, World, after, connect, poll,
+    Agent, Guest, Hosting, Link, Network, Outcome, PolicyText, Sender, Settings, World, after,
+    connect, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -271,6 +272,36 @@ fn host_without_ebpf_is_enforced_by_nftables_and_says_so() {
         "{}",
         second.log()
     );
+}
+
+#[test]
+fn container_is_judged_at_its_veth_and_its_root_is_said_to_be_without_programs() {
+    let world = World::new().unwrap();
+    let container = world
+        .container("shop-1", &Network::own(104, "veth104i0"))
+        .unwrap();
+    let policy = PolicyText::default().container("c-1", &world.below("shop-*"));
+    let with_roots = Settings {
+        more: settings("nftables").more,
+        ..world.settings()
+    };
+    let host = &world.hosting.hypervisor;
+    let files = [("policy.yaml", policy.text())];
+    let agent = Agent::start_unready(host, with_roots, &files).unwrap();
+    world.wait_closed(container.guest().unwrap()).unwrap();
+    let status = poll("a problem", LIMIT, || {
+        let status = agent.command(&["status"])?;
+        let told = status.out.contains("cannot judge the sockets of cgroup");
+        Ok(told.then_some(status))
+    })
+    .unwrap();
+    assert!(status.out.contains("no, or not everywhere"), "{status:?}");
+    let series = [("customer", "c-1"), ("verdict", "reject")];
+    let metrics = agent.metrics().unwrap();
+    let of_customer = metrics.sum("gate25_customer_connections_total", &series);
+    assert!(of_customer >= Some(2.0), "{of_customer:?}");
+    let containers = [("hook", "cgroup")];
+    assert_eq!(metrics.sum("gate25_enforcing", &containers), Some(0.0));
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn start_without_privileges_ends_with_a_clear_error() {
     let world = World::new().unwrap();
     let host = &world.hosting.hypervisor;
     let config = world.lab.dir().join("gate25.yaml");
-    fs::write(&config, "schema: 1\n").unwrap();
+    fs::write(&config, "schema: 1\nbackend: ebpf\n").unwrap();
     // As somebody else: the binary is copied to where he can read it.
     let copy = world.lab.dir().join("gate25");
     fs::copy(binary().unwrap(), &copy).unwrap();
