@@ -152,6 +152,39 @@ fn refused_transaction_leaves_the_last_state() {
 }
 
 #[test]
+fn policy_of_many_prefixes_goes_in_and_one_of_too_many_changes_nothing() {
+    within(|| async {
+        let customer = CustomerId::from_name("c-1");
+        let nets: Vec<String> = (0..20_000u32)
+            .map(|number| format!("10.{}.{}.0/25", number >> 8, number & 255))
+            .collect();
+        let nets: Vec<&str> = nets.iter().map(String::as_str).collect();
+        let large = image(customer, 7, &nets);
+        let mut backend = open();
+        backend.apply(&large).unwrap();
+        assert!(output(LIST).0.contains("10.77.255.0/25"));
+        let mut too_large = large.clone();
+        let prefixes = large.sets.values().next().unwrap();
+        for number in 1..=14u64 {
+            let sets = (0..16).map(|slot| SetId::new(number * 100 + slot).unwrap());
+            let exemptions: Vec<_> = sets.map(|set| Exemption::new(set, 0, u64::MAX)).collect();
+            for exemption in &exemptions {
+                too_large.sets.insert(exemption.set(), Arc::clone(prefixes));
+            }
+            let id = CustomerId::from_raw(number);
+            let policy = builtin().customers[&CustomerId::UNASSIGNED];
+            let policy = policy.with_exemptions(&exemptions).unwrap();
+            too_large.customers.insert(id, policy);
+            let owner = InterfaceOwner::new(id, Counting::All);
+            too_large.interfaces.insert(1000 + number as u32, owner);
+        }
+        let error = backend.apply(&too_large).unwrap_err().to_string();
+        assert!(error.contains("exceed the kernel's"), "{error}");
+        assert_eq!(backend.installed(), &large);
+    });
+}
+
+#[test]
 fn missing_nft_is_said() {
     let missing = Nftables::open(Nft::new("/nonexistent/nft"), options()).err();
     let text = missing.unwrap().to_string();
