@@ -25,6 +25,7 @@
 //!   a container has its own. Their veths on the host are covered, and count all that they send.
 //! - A start writes the table anew; without any policy of files, everything guarded is refused.
 
+mod customers;
 mod expression;
 mod figures;
 mod names;

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use gate25_common::abi::{
-    Blocked, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine, SetId,
-};
+use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, InterfaceOwner, SetId};
 use gate25_common::address::Family;
 use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
 use serde_json::{Value, json};
 
+use super::customers::{exemptions, put_customer, remove_customer, remove_gates};
 use super::expression::{
-    Rule, accept, attempt, count, discard, equal, field, goto, jump, lookup, mark, meta, reset,
-    unequal,
+    Rule, accept, attempt, count, discard, equal, goto, jump, lookup, mark, meta, reset, unequal,
 };
 use super::names::{self, Asked, TABLE};
 use super::parse;
@@ -23,7 +21,6 @@ use crate::guard::Mark;
 
 /// The order among other people's ingress chains: before them, as the guard is elsewhere.
 const PRIORITY: i32 = -450;
-const NANOSECONDS: u64 = 1_000_000_000;
 
 /// What the rules depend on besides the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +66,7 @@ impl Commands {
         self.0.extend(other.0);
     }
 
-    fn command(&mut self, verb: &str, kind: &str, mut object: Value) {
+    pub(super) fn command(&mut self, verb: &str, kind: &str, mut object: Value) {
         object["family"] = json!("netdev");
         if kind == "table" {
             object["name"] = json!(TABLE);
@@ -79,11 +76,11 @@ impl Commands {
         self.0.push(json!({verb: {kind: object}}));
     }
 
-    fn named(&mut self, verb: &str, kind: &str, name: &str) {
+    pub(super) fn named(&mut self, verb: &str, kind: &str, name: &str) {
         self.command(verb, kind, json!({"name": name}));
     }
 
-    fn rules(&mut self, chain: &str, rules: Vec<Rule>) {
+    pub(super) fn rules(&mut self, chain: &str, rules: Vec<Rule>) {
         for rule in rules {
             self.command("add", "rule", json!({"chain": chain, "expr": rule}));
         }
@@ -275,10 +272,6 @@ fn is_hooked(chain: &str) -> bool {
     names::interface_of(chain).is_some()
 }
 
-fn exemptions(policy: &CustomerPolicy) -> impl Iterator<Item = &Exemption> {
-    (0..).map_while(|slot| policy.exemption(slot))
-}
-
 /// Everything but hooked chains and counters.
 fn clear(commands: &mut Commands, existing: &Existing) {
     commands.command("flush", "table", json!({}));
@@ -440,195 +433,5 @@ fn owned(commands: &mut Commands, verb: &str, index: u32, customer: CustomerId) 
             "element",
             json!({"name": asked.map(), "elem": [element]}),
         );
-    }
-}
-
-/// Fills the customer's chains, which may be there already.
-fn put_customer(
-    commands: &mut Commands,
-    options: &Options,
-    (id, policy): (CustomerId, &CustomerPolicy),
-    image: &MapImage,
-    now: u64,
-) {
-    for what in names::OF_CUSTOMER {
-        commands.named("add", "counter", &names::of_customer(id, what));
-    }
-    let chains = customer_chains(options, id, policy, image);
-    for (name, _) in &chains {
-        commands.named("add", "chain", name);
-        commands.named("flush", "chain", name);
-    }
-    for (slot, exemption) in exemptions(policy).enumerate() {
-        put_gate(commands, &names::gate(id, slot), exemption, now);
-    }
-    for (name, rules) in chains {
-        commands.rules(&name, rules);
-    }
-}
-
-/// A set that holds something while the exemption does: rules that ask for it match no longer.
-fn put_gate(commands: &mut Commands, name: &str, exemption: &Exemption, now: u64) {
-    let set = json!({"name": name, "type": "ether_type", "flags": ["timeout"]});
-    commands.command("add", "set", set);
-    commands.named("flush", "set", name);
-    if !exemption.active(now) {
-        return;
-    }
-    // nft's JSON knows whole seconds: rather too early than too late.
-    let seconds = (exemption.expires() - now) / NANOSECONDS;
-    if seconds == 0 {
-        return;
-    }
-    let elements: Vec<Value> = ["ip", "ip6"]
-        .map(|protocol| json!({"elem": {"val": protocol, "timeout": seconds}}))
-        .into();
-    commands.command("add", "element", json!({"name": name, "elem": elements}));
-}
-
-fn remove_gates(commands: &mut Commands, id: CustomerId, slots: std::ops::Range<usize>) {
-    for slot in slots {
-        commands.named("delete", "set", &names::gate(id, slot));
-    }
-}
-
-/// Counters stay: the customer may come back.
-fn remove_customer(commands: &mut Commands, id: CustomerId) {
-    let chains = chain_names(id);
-    for verb in ["flush", "delete"] {
-        for chain in &chains {
-            commands.named(verb, "chain", chain);
-        }
-    }
-}
-
-/// Those that send on come first: a chain that is referred to cannot be deleted.
-fn chain_names(id: CustomerId) -> Vec<String> {
-    let mut names: Vec<String> = Asked::ALL.map(|asked| asked.of(id)).into();
-    names.extend([names::ALLOWLIST, names::EXEMPTION].map(|it| names::allowed_chain(id, it)));
-    names
-}
-
-fn customer_chains(
-    options: &Options,
-    id: CustomerId,
-    policy: &CustomerPolicy,
-    image: &MapImage,
-) -> Vec<(String, Vec<Rule>)> {
-    let refusal = Refusal::of(options.host, id, policy);
-    let allowed = |what, reason| {
-        let counter = count(&names::of_customer(id, what));
-        let rules = vec![
-            vec![attempt(), counter],
-            vec![goto(&names::outcome_chain(Verdict::Allow, reason))],
-        ];
-        (names::allowed_chain(id, what), rules)
-    };
-    vec![
-        allowed(names::ALLOWLIST, Reason::Allowlist),
-        allowed(names::EXEMPTION, Reason::Exemption),
-        (Asked::Judge.of(id), judged(id, policy, image, &refusal)),
-        (
-            Asked::Routed.of(id),
-            refusal.rules(refusal.blocked, Reason::Malformed),
-        ),
-        (
-            Asked::Suspect.of(id),
-            vec![vec![goto(&names::verdict_chain(refusal.malformed))]],
-        ),
-    ]
-}
-
-/// How a customer's packets are refused.
-struct Refusal {
-    id: CustomerId,
-    blocked: Verdict,
-    malformed: Verdict,
-    reason: Reason,
-}
-
-impl Refusal {
-    fn of(host: HostMode, id: CustomerId, policy: &CustomerPolicy) -> Self {
-        let carried_out = |verdict| match (host, policy.mode()) {
-            (HostMode::Observe, _) | (HostMode::Policy, Some(Mode::Observe)) => Verdict::Observe,
-            (HostMode::Policy, Some(Mode::Enforce) | None) => verdict,
-        };
-        let blocked = match policy.blocked() {
-            Some(Blocked::Reject) => Verdict::Reject,
-            // Bytes that no agent writes close the port.
-            Some(Blocked::Drop) | None => Verdict::Drop,
-        };
-        Self {
-            id,
-            blocked: carried_out(blocked),
-            malformed: carried_out(Verdict::Drop),
-            reason: if id == CustomerId::UNASSIGNED {
-                Reason::Unassigned
-            } else {
-                Reason::Profile
-            },
-        }
-    }
-
-    fn rules(&self, verdict: Verdict, reason: Reason) -> Vec<Rule> {
-        let counter = count(&names::of_customer(self.id, verdict.as_str()));
-        vec![
-            vec![attempt(), counter],
-            vec![goto(&names::outcome_chain(verdict, reason))],
-        ]
-    }
-}
-
-/// In the order of `gate25_common::decide`.
-fn judged(
-    id: CustomerId,
-    policy: &CustomerPolicy,
-    image: &MapImage,
-    refusal: &Refusal,
-) -> Vec<Rule> {
-    match policy.quarantine() {
-        Some(Quarantine::No) => {}
-        Some(Quarantine::Yes) | None => {
-            return refusal.rules(refusal.blocked, Reason::Quarantine);
-        }
-    }
-    let to_allowlist = names::allowed_chain(id, names::ALLOWLIST);
-    let to_exemption = names::allowed_chain(id, names::EXEMPTION);
-    let mut rules = Vec::new();
-    for set in [policy.profile_set(), policy.customer_set()] {
-        rules.extend(in_set(set, image).into_iter().map(|mut rule| {
-            rule.push(goto(&to_allowlist));
-            rule
-        }));
-    }
-    for (slot, exemption) in exemptions(policy).enumerate() {
-        let gate = format!("@{}", names::gate(id, slot));
-        rules.extend(in_set(exemption.set(), image).into_iter().map(|mut rule| {
-            rule.insert(0, equal(meta("protocol"), gate.clone()));
-            rule.push(goto(&to_exemption));
-            rule
-        }));
-    }
-    rules.extend(refusal.rules(refusal.blocked, refusal.reason));
-    rules
-}
-
-/// Rules that match destinations in the set.
-fn in_set(set: SetId, image: &MapImage) -> Vec<Rule> {
-    match set {
-        SetId::NONE => Vec::new(),
-        SetId::ANY => vec![Vec::new()],
-        set if image.sets.contains_key(&set) => Family::ALL
-            .map(|family| {
-                let protocol = match family {
-                    Family::V4 => "ip",
-                    Family::V6 => "ip6",
-                };
-                let name = format!("@{}", names::set(family, set));
-                vec![equal(field(protocol, "daddr"), name)]
-            })
-            .into(),
-        // What is not there holds nothing.
-        _ => Vec::new(),
     }
 }
