@@ -167,7 +167,9 @@ fn guest(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
         ],
         vec![
             equal(meta(MetaKey::L4proto), text("ah")),
-            jump(AUTHENTICATED),
+            Statement::Goto(JumpTarget {
+                target: AUTHENTICATED.into(),
+            }),
         ],
         verdict(guard, Vec::new()),
     ]
@@ -225,6 +227,7 @@ fn authenticated(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
             RETURN,
         ]
     }));
+    rules.push(verdict(guard, Vec::new()));
     rules
 }
 
