@@ -121,6 +121,22 @@ impl Tap {
         }
     }
 
+    /// A frame that is there already, without its virtio header.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn take(&mut self) -> anyhow::Result<Option<Vec<u8>>> {
+        let mut buffer = vec![0; LARGEST_FRAME];
+        match self.file.read(&mut buffer) {
+            Ok(count) => {
+                buffer.truncate(count);
+                Ok(Some(buffer.split_off(self.header().min(count))))
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).context("read a frame from the tap"),
+        }
+    }
+
     fn header(&self) -> usize {
         match self.offload {
             Offload::None => 0,

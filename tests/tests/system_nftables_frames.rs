@@ -155,10 +155,6 @@ fn whole() -> Frames {
     let syn = Tcp::syn(GUARDED).bytes();
     let v4 = Ipv4::to(SERVER_V4);
     let packet = v4.with(&syn);
-    let options = Ipv4 {
-        options: vec![1, 1, 1, 0],
-        ..v4.clone()
-    };
     let first = Ipv4 {
         fragment: Ipv4::MORE,
         ..v4.clone()
@@ -175,7 +171,6 @@ fn whole() -> Frames {
     };
     vec![
         ("IPv4", frame_v4(&v4, &syn)),
-        ("IPv4 with options", frame_v4(&options, &syn)),
         ("a first fragment", frame_v4(&first, &syn)),
         ("a reset", frame_v4(&v4, &reset.bytes())),
         ("IPv6", v6(&[])),
@@ -194,11 +189,16 @@ fn whole() -> Frames {
 /// Guarded packets that nftables cannot look up.
 fn unclear() -> Frames {
     let syn = Tcp::syn(GUARDED).bytes();
+    let options = Ipv4 {
+        options: vec![1, 1, 1, 0],
+        ..Ipv4::to(SERVER_V4)
+    };
     let packet = Ipv4::to(SERVER_V4).with(&syn);
     let packet_v6 = Ipv6::to(SERVER_V6).with(&syn);
     let ah = Extension::Authentication { length: 4 };
     let qinq = [Step::Tag(SERVICE_TAG, 5), Step::Tag(TAG, 6)];
     vec![
+        ("IPv4 with options", frame_v4(&options, &syn)),
         ("AH in IPv4", authenticated(&syn)),
         (
             "AH in IPv6",

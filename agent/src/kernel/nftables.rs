@@ -107,7 +107,7 @@ pub const LACKS: [&str; 4] = [
     "containers' sockets: only their veths are covered",
     "checksums left to the host",
     "distinct destinations and events of attempts",
-    "lookups behind two VLAN tags, SNAP and authentication headers: refused instead",
+    "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead",
 ];
 
 /// The nftables backend.

@@ -3,6 +3,7 @@
 use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
 use gate25_common::address::Family;
 use gate25_common::decide::{HostMode, Reason, Verdict};
+use gate25_common::packet::Malformed;
 use serde_json::{Value, json};
 
 use super::expression::{Rule, attempt, count, equal, field, goto, meta};
@@ -97,10 +98,7 @@ fn customer_chains(
         allowed(names::ALLOWLIST, Reason::Allowlist),
         allowed(names::EXEMPTION, Reason::Exemption),
         (Asked::Judge.of(id), judged(id, policy, image, &refusal)),
-        (
-            Asked::Routed.of(id),
-            refusal.rules(refusal.blocked, Reason::Malformed),
-        ),
+        (Asked::Routed.of(id), routed(policy, &refusal)),
         (
             Asked::Suspect.of(id),
             vec![vec![goto(&names::verdict_chain(refusal.malformed))]],
@@ -155,11 +153,8 @@ fn judged(
     image: &MapImage,
     refusal: &Refusal,
 ) -> Vec<Rule> {
-    match policy.quarantine() {
-        Some(Quarantine::No) => {}
-        Some(Quarantine::Yes) | None => {
-            return refusal.rules(refusal.blocked, Reason::Quarantine);
-        }
+    if is_quarantined(policy) {
+        return refusal.rules(refusal.blocked, Reason::Quarantine);
     }
     let to_allowlist = names::allowed_chain(id, names::ALLOWLIST);
     let to_exemption = names::allowed_chain(id, names::EXEMPTION);
@@ -180,6 +175,24 @@ fn judged(
     }
     rules.extend(refusal.rules(refusal.blocked, refusal.reason));
     rules
+}
+
+/// What may go elsewhere than its address says.
+fn routed(policy: &CustomerPolicy, refusal: &Refusal) -> Vec<Rule> {
+    if is_quarantined(policy) {
+        return refusal.rules(refusal.blocked, Reason::Quarantine);
+    }
+    let mut rules = vec![vec![count(&names::malformed(Malformed::SourceRoute))]];
+    rules.extend(refusal.rules(refusal.blocked, Reason::Malformed));
+    rules
+}
+
+/// So is who has a byte that no agent writes.
+fn is_quarantined(policy: &CustomerPolicy) -> bool {
+    match policy.quarantine() {
+        Some(Quarantine::No) => false,
+        Some(Quarantine::Yes) | None => true,
+    }
 }
 
 /// Rules that match destinations in the set.

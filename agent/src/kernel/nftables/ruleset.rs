@@ -326,13 +326,10 @@ fn judging() -> Vec<(String, Vec<Rule>)> {
     let mut chains: Vec<(String, Vec<Rule>)> = Asked::ALL
         .into_iter()
         .map(|asked| {
-            let mut rules = vec![
+            let rules = vec![
                 vec![lookup(meta("iif"), asked.map())],
                 vec![goto(&asked.of(CustomerId::UNASSIGNED))],
             ];
-            if asked == Asked::Routed {
-                rules.insert(0, vec![count(&names::malformed(Malformed::SourceRoute))]);
-            }
             (asked.chain().to_owned(), rules)
         })
         .collect();

@@ -1,0 +1,122 @@
+//! Exemptions that begin and end while packets are sent: the programs follow the clock, nftables
+//! is never later with an end than they, and never earlier with a beginning.
+
+use std::time::{Duration, Instant};
+
+use gate25::dataplane::Dataplane as _;
+use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
+use gate25_common::address::Address;
+use gate25_common::decide::{HostMode, Route, Subject, decide};
+use gate25_common::testing::frames::{Ipv4, Tcp, frame_v4};
+use gate25_common::testing::tables::MemoryTables;
+
+use super::agreement::Deciders;
+use super::kernel::{Meta, boot_time, in_namespace};
+use super::pure::{carried_out, passes};
+use super::random::Random;
+
+const CUSTOMER: CustomerId = CustomerId::from_raw(7);
+const EXEMPTIONS: u8 = 16;
+const MILLISECOND: u64 = 1_000_000;
+/// Element time-outs are whole seconds, and the kernel looks at them by its own ticks.
+const EARLY: u64 = 1_100 * MILLISECOND;
+/// All exemptions are over by then.
+const LENGTH: Duration = Duration::from_secs(7);
+
+fn policy() -> CustomerPolicy {
+    CustomerPolicy::new(
+        Mode::Enforce,
+        Blocked::Drop,
+        Quarantine::No,
+        SetId::NONE,
+        SetId::NONE,
+    )
+}
+
+fn address(number: u8) -> [u8; 4] {
+    [203, 0, 113, number]
+}
+
+/// One destination an exemption, at times within the next seconds.
+fn tables(random: &mut Random) -> MemoryTables {
+    let mut tables = MemoryTables::default();
+    let now = boot_time();
+    let exemptions: Vec<_> = (0..EXEMPTIONS)
+        .map(|number| {
+            let set = SetId::new(u64::from(number) + 1).expect("not reserved");
+            tables.insert(set, Address::from_v4(address(number)), 128, 0);
+            let starts = now + random.below(3000) as u64 * MILLISECOND;
+            let length = (1500 + random.below(2000)) as u64 * MILLISECOND;
+            Exemption::new(set, starts, starts + length)
+        })
+        .collect();
+    let exempt = policy().with_exemptions(&exemptions).expect("at most 16");
+    tables.policies.insert(CUSTOMER, exempt);
+    tables.policies.insert(CustomerId::UNASSIGNED, policy());
+    tables
+}
+
+#[test]
+fn exemptions_begin_and_end_alike() {
+    in_namespace(|namespace| {
+        let mut random = Random(2502);
+        let mut deciders = Deciders::new(namespace, HostMode::Policy, tables(&mut random));
+        deciders.own(Some(CUSTOMER));
+        let wanted = deciders.nftables.installed().clone();
+        let (mut packets, mut allowed, mut allowed_by_nft) = (0u32, 0u32, 0u32);
+        let mut applied = boot_time();
+        let start = Instant::now();
+        while start.elapsed() < LENGTH {
+            if deciders
+                .nftables
+                .due()
+                .is_some_and(|due| due <= Instant::now())
+            {
+                deciders.nftables.apply(&wanted).expect("apply what is due");
+                applied = boot_time();
+            }
+            let to = address(random.below(EXEMPTIONS.into()) as u8);
+            let frame = frame_v4(&Ipv4::to(to), &Tcp::syn(25).bytes());
+            let open = |at: u64| {
+                let subject = Subject::Guarded {
+                    destination: Address::from_v4(to),
+                    route: Route::Direct,
+                };
+                let mut tables = deciders.tables.clone();
+                tables.now = at;
+                Some(decide(&tables, HostMode::Policy, &subject).verdict)
+            };
+            let before = boot_time();
+            let action = deciders.kernel.run(&frame, Meta::default());
+            let passed = deciders.bridge.pass(&frame, true);
+            let after = boot_time();
+            assert!(
+                [before, after]
+                    .iter()
+                    .any(|at| carried_out(open(*at), &action)),
+                "{to:?} between {before} and {after}: {action:?}"
+            );
+            let at_the_time = [before, after].map(|at| passes(open(at)));
+            assert!(
+                !passed || at_the_time.contains(&true),
+                "{to:?} between {before} and {after} passes nftables"
+            );
+            let throughout = [applied, before, after + EARLY].map(|at| passes(open(at)));
+            assert!(
+                passed || throughout.contains(&false),
+                "{to:?} between {before} and {after} does not pass nftables"
+            );
+            packets += 1;
+            allowed += u32::from(at_the_time.contains(&true));
+            allowed_by_nft += u32::from(passed);
+        }
+        assert!(
+            allowed > packets / 10 && allowed < packets / 2,
+            "{allowed} of {packets}"
+        );
+        assert!(
+            allowed_by_nft > packets / 20,
+            "{allowed_by_nft} of {packets}"
+        );
+    });
+}
