@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25_common::abi::{CustomerId, InterfaceOwner};
+use gate25_common::abi::{self, CustomerId, InterfaceOwner};
+use gate25_common::address::Family;
 use jiff::Timestamp;
 use tracing::{error, info};
 
@@ -23,7 +24,7 @@ use crate::kernel::links::Interface;
 use crate::metrics::Timings;
 use crate::policy::loader::SetHash;
 use crate::policy::shrink::Limits;
-use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
+use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Relay};
 use crate::reconcile::attachments::Attachments;
 use crate::source::Accepted;
 use crate::status::Shared;
@@ -158,6 +159,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.inventory.interfaces.remove(&index);
         self.first_seen.remove(&Site::Interface(index));
         self.attachments.gone(Site::Interface(index));
+        self.attachments.gone(Site::Replies(index));
     }
 
     /// Takes note of every interface that there is.
@@ -166,7 +168,7 @@ impl<D: Dataplane> Reconciler<D> {
         let known = &mut self.inventory.interfaces;
         known.retain(|index, _| present.contains(index));
         self.first_seen.retain(|site, _| match site {
-            Site::Interface(index) => present.contains(index),
+            Site::Interface(index) | Site::Replies(index) => present.contains(index),
             Site::Root(_) => true,
         });
         for interface in interfaces {
@@ -198,7 +200,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.forget_namespaces_of_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
-            Site::Interface(_) => true,
+            Site::Interface(_) | Site::Replies(_) => true,
             Site::Root(id) => known.contains_key(id),
         });
     }
@@ -396,7 +398,29 @@ impl<D: Dataplane> Reconciler<D> {
             }
         };
         sites.extend(interfaces);
+        sites.extend(self.replies());
         sites
+    }
+
+    /// Interfaces of customers whose connections are redirected: replies pass there.
+    fn replies(&self) -> impl Iterator<Item = Site> {
+        let installed = self.dataplane.installed();
+        let redirected = |owner: &InterfaceOwner| {
+            let policy = installed.customers.get(&owner.customer());
+            policy.is_some_and(|policy| {
+                let mut families = Family::ALL.into_iter();
+                policy.blocked() == Some(abi::Blocked::Redirect)
+                    && families.any(|family| policy.target(family).is_some())
+            })
+        };
+        let interfaces = installed.interfaces.iter();
+        interfaces
+            .filter(move |(_, owner)| redirected(owner))
+            .filter(|(index, _)| {
+                let workload = self.workloads.interfaces.get(index);
+                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
+            })
+            .map(|(index, _)| Site::Replies(*index))
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -406,13 +430,27 @@ impl<D: Dataplane> Reconciler<D> {
             self.policy.as_ref().map(|accepted| &*accepted.policy),
             &self.dataplane.installed().interfaces,
         );
-        let wanted = self.wanted()?;
+        let mut wanted = self.wanted()?;
+        self.check_redirects(&mut wanted);
+        wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
         let applied = self
             .dataplane
             .apply(&wanted)
             .map_err(ReconcileError::Dataplane)?;
         self.revoked |= applied.writes > 0;
         Ok(applied.writes)
+    }
+
+    /// Has rejected what cannot be redirected.
+    fn check_redirects(&mut self, wanted: &mut MapImage) {
+        let why = self.dataplane.redirects().err();
+        let complaint = why
+            .filter(|_| wanted.has_targets())
+            .map(|why| format!("connections that the policy redirects are rejected: {why}"));
+        if why.is_some() {
+            wanted.keep_targets(|_| false);
+        }
+        self.complain("redirect", complaint);
     }
 
     fn wanted(&self) -> Result<MapImage, CapacityError> {
@@ -456,9 +494,12 @@ impl<D: Dataplane> Reconciler<D> {
                 left
             }
         };
-        let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
-        wanted.keep_times(installed, CLOCK_TOLERANCE);
-        Ok(wanted)
+        Ok(MapImage::new(
+            image,
+            self.offset.nanoseconds(),
+            interfaces,
+            cgroups,
+        )?)
     }
 
     /// Whether an earlier agent has left a policy in the tables.
@@ -473,6 +514,7 @@ fn builtin() -> Result<Image, CompileError> {
     let profile = Profile {
         mode: Mode::Enforce,
         blocked: Blocked::Reject,
+        relay: Relay::default(),
         allow: Vec::new(),
         origin: Origin {
             file: Arc::from(std::path::Path::new("(built in)")),
