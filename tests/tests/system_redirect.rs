@@ -5,9 +5,10 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Agent, Containers, Guest, Hosting, Lab, Link, PolicyText, Postfix, Role, Witness, World, greet,
-    poll, send, tenant_program,
+    Agent, Containers, Guest, Held, Hosting, Lab, Link, Network, Outcome, PolicyText, Postfix,
+    Role, Witness, World, connect, greet, poll, send, tenant_program,
 };
+use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -111,13 +112,108 @@ impl Scene {
 /// Waits until replies to the guest behind `interface` are rewritten.
 fn wait_replies(world: &World, agent: &Agent, interface: &str) {
     let index = world.index(interface).unwrap();
+    let pin = format!("replies-{index}");
     poll("the program for replies", LIMIT, || {
-        let said = agent.command(&["status"]).unwrap();
         let links = world
             .hosting
             .hypervisor
-            .exec("bpftool", &["net", "show", "dev", interface])?;
-        Ok(links.contains("tc_egress").then_some(said))
+            .exec("find", &["/sys/fs/bpf/gate25", "-name", &pin])?;
+        Ok(links.contains(&pin).then_some(()))
     })
-    .unwrap_or_else(|error| panic!("interface {index}: {error:#}: {}", agent.log()));
+    .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
+}
+
+#[test]
+fn container_is_connected_to_the_relay_and_told_the_exchanger() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let text = PolicyText::default().redirecting("mailers").container_of(
+        "mailers",
+        "c-1",
+        &world.below("box"),
+    );
+    let agent = world.agent_with(world.settings(), &text).unwrap();
+    for (name, network) in [
+        ("box", Network::Hypervisor),
+        ("box", Network::own(104, "veth104i0")),
+    ] {
+        let container = world.container(name, &network).unwrap();
+        let before = world.witness.settled().unwrap();
+        for to in [
+            Hosting::EXCHANGER.v4_port(25),
+            Hosting::EXCHANGER.v6_port(25),
+            Hosting::EXCHANGER.mapped_port(25),
+        ] {
+            let greeting = container.tenant.hold("one", to).unwrap();
+            assert!(greeting.contains("ESMTP"), "{to}: {greeting}");
+            container.tenant.say("one", "QUIT").unwrap();
+            assert_eq!(container.tenant.peer(to).unwrap(), to);
+            let fast = container.tenant.fast_open(to).unwrap();
+            assert_eq!(fast.outcome, Outcome::Connected, "{to}");
+        }
+        // Where it goes by itself it is told the truth.
+        let relay = Hosting::RELAY.v4_port(25);
+        assert_eq!(container.tenant.peer(relay).unwrap(), relay);
+        assert_eq!(world.witness.settled().unwrap(), before);
+        drop(container);
+    }
+    let redirected = [("verdict", "redirect")];
+    let counted = agent.metrics().unwrap();
+    let counted = counted.sum("gate25_connections_total", &redirected);
+    // Three kinds of connections to three addresses, of two containers.
+    assert!(counted >= Some(18.0), "{counted:?}");
+}
+
+#[test]
+fn redirection_goes_on_without_the_agent_and_ends_with_the_policy() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let to = Hosting::EXCHANGER.v4_port(25);
+    let mut held = Held::open(&guest.ns, to, LIMIT).unwrap();
+    agent.signal(Signal::SIGKILL).unwrap();
+    scene.check_redirected(&guest);
+    assert!(held.command("NOOP").unwrap().starts_with("250"));
+    agent.restart().unwrap();
+    scene.check_redirected(&guest);
+    assert!(held.command("NOOP").unwrap().starts_with("250"));
+    // Exempt: straight to the exchanger, and what was redirected before is cut.
+    let text = policy().exempt("c-101").text();
+    agent.apply_policy("policy.yaml", &text).unwrap();
+    world.wait_open(&guest).unwrap();
+    assert!(world.witness.settled().unwrap() > 0);
+    held.write_until_cut(LIMIT).unwrap();
+    // Revoked: redirected again, from the next packet on.
+    let mut direct = Held::open(&guest.ns, to, LIMIT).unwrap();
+    assert_eq!(direct.greeting(), "220 greeter");
+    agent.apply_policy("policy.yaml", &policy().text()).unwrap();
+    let cut = direct.write_until_cut(LIMIT).unwrap();
+    assert_eq!(cut.outcome, Outcome::Reset);
+    scene.check_redirected(&guest);
+    // Rejected instead.
+    let text = PolicyText::default().customer("c-101", "tap101i0").text();
+    agent.apply_policy("policy.yaml", &text).unwrap();
+    let attempt = connect(&guest.ns, to, LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Refused);
+}
+
+#[test]
+fn relay_that_is_not_there_opens_nothing() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let before = world.witness.settled().unwrap();
+    world.hosting.relay.ip("link set eth0 down").unwrap();
+    for to in [
+        Hosting::EXCHANGER.v4_port(25),
+        Hosting::EXCHANGER.v6_port(25),
+    ] {
+        let attempt = connect(&guest.ns, to, Duration::from_secs(5)).unwrap();
+        assert_ne!(attempt.outcome, Outcome::Connected, "{to}");
+    }
+    assert_eq!(world.witness.settled().unwrap(), before);
 }

@@ -11,6 +11,7 @@ mod verdict {
     mod egress;
     mod events;
     mod kernel;
+    mod redirect;
     mod reset;
     mod table;
 }

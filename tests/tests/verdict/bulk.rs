@@ -272,11 +272,7 @@ fn expect(
             return None;
         }
         Ok(Parsed::Guarded(segment)) => {
-            let subject = Subject::Guarded {
-                destination: segment.destination,
-                route: segment.route,
-            };
-            let decision = decide(tables, host, &subject);
+            let decision = decide(tables, host, &segment.subject());
             counters.count::<Uninterrupted>(&decision, segment.family, 1, length);
             if segment.is_attempt() {
                 counters.count_attempt::<Uninterrupted>(&decision, segment.family);
