@@ -85,13 +85,15 @@ impl MapImage {
 }
 
 impl MapImage {
-    /// Whether any customer's connections are redirected anywhere.
-    pub fn has_targets(&self) -> bool {
-        let has = |policy: &CustomerPolicy| {
-            let mut families = Family::ALL.into_iter();
-            families.any(|family| policy.target(family).is_some())
-        };
-        self.customers.values().any(has)
+    /// Where connections of customers are redirected to.
+    pub fn targets(&self) -> BTreeSet<Address> {
+        let pairs = Family::ALL
+            .into_iter()
+            .flat_map(|family| self.customers.values().map(move |it| (family, it)));
+        pairs
+            .filter_map(|(family, policy)| policy.target(family))
+            .map(Target::address)
+            .collect()
     }
 
     /// Takes away targets for which `usable` does not hold: what would go there is rejected.

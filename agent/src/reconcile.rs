@@ -2,16 +2,17 @@
 
 mod attachments;
 pub mod files;
+mod redirects;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use gate25_common::abi::{self, CustomerId, InterfaceOwner};
-use gate25_common::address::Family;
+use gate25_common::abi::{CustomerId, InterfaceOwner};
 use jiff::Timestamp;
 use tracing::{error, info};
 
@@ -59,6 +60,8 @@ pub struct Circumstances {
     pub policy_dir: PathBuf,
     /// How much a set may lose unasked.
     pub shrink: Limits,
+    /// By which interface packets to an address leave this host; why that is not known.
+    pub way_to: fn(IpAddr) -> Result<Option<u32>, String>,
     /// Where it reports to.
     pub status: Shared,
     /// Where it reports times to.
@@ -402,27 +405,6 @@ impl<D: Dataplane> Reconciler<D> {
         sites
     }
 
-    /// Interfaces of customers whose connections are redirected: replies pass there.
-    fn replies(&self) -> impl Iterator<Item = Site> {
-        let installed = self.dataplane.installed();
-        let redirected = |owner: &InterfaceOwner| {
-            let policy = installed.customers.get(&owner.customer());
-            policy.is_some_and(|policy| {
-                let mut families = Family::ALL.into_iter();
-                policy.blocked() == Some(abi::Blocked::Redirect)
-                    && families.any(|family| policy.target(family).is_some())
-            })
-        };
-        let interfaces = installed.interfaces.iter();
-        interfaces
-            .filter(move |(_, owner)| redirected(owner))
-            .filter(|(index, _)| {
-                let workload = self.workloads.interfaces.get(index);
-                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
-            })
-            .map(|(index, _)| Site::Replies(*index))
-    }
-
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
         self.workloads = resolve(
             &self.inventory,
@@ -439,18 +421,6 @@ impl<D: Dataplane> Reconciler<D> {
             .map_err(ReconcileError::Dataplane)?;
         self.revoked |= applied.writes > 0;
         Ok(applied.writes)
-    }
-
-    /// Has rejected what cannot be redirected.
-    fn check_redirects(&mut self, wanted: &mut MapImage) {
-        let why = self.dataplane.redirects().err();
-        let complaint = why
-            .filter(|_| wanted.has_targets())
-            .map(|why| format!("connections that the policy redirects are rejected: {why}"));
-        if why.is_some() {
-            wanted.keep_targets(|_| false);
-        }
-        self.complain("redirect", complaint);
     }
 
     fn wanted(&self) -> Result<MapImage, CapacityError> {

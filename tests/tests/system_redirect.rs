@@ -217,3 +217,27 @@ fn relay_that_is_not_there_opens_nothing() {
     }
     assert_eq!(world.witness.settled().unwrap(), before);
 }
+
+#[test]
+fn relay_behind_a_workload_gets_nobodys_connections() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let other = world.guest_by(102, "tap102i0", Link::RoutedVeth).unwrap();
+    greet(&other.ns, 25).unwrap();
+    let v4 = other.addresses.v4;
+    let text = format!(
+        "schema: 1\nprofiles:\n  - {{name: default, blocked: redirect, relay: [{v4}, \"2001:db8:25::25\"]}}\n"
+    );
+    let files = [("policy.yaml", text)];
+    let agent = Agent::start(&world.hosting.hypervisor, Settings::default(), &files).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let attempt = connect(&guest.ns, Hosting::EXCHANGER.v4_port(25), LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Refused);
+    let attempt = connect(&guest.ns, Hosting::EXCHANGER.v6_port(25), LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Connected);
+    let status = agent.command(&["status"]).unwrap().out;
+    let wanted = format!("relay {v4} is behind tap102i0, a workload");
+    assert!(status.contains(&wanted), "{status}");
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
