@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use gate25_tests::{
     Agent, Containers, Guest, Held, Hosting, Lab, Link, Network, Outcome, PolicyText, Postfix,
-    Role, Witness, World, connect, greet, poll, send, tenant_program,
+    Role, Settings, Witness, World, connect, greet, poll, send, tenant_program,
 };
 use nix::sys::signal::Signal;
 
