@@ -64,25 +64,15 @@ extern "C" fn inspect_packet(skb: *mut __sk_buff, parsed: u64) -> i32 {
         Ok(Parsed::Guarded(segment)) => {
             let workload = owner::of_packet(skb);
             let decision = judge::guarded(&workload, &segment.subject());
-            let buffer = Buffer::new(skb);
             let action = act(&decision);
-            match peer::redirected_from(skb, &segment) {
-                // Let through to where it was sent: counted as what has become of it.
-                Some(meant) if matches!(decision.verdict, Verdict::Allow) => {
-                    let decision = decision.redirected();
-                    judge::count::<Interrupted>(&workload, &buffer, &segment, meant, &decision);
-                }
-                Some(_) | None => {
-                    let destination = segment.destination;
-                    judge::count::<Interrupted>(
-                        &workload,
-                        &buffer,
-                        &segment,
-                        destination,
-                        &decision,
-                    );
-                }
-            }
+            let (decision, destination) =
+                match (decision.verdict, peer::redirected_from(skb, &segment)) {
+                    // Let through to where it was sent: counted as what has become of it.
+                    (Verdict::Allow, Some(meant)) => (decision.redirected(), meant),
+                    (_, Some(_) | None) => (decision, segment.destination),
+                };
+            let buffer = Buffer::new(skb);
+            judge::count::<Interrupted>(&workload, &buffer, &segment, destination, &decision);
             action
         }
         // No link layer is parsed here, so it is no less strange than the next.

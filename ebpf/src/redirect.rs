@@ -88,20 +88,16 @@ pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64) -> i32 {
         }
         Step::Refuse => return IMPOSSIBLE,
     }
-    let (address, checksum) = match segment.family {
-        Family::V4 => (V4_DESTINATION, Some(segment.network + V4_CHECKSUM)),
-        Family::V6 => (V6_DESTINATION, None),
-    };
     let place = Place {
-        checksum,
-        address: segment.network + address,
+        family: segment.family,
+        network: segment.network,
         transport: segment.transport,
-        port: segment.transport + TCP_DESTINATION,
+        end: End::Destination,
     };
-    match rewrite(&ctx, &place, &original, &target) {
-        Ok(()) => PASS,
+    match rewrite(skb, place.pack(), &original, &target) {
+        REWRITTEN => PASS,
         // Perhaps half of it was.
-        Err(NotRewritten) => DROP,
+        _ => DROP,
     }
 }
 
@@ -169,20 +165,16 @@ extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
     let Some(known) = (unsafe { REDIRECTS.get(flow) }).copied() else {
         return PASS;
     };
-    let (address, checksum) = match family {
-        Family::V4 => (V4_SOURCE, Some(network + V4_CHECKSUM)),
-        Family::V6 => (V6_SOURCE, None),
-    };
     let place = Place {
-        checksum,
-        address: network + address,
+        family,
+        network,
         transport: reply.transport,
-        port: reply.transport,
+        end: End::Source,
     };
-    match rewrite(&ctx, &place, &reply.source, &known.original()) {
-        Ok(()) => PASS,
+    match rewrite(skb, place.pack(), &reply.source, &known.original()) {
+        REWRITTEN => PASS,
         // Half of it is of no use to the guest.
-        Err(NotRewritten) => DROP,
+        _ => DROP,
     }
 }
 
@@ -200,20 +192,90 @@ fn is_targets(port: [u8; 2]) -> bool {
     false
 }
 
-/// Offsets of what is rewritten.
+/// What is rewritten of a packet, and where its headers are.
 struct Place {
-    /// The IP header's checksum, if it has one.
-    checksum: Option<usize>,
-    address: usize,
+    family: Family,
+    network: usize,
     transport: usize,
-    port: usize,
+    end: End,
+}
+
+/// An end of a connection, as its headers have it.
+enum End {
+    Source,
+    Destination,
+}
+
+const OFFSET: u64 = 0xffff;
+const TRANSPORT_SHIFT: u32 = 16;
+const V6: u64 = 1 << 32;
+const SOURCE: u64 = 1 << 33;
+
+impl Place {
+    /// As a number: global functions take nothing else.
+    #[inline(always)]
+    fn pack(&self) -> u64 {
+        let family = match self.family {
+            Family::V4 => 0,
+            Family::V6 => V6,
+        };
+        let end = match self.end {
+            End::Source => SOURCE,
+            End::Destination => 0,
+        };
+        self.network as u64 | (self.transport as u64) << TRANSPORT_SHIFT | family | end
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Self {
+        Self {
+            family: if packed & V6 == 0 {
+                Family::V4
+            } else {
+                Family::V6
+            },
+            network: (packed & OFFSET) as usize,
+            transport: (packed >> TRANSPORT_SHIFT & OFFSET) as usize,
+            end: if packed & SOURCE == 0 {
+                End::Destination
+            } else {
+                End::Source
+            },
+        }
+    }
+}
+
+const REWRITTEN: i32 = 0;
+const FAILED: i32 = 1;
+
+/// [`replace`] as a function of its own for the verifier, which would otherwise go through it once for
+/// every way that leads there.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn rewrite(
+    skb: *mut __sk_buff,
+    place: u64,
+    from: *const Endpoint,
+    to: *const Endpoint,
+) -> i32 {
+    // SAFETY: null, or the caller's own.
+    let from = unsafe { from.as_ref() };
+    // SAFETY: null, or the caller's own.
+    let to = unsafe { to.as_ref() };
+    let (Some(from), Some(to)) = (from, to) else {
+        return FAILED;
+    };
+    match replace(&TcContext::new(skb), &Place::unpack(place), from, to) {
+        Ok(()) => REWRITTEN,
+        Err(NotRewritten) => FAILED,
+    }
 }
 
 /// Replaces an end of the packet, and what of it is in its checksums: all of them where the kernel
 /// does not finish the TCP checksum any more, and only the addresses' part where it does
 /// (`CHECKSUM_PARTIAL`), which `BPF_F_PSEUDO_HDR` says.
 #[inline(always)]
-fn rewrite(
+fn replace(
     ctx: &TcContext,
     place: &Place,
     from: &Endpoint,
@@ -221,21 +283,27 @@ fn rewrite(
 ) -> Result<(), NotRewritten> {
     let tcp_checksum = place.transport + TCP_CHECKSUM;
     let pseudo = u64::from(BPF_F_PSEUDO_HDR);
-    let ([.., old], [.., new]) = (from.words(), to.words());
-    match place.checksum {
-        Some(header) => {
+    let (v4, v6, port) = match place.end {
+        End::Source => (V4_SOURCE, V6_SOURCE, 0),
+        End::Destination => (V4_DESTINATION, V6_DESTINATION, TCP_DESTINATION),
+    };
+    match place.family {
+        Family::V4 => {
+            let ([.., old], [.., new]) = (from.words(), to.words());
+            let (old, new_word) = (u64::from(old), u64::from(new));
             let width = size_of::<u32>() as u64;
-            ctx.l3_csum_replace(header, u64::from(old), u64::from(new), width)
+            ctx.l3_csum_replace(place.network + V4_CHECKSUM, old, new_word, width)
                 .map_err(failed)?;
-            ctx.l4_csum_replace(tcp_checksum, u64::from(old), u64::from(new), pseudo | width)
+            ctx.l4_csum_replace(tcp_checksum, old, new_word, pseudo | width)
                 .map_err(failed)?;
-            ctx.store(place.address, &new, 0).map_err(failed)?;
+            ctx.store(place.network + v4, &new, 0).map_err(failed)?;
         }
-        None => {
+        Family::V6 => {
             let change = difference(from.words(), to.words())?;
             ctx.l4_csum_replace(tcp_checksum, 0, change, pseudo)
                 .map_err(failed)?;
-            ctx.store(place.address, &to.words(), 0).map_err(failed)?;
+            ctx.store(place.network + v6, &to.words(), 0)
+                .map_err(failed)?;
         }
     }
     let (old, new) = (from.port(), to.port());
@@ -243,10 +311,10 @@ fn rewrite(
         return Ok(());
     }
     let width = size_of::<u16>() as u64;
-    let (from, to) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
-    ctx.l4_csum_replace(tcp_checksum, u64::from(from), u64::from(to), width)
+    let (old, new_half) = (u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+    ctx.l4_csum_replace(tcp_checksum, u64::from(old), u64::from(new_half), width)
         .map_err(failed)?;
-    ctx.store(place.port, &new, 0).map_err(failed)
+    ctx.store(place.transport + port, &new, 0).map_err(failed)
 }
 
 /// What changes in a checksum.

@@ -438,7 +438,7 @@ impl CustomerPolicy {
     #[inline(always)]
     pub fn is_target(&self, address: &Address) -> bool {
         let [v4, v6] = &self.targets;
-        v4.is_at(address) || v6.is_at(address)
+        v4.is_at(address) | v6.is_at(address)
     }
 
     /// `None` for a byte that no agent of this version writes.

@@ -303,17 +303,14 @@ fn redirect(
     let Some(target) = policy.target(family) else {
         return Redirect::Impossible;
     };
-    if target.is_at(destination) && target.port() == port {
+    if target.is_at(destination) & (target.port() == port) {
         return Redirect::Arrived;
     }
     // What else is at a target's address was asked for by name.
-    if policy.is_target(destination) {
+    if policy.is_target(destination) | matches!(form, Form::Unusual) {
         return Redirect::Impossible;
     }
-    match form {
-        Form::Plain => Redirect::Possible,
-        Form::Unusual => Redirect::Impossible,
-    }
+    Redirect::Possible
 }
 
 struct Rules {

@@ -51,7 +51,11 @@ impl Target {
     /// Whether it is there, at `address`.
     #[inline(always)]
     pub fn is_at(&self, address: &Address) -> bool {
-        !self.is_none() && self.address == *address
+        let [a, b, c, d] = self.address.words();
+        let [e, f, g, h] = address.words();
+        // One comparison: the verifier follows each way out of several.
+        let differs = (a ^ e) | (b ^ f) | (c ^ g) | (d ^ h) | u32::from(self.port == [0, 0]);
+        differs == 0
     }
 
     /// Its address.
