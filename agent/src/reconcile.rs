@@ -464,12 +464,7 @@ impl<D: Dataplane> Reconciler<D> {
                 left
             }
         };
-        Ok(MapImage::new(
-            image,
-            self.offset.nanoseconds(),
-            interfaces,
-            cgroups,
-        )?)
+        MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)
     }
 
     /// Whether an earlier agent has left a policy in the tables.
