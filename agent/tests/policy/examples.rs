@@ -82,7 +82,7 @@ fn example_policy_is_valid_by_the_schema_and_by_check() {
     assert!(out.starts_with("valid: 3 files in "), "{out}");
     assert!(
         out.ends_with(
-            "2 customers, 1 exemption (1 active), 2 allowlists, 2 profiles; 0 warnings\n"
+            "3 customers, 1 exemption (1 active), 2 allowlists, 3 profiles; 0 warnings\n"
         )
     );
 }
