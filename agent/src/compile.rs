@@ -2,16 +2,20 @@
 //! gives the same image.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use gate25_common::abi::{self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId};
 use gate25_common::address::Address;
 use gate25_common::decide::CUSTOMER_SET;
+use gate25_common::redirect::Target;
 use ipnet::IpNet;
 use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
-use crate::policy::{Blocked, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, UNASSIGNED};
+use crate::policy::{
+    Blocked, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, RELAY_PORT, Relay, UNASSIGNED,
+};
 
 const V4_MAPPED_BITS: u8 = 96;
 
@@ -33,6 +37,8 @@ pub struct CustomerImage {
     pub mode: Mode,
     /// How they are carried out.
     pub blocked: Blocked,
+    /// Where redirected connections go.
+    pub relay: Relay,
     /// The allowlists of the profile.
     pub profile_set: SetId,
     /// The customer's own allowlists.
@@ -194,6 +200,7 @@ impl Image {
             id: id.to_owned(),
             mode: profile.mode,
             blocked: profile.blocked,
+            relay: profile.relay,
             profile_set: self.set(policy, profile_name, &[], &profile.allow)?,
             customer_set: self.set(policy, id, &[], allow)?,
             exemptions,
@@ -326,6 +333,7 @@ impl CustomerImage {
             id: _,
             mode,
             blocked,
+            relay: Relay { v4, v6 },
             profile_set,
             customer_set,
             exemptions,
@@ -337,6 +345,7 @@ impl CustomerImage {
         let blocked = match blocked {
             Blocked::Reject => abi::Blocked::Reject,
             Blocked::Drop => abi::Blocked::Drop,
+            Blocked::Redirect => abi::Blocked::Redirect,
         };
         let exemptions: Vec<_> = exemptions
             .iter()
@@ -353,8 +362,15 @@ impl CustomerImage {
             )
             .collect();
         CustomerPolicy::new(mode, blocked, Quarantine::No, *profile_set, *customer_set)
+            .with_targets(target(v4.map(IpAddr::V4)), target(v6.map(IpAddr::V6)))
             .with_exemptions(&exemptions)
     }
+}
+
+fn target(address: Option<IpAddr>) -> Target {
+    address
+        .and_then(|address| Target::new(address.into(), RELAY_PORT.to_be_bytes()))
+        .unwrap_or(Target::NONE)
 }
 
 /// The moment on the boot clock, in nanoseconds: 0 for whatever was before the boot, the clock's end for whatever

@@ -10,6 +10,9 @@ use gate25_common::abi::{
     CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
 };
 
+use gate25_common::address::{Address, Family};
+use gate25_common::redirect::Target;
+
 use crate::compile::{Image, Prefix};
 
 /// The contents of a backend's tables.
@@ -82,6 +85,29 @@ impl MapImage {
 }
 
 impl MapImage {
+    /// Where connections of customers are redirected to.
+    pub fn targets(&self) -> BTreeSet<Address> {
+        let pairs = Family::ALL
+            .into_iter()
+            .flat_map(|family| self.customers.values().map(move |it| (family, it)));
+        pairs
+            .filter_map(|(family, policy)| policy.target(family))
+            .map(Target::address)
+            .collect()
+    }
+
+    /// Takes away targets for which `usable` does not hold: what would go there is rejected.
+    pub fn keep_targets(&mut self, usable: impl Fn(&Address) -> bool) {
+        for policy in self.customers.values_mut() {
+            let [v4, v6] = Family::ALL.map(|family| {
+                let target = policy.target(family).copied();
+                let target = target.filter(|target| usable(&target.address()));
+                target.unwrap_or(Target::NONE)
+            });
+            *policy = policy.with_targets(v4, v6);
+        }
+    }
+
     /// Leaves customers as they are in `installed` where only times differ, and by no more than
     /// `tolerance`: two samples of the clocks' distance are never the same.
     pub fn keep_times(&mut self, installed: &Self, tolerance: Duration) {
@@ -286,6 +312,8 @@ pub enum Site {
     Root(u64),
     /// The interface of this index.
     Interface(u32),
+    /// The same interface, for what goes to the guest: replies to redirected connections.
+    Replies(u32),
 }
 
 /// How an attachment went.
@@ -328,6 +356,20 @@ pub trait Dataplane {
 
     /// Puts the program in front of everything that leaves the guest behind the interface.
     fn attach_interface(&mut self, index: u32) -> Result<Attached, Self::Error>;
+
+    /// Whether connections can be redirected here; why not, if they cannot.
+    ///
+    /// # Errors
+    ///
+    /// The reason, for people.
+    fn redirects(&self) -> Result<(), &'static str>;
+
+    /// Puts the program for replies on the interface.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or this backend has no such program.
+    fn attach_replies(&mut self, index: u32) -> Result<Attached, Self::Error>;
 
     /// Puts the programs on the control group `id`, whose directory is at `directory`.
     fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, Self::Error>;

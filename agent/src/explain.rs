@@ -8,12 +8,15 @@ pub(crate) mod tables;
 mod workload;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use gate25_common::abi::CustomerId;
-use gate25_common::address::Address;
-use gate25_common::decide::{CUSTOMER_SET, Decision, HostMode, Reason, Route, Subject, decide};
+use gate25_common::address::{Address, Family};
+use gate25_common::decide::{
+    CUSTOMER_SET, Decision, HostMode, Reason, Route, Subject, Verdict, decide,
+};
+use gate25_common::packet::Form;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
@@ -21,8 +24,8 @@ use crate::compile::{CompileError, Image, Prefix, compile};
 use crate::dataplane::{CapacityError, MapImage};
 use crate::diagnostic::quoted;
 use crate::policy::{
-    ANY, Allowlist, Blocked, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Origin,
-    Policy, Profile,
+    ANY, Allowlist, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Origin, Policy,
+    Profile, RELAY_PORT,
 };
 use crate::settings::{Enforcement, Settings};
 use report::{
@@ -133,7 +136,9 @@ pub fn explain(
                 host,
                 image: &image,
                 owner,
+                destination: *destination,
                 address,
+                port,
                 at: *at,
             };
             (case.chain(), case.judge(now)?)
@@ -153,7 +158,10 @@ struct Case<'c> {
     host: &'c Host<'c>,
     image: &'c Image,
     owner: CustomerId,
+    /// As the headers of its packets say it.
+    destination: IpAddr,
     address: Address,
+    port: u16,
     at: Timestamp,
 }
 
@@ -172,14 +180,44 @@ impl Case<'_> {
         };
         let subject = Subject::Guarded {
             destination: self.address,
+            port: self.port.to_be_bytes(),
             route: Route::Direct,
+            family: self.family(),
+            form: Form::Plain,
         };
         let decision = decide(&tables, mode, &subject);
         Ok(Outcome::Judged {
             verdict: decision.verdict.as_str(),
             reason: decision.reason.as_str(),
             entry: self.entry(&decision),
+            redirected_to: match decision.verdict {
+                Verdict::Redirect => self.relay(),
+                Verdict::Allow
+                | Verdict::Observe
+                | Verdict::Reject
+                | Verdict::Drop
+                | Verdict::Notice
+                | Verdict::Throttle => None,
+            },
         })
+    }
+
+    /// The family of its packets: a connection to a mapped address is one over IPv4.
+    fn family(&self) -> Family {
+        match self.destination.to_canonical() {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        }
+    }
+
+    /// Where its customer's connections are redirected to.
+    fn relay(&self) -> Option<SocketAddr> {
+        let relay = self.image.customers.get(&self.owner)?.relay;
+        let address = match self.family() {
+            Family::V4 => relay.v4.map(IpAddr::V4),
+            Family::V6 => relay.v6.map(IpAddr::V6),
+        };
+        Some(SocketAddr::new(address?, RELAY_PORT))
     }
 
     /// The entry that decided, by the number that the kernel would report.
@@ -246,10 +284,8 @@ impl Case<'_> {
                     Mode::Enforce => "enforce",
                     Mode::Observe => "observe",
                 },
-                blocked: match profile.blocked {
-                    Blocked::Reject => "reject",
-                    Blocked::Drop => "drop",
-                },
+                blocked: profile.blocked.as_str(),
+                relay: profile.relay.addresses().collect(),
                 place: self.place(&profile.origin),
             },
             host: HostStep {

@@ -10,5 +10,6 @@ pub mod nft;
 pub mod nftables;
 pub(crate) mod peer;
 pub(crate) mod readiness;
+pub mod routes;
 pub mod ruleset;
 pub mod sockets;

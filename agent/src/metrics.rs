@@ -33,9 +33,11 @@ const APPLY_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 const DELAY_BUCKETS: [f64; 10] = [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
 /// Pairs of verdict and reason that a decision can end in.
-const OUTCOMES: [(Verdict, Reason); 14] = [
+const OUTCOMES: [(Verdict, Reason); 18] = [
     (Verdict::Allow, Reason::Allowlist),
     (Verdict::Allow, Reason::Exemption),
+    (Verdict::Allow, Reason::Profile),
+    (Verdict::Allow, Reason::Unassigned),
     (Verdict::Observe, Reason::Profile),
     (Verdict::Observe, Reason::Unassigned),
     (Verdict::Observe, Reason::Quarantine),
@@ -48,13 +50,16 @@ const OUTCOMES: [(Verdict, Reason); 14] = [
     (Verdict::Drop, Reason::Unassigned),
     (Verdict::Drop, Reason::Quarantine),
     (Verdict::Drop, Reason::Malformed),
+    (Verdict::Redirect, Reason::Profile),
+    (Verdict::Redirect, Reason::Unassigned),
 ];
 /// Verdicts that a decision can end in.
-const VERDICTS: [Verdict; 4] = [
+const VERDICTS: [Verdict; 5] = [
     Verdict::Allow,
     Verdict::Observe,
     Verdict::Reject,
     Verdict::Drop,
+    Verdict::Redirect,
 ];
 
 /// Why a page could not be made.

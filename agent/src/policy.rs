@@ -15,6 +15,7 @@ pub(crate) mod scalar;
 pub mod shrink;
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,6 +26,8 @@ use jiff::Timestamp;
 pub const DEFAULT_PROFILE: &str = "default";
 /// The built-in customer that owns every workload nobody claims.
 pub const UNASSIGNED: &str = "unassigned";
+/// The port of a relay: SMTP's.
+pub const RELAY_PORT: u16 = 25;
 /// The destination word that stands for every address.
 pub const ANY: &str = "any";
 /// Exemptions of one customer that may be active or scheduled at the same time.
@@ -100,6 +103,8 @@ pub struct Profile {
     pub mode: Mode,
     /// How a refusal is carried out.
     pub blocked: Blocked,
+    /// Where redirected connections go; nowhere unless [`Blocked::Redirect`].
+    pub relay: Relay,
     /// Names of allowlists open to every customer of the profile, sorted.
     pub allow: Vec<String>,
     /// Where it was written.
@@ -122,6 +127,37 @@ pub enum Blocked {
     Reject,
     /// Drop silently.
     Drop,
+    /// Send it to the profile's relay; answered as by `Reject` where there is none of its family.
+    Redirect,
+}
+
+impl Blocked {
+    /// The word for it in policies and output.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reject => "reject",
+            Self::Drop => "drop",
+            Self::Redirect => "redirect",
+        }
+    }
+}
+
+/// Where redirected connections go: at most one address a family.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Relay {
+    /// Over IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// Over IPv6.
+    pub v6: Option<Ipv6Addr>,
+}
+
+impl Relay {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.map(IpAddr::V4);
+        v4.into_iter().chain(self.v6.map(IpAddr::V6))
+    }
 }
 
 /// Somebody who owns workloads.

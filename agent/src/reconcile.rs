@@ -2,10 +2,12 @@
 
 mod attachments;
 pub mod files;
+mod redirects;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +25,7 @@ use crate::kernel::links::Interface;
 use crate::metrics::Timings;
 use crate::policy::loader::SetHash;
 use crate::policy::shrink::Limits;
-use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile};
+use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Relay};
 use crate::reconcile::attachments::Attachments;
 use crate::source::Accepted;
 use crate::status::Shared;
@@ -58,6 +60,8 @@ pub struct Circumstances {
     pub policy_dir: PathBuf,
     /// How much a set may lose unasked.
     pub shrink: Limits,
+    /// By which interface packets to an address leave this host; why that is not known.
+    pub way_to: fn(IpAddr) -> Result<Option<u32>, String>,
     /// Where it reports to.
     pub status: Shared,
     /// Where it reports times to.
@@ -158,6 +162,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.inventory.interfaces.remove(&index);
         self.first_seen.remove(&Site::Interface(index));
         self.attachments.gone(Site::Interface(index));
+        self.attachments.gone(Site::Replies(index));
     }
 
     /// Takes note of every interface that there is.
@@ -166,7 +171,7 @@ impl<D: Dataplane> Reconciler<D> {
         let known = &mut self.inventory.interfaces;
         known.retain(|index, _| present.contains(index));
         self.first_seen.retain(|site, _| match site {
-            Site::Interface(index) => present.contains(index),
+            Site::Interface(index) | Site::Replies(index) => present.contains(index),
             Site::Root(_) => true,
         });
         for interface in interfaces {
@@ -198,7 +203,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.forget_namespaces_of_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
-            Site::Interface(_) => true,
+            Site::Interface(_) | Site::Replies(_) => true,
             Site::Root(id) => known.contains_key(id),
         });
     }
@@ -396,6 +401,7 @@ impl<D: Dataplane> Reconciler<D> {
             }
         };
         sites.extend(interfaces);
+        sites.extend(self.replies());
         sites
     }
 
@@ -406,7 +412,9 @@ impl<D: Dataplane> Reconciler<D> {
             self.policy.as_ref().map(|accepted| &*accepted.policy),
             &self.dataplane.installed().interfaces,
         );
-        let wanted = self.wanted()?;
+        let mut wanted = self.wanted()?;
+        self.check_redirects(&mut wanted);
+        wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
         let applied = self
             .dataplane
             .apply(&wanted)
@@ -456,9 +464,7 @@ impl<D: Dataplane> Reconciler<D> {
                 left
             }
         };
-        let mut wanted = MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)?;
-        wanted.keep_times(installed, CLOCK_TOLERANCE);
-        Ok(wanted)
+        MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)
     }
 
     /// Whether an earlier agent has left a policy in the tables.
@@ -473,6 +479,7 @@ fn builtin() -> Result<Image, CompileError> {
     let profile = Profile {
         mode: Mode::Enforce,
         blocked: Blocked::Reject,
+        relay: Relay::default(),
         allow: Vec::new(),
         origin: Origin {
             file: Arc::from(std::path::Path::new("(built in)")),

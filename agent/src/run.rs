@@ -27,6 +27,7 @@ use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::links::Links;
+use crate::kernel::routes;
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notify::{Environment, Notifier};
 use crate::policy::shrink::Limits;
@@ -141,6 +142,7 @@ async fn enforce<D: Dataplane>(
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
+        way_to: |address| routes::way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
         shrink: Limits {

@@ -91,6 +91,16 @@ impl Dataplane for Memory {
         Ok(Attached::Yes)
     }
 
+    fn redirects(&self) -> Result<(), &'static str> {
+        Ok(())
+    }
+
+    fn attach_replies(&mut self, index: u32) -> Result<Attached, Refusal> {
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.covered.insert(Site::Replies(index));
+        Ok(Attached::Yes)
+    }
+
     fn attach_root(&mut self, id: u64, _: &Path) -> Result<Attached, Refusal> {
         let mut kernel = self.kernel.borrow_mut();
         kernel.calls.push("attach");
@@ -132,6 +142,7 @@ impl Lab {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
+            way_to: |_| Ok(None),
             host: Host {
                 name: "hv-1".to_owned(),
                 interfaces: Interfaces {

@@ -25,7 +25,7 @@ use std::path::Path;
 
 use gate25::policy::{
     Allowlist, Blocked, Customer, Destinations, Exemption, Mode, Origin, Pattern, Policy, Profile,
-    Selector, Workload,
+    Relay, Selector, Workload,
 };
 use jiff::Timestamp;
 
@@ -52,6 +52,7 @@ fn profile(mode: Mode, allow: &[&str]) -> Profile {
     Profile {
         mode,
         blocked: Blocked::Reject,
+        relay: Relay::default(),
         allow: names(allow),
         origin: origin(2),
     }

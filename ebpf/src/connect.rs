@@ -8,12 +8,15 @@ use aya_ebpf::helpers::generated::{bpf_bind, bpf_set_retval, bpf_sk_lookup_tcp, 
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use gate25_common::address::{Address, Family};
-use gate25_common::decide::{Route, Verdict};
+use gate25_common::decide::{Decision, Route, Subject, Verdict};
+use gate25_common::packet::Form;
+use gate25_common::redirect::{Endpoint, SocketPeer};
 
 use crate::frame::guarded;
 use crate::judge::{self, Interrupted};
-use crate::maps::{HAS_SET_RETVAL, SOCKETS};
+use crate::maps::{CUSTOMERS, HAS_SET_RETVAL, SOCKETS};
 use crate::owner::{self, task_cgroup};
+use crate::{peer, redirect};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
@@ -53,6 +56,14 @@ impl Peer {
     }
 
     #[inline(always)]
+    fn endpoint(self, port: [u8; 2]) -> Endpoint {
+        match self {
+            Self::V4(word) => Endpoint::v4(word, port),
+            Self::V6(words) => Endpoint::v6(words, port),
+        }
+    }
+
+    #[inline(always)]
     fn family(self) -> Family {
         match self {
             Self::V4(_) => Family::V4,
@@ -67,7 +78,8 @@ fn cgroup_connect4(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
     let word = unsafe { (*ctx.sock_addr).user_ip4 };
     let port = port(&ctx);
-    judge(&ctx, Peer::V4(word), port, || {
+    let rewrite = |to: &Endpoint| peer::set_v4(&ctx, to);
+    judge(&ctx, Peer::V4(word), port, rewrite, || {
         // `struct sockaddr_in` without a port.
         let name = |word| [u32::from(AF_INET), word, 0, 0];
         // SAFETY: the kernel hands every program the socket that connects.
@@ -82,7 +94,8 @@ fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
     let words = unsafe { (*ctx.sock_addr).user_ip6 };
     let port = port(&ctx);
-    judge(&ctx, Peer::of_v6(words), port, || {
+    let rewrite = |to: &Endpoint| peer::set_v6(&ctx, to);
+    judge(&ctx, Peer::of_v6(words), port, rewrite, || {
         // `struct sockaddr_in6` without a port, a flow or a scope.
         let name = |[a, b, c, d]: [u32; 4]| [u32::from(AF_INET6), 0, a, b, c, d, 0];
         // SAFETY: the kernel hands every program the socket that connects.
@@ -93,7 +106,7 @@ fn cgroup_connect6(ctx: SockAddrContext) -> i32 {
 
 /// The socket that connects: the union has nothing else.
 #[inline(always)]
-fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
+pub(crate) fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
     let fields = unsafe { &*ctx.sock_addr };
     // SAFETY: the kernel fills it in.
@@ -101,13 +114,20 @@ fn socket(ctx: &SockAddrContext) -> *mut bpf_sock {
 }
 
 #[inline(always)]
-fn judge(ctx: &SockAddrContext, peer: Peer, port: [u8; 2], bind: impl FnOnce() -> i64) -> i32 {
+fn judge(
+    ctx: &SockAddrContext,
+    peer: Peer,
+    port: [u8; 2],
+    rewrite: impl FnOnce(&Endpoint),
+    bind: impl FnOnce() -> i64,
+) -> i32 {
     // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
     let fields = unsafe { &*ctx.sock_addr };
     // Not TCP to a guarded port.
     if fields.type_ != SOCK_STREAM || !is_tcp(fields.protocol) || !guarded(port) {
         return PASS;
     }
+    peer::forget(ctx);
     let destination = peer.address();
     // A container that talks to itself sends nothing out.
     if destination.is_loopback() {
@@ -118,19 +138,54 @@ fn judge(ctx: &SockAddrContext, peer: Peer, port: [u8; 2], bind: impl FnOnce() -
         return PASS;
     }
     let workload = owner::of_task();
-    let decision = judge::guarded(&workload, destination, Route::Direct);
+    let subject = Subject::Guarded {
+        destination,
+        port,
+        route: Route::Direct,
+        family: peer.family(),
+        form: Form::Plain,
+    };
+    let decision = judge::guarded(&workload, &subject);
     match decision.verdict {
         // Its packets are judged and counted; dropped ones are to look lost, not refused.
         Verdict::Allow | Verdict::Observe | Verdict::Drop | Verdict::Throttle => PASS,
-        // No agent of this version writes them into a policy; the packets do not pass.
-        Verdict::Redirect | Verdict::Notice => PASS,
-        // It may be the container's own address: packets that leave are judged.
-        Verdict::Reject if maybe_own(ctx, peer, port, bind) => PASS,
-        Verdict::Reject => {
+        // No agent of this version writes it into a policy; the packets do not pass.
+        Verdict::Notice => PASS,
+        Verdict::Reject | Verdict::Redirect => {
+            // It may be the container's own address: packets that leave are judged.
+            if maybe_own(ctx, peer, port, bind) {
+                return PASS;
+            }
+            if matches!(decision.verdict, Verdict::Redirect) {
+                return match redirect(ctx, &decision, peer, port) {
+                    // Its packets are counted.
+                    Some(target) => {
+                        rewrite(&target);
+                        PASS
+                    }
+                    // Its policy has just been changed, or memory is short.
+                    None => refuse(),
+                };
+            }
             judge::attempt::<Interrupted>(&workload, peer.family(), destination, port, &decision);
             refuse()
         }
     }
+}
+
+/// Where the socket is sent instead of to `peer`, of which a note is made.
+#[inline(always)]
+fn redirect(
+    ctx: &SockAddrContext,
+    decision: &Decision,
+    peer: Peer,
+    port: [u8; 2],
+) -> Option<Endpoint> {
+    // SAFETY: kept by RCU while the program runs.
+    let policy = unsafe { CUSTOMERS.get(decision.customer) }?;
+    let target = redirect::target(policy, peer.family())?;
+    let note = SocketPeer::new(peer.endpoint(port), target);
+    peer::note(ctx, note).then_some(target)
 }
 
 /// Whether a stream socket of this protocol is TCP in the end.

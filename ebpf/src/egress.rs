@@ -11,6 +11,7 @@ use crate::checksum;
 use crate::frame::{self, LinearFrame};
 use crate::judge::{self, Buffer, Interrupted};
 use crate::owner;
+use crate::peer;
 
 const DROP: i32 = 0;
 const PASS: i32 = 1;
@@ -62,11 +63,17 @@ extern "C" fn inspect_packet(skb: *mut __sk_buff, parsed: u64) -> i32 {
         }
         Ok(Parsed::Guarded(segment)) => {
             let workload = owner::of_packet(skb);
-            act(&judge::segment::<Interrupted>(
-                &workload,
-                &Buffer::new(skb),
-                &segment,
-            ))
+            let decision = judge::guarded(&workload, &segment.subject());
+            let action = act(&decision);
+            let (decision, destination) =
+                match (decision.verdict, peer::redirected_from(skb, &segment)) {
+                    // Let through to where it was sent: counted as what has become of it.
+                    (Verdict::Allow, Some(meant)) => (decision.redirected(), meant),
+                    (_, Some(_) | None) => (decision, segment.destination),
+                };
+            let buffer = Buffer::new(skb);
+            judge::count::<Interrupted>(&workload, &buffer, &segment, destination, &decision);
+            action
         }
         // No link layer is parsed here, so it is no less strange than the next.
         Err(ParseError::ShortLink) => malformed(skb, Malformed::Truncated, Family::V4),
@@ -90,8 +97,11 @@ fn act(decision: &Decision) -> i32 {
     match decision.verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,
-        // No agent of this version writes them into a policy.
-        Verdict::Redirect | Verdict::Notice => DROP,
+        // No agent of this version writes it into a policy.
+        Verdict::Notice => DROP,
+        // The connect hook has redirected already; what still gets here comes from where rejected
+        // packets do.
+        Verdict::Redirect => DROP,
         // The connect hook has answered already; what still gets here comes from connections that
         // were open before, from raw sockets, or from sockets handed over.
         Verdict::Reject => DROP,

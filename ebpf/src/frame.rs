@@ -102,16 +102,16 @@ impl Frame for LinearFrame {
     }
 }
 
-/// A packet whose headers are copied out by helper, wherever they are: programs on control groups
-/// cannot bring them into the linear part. No checksum is to come that a socket could misplace.
-struct CopiedPacket {
+/// A packet, or a frame without tags taken off, whose headers are copied out by helper, wherever they
+/// are: programs on control groups cannot bring them into the linear part. No checksum is to come that a socket could misplace.
+pub(crate) struct CopiedPacket {
     skb: *mut __sk_buff,
     length: usize,
 }
 
 impl CopiedPacket {
     #[inline(always)]
-    fn new(skb: *mut __sk_buff) -> Self {
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
         Self {
             skb,
             // SAFETY: the kernel hands every program a valid `__sk_buff`.
@@ -261,7 +261,7 @@ fn network_of<F: Frame>(frame: &F, link: u64) -> u64 {
 /// [`packet::link`] for the frame of `skb`.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn link_layer(skb: *mut __sk_buff, late: u32) -> u64 {
+pub(crate) extern "C" fn link_layer(skb: *mut __sk_buff, late: u32) -> u64 {
     packed::pack_link(packet::link(&LinearFrame::new(skb, late)))
 }
 

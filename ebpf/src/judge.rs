@@ -10,9 +10,7 @@ use gate25_common::abi::{
 };
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Add, Event, Report, Sketch};
-use gate25_common::decide::{
-    self, Decision, HostMode, Reason, Route, Subject, Tables, Verdict, decide,
-};
+use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, Verdict, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
@@ -62,9 +60,22 @@ impl Buffer {
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
 pub(crate) fn segment<A: Add>(workload: &Workload, buffer: &Buffer, segment: &Segment) -> Decision {
-    let decision = guarded(workload, segment.destination, segment.route);
-    if !counts(workload, &decision) {
-        return decision;
+    let decision = guarded(workload, &segment.subject());
+    count::<A>(workload, buffer, segment, segment.destination, &decision);
+    decision
+}
+
+/// Counts a packet that was judged, and that its sender meant for `destination`.
+#[inline(always)]
+pub(crate) fn count<A: Add>(
+    workload: &Workload,
+    buffer: &Buffer,
+    segment: &Segment,
+    destination: Address,
+    decision: &Decision,
+) {
+    if !counts(workload, decision) {
+        return;
     }
     let segments = match buffer.gso_size {
         0 => 1,
@@ -75,18 +86,17 @@ pub(crate) fn segment<A: Add>(workload: &Workload, buffer: &Buffer, segment: &Se
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's own value, moved as `A` says.
         let counters = unsafe { &mut *counters };
-        counters.count::<A>(&decision, segment.family, segments, bytes);
+        counters.count::<A>(decision, segment.family, segments, bytes);
     }
     if segment.is_attempt() {
         attempt::<A>(
             workload,
             segment.family,
-            segment.destination,
+            destination,
             segment.port,
-            &decision,
+            decision,
         );
     }
-    decision
 }
 
 /// Judges and counts a packet that cannot be told from one for a guarded port.
@@ -124,9 +134,8 @@ pub(crate) fn tunnel<A: Add>(workload: &Workload, tunnel: Tunnel) {
 
 /// Judges a packet, or a connect, to a guarded port.
 #[inline(always)]
-pub(crate) fn guarded(workload: &Workload, destination: Address, route: Route) -> Decision {
-    let subject = Subject::Guarded { destination, route };
-    decide(&KernelTables(workload.customer), host_mode(), &subject)
+pub(crate) fn guarded(workload: &Workload, subject: &Subject) -> Decision {
+    decide(&KernelTables(workload.customer), host_mode(), subject)
 }
 
 /// Whether what came out is counted here.

@@ -20,6 +20,10 @@ mod owner;
 #[cfg(target_arch = "bpf")]
 mod packed;
 #[cfg(target_arch = "bpf")]
+mod peer;
+#[cfg(target_arch = "bpf")]
+mod redirect;
+#[cfg(target_arch = "bpf")]
 mod reset;
 #[cfg(target_arch = "bpf")]
 mod socket;

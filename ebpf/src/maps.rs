@@ -4,13 +4,16 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::btf_maps::{HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage};
+use aya_ebpf::btf_maps::{
+    HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+};
 use aya_ebpf::macros::btf_map;
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
     MAX_PREFIXES, PrefixKey, PrefixValue, SkbLayout,
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::redirect::{Flow, MAX_REDIRECTS, MAX_TARGET_PORTS, Redirected, SocketPeer};
 
 /// Memory follows what is in use.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -24,6 +27,13 @@ pub(crate) static CGROUPS: HashMap<u64, CustomerId, MAX_CUSTOMERS, NO_PREALLOC> 
 
 #[btf_map]
 pub(crate) static SOCKETS: SkStorage<u64> = SkStorage::new();
+
+#[btf_map]
+pub(crate) static SOCKET_PEERS: SkStorage<SocketPeer> = SkStorage::new();
+
+/// Decides nothing: what is not in it is refused.
+#[btf_map]
+pub(crate) static REDIRECTS: LruHashMap<Flow, Redirected, MAX_REDIRECTS> = LruHashMap::new();
 
 #[btf_map]
 pub(crate) static CUSTOMERS: HashMap<CustomerId, CustomerPolicy, MAX_CUSTOMERS, NO_PREALLOC> =
@@ -57,6 +67,10 @@ pub(crate) static GUARDED_PORTS: Global<[u16; MAX_GUARDED_PORTS]> =
 
 #[unsafe(no_mangle)]
 pub(crate) static GUARDED_COUNT: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static TARGET_PORTS: Global<[u16; MAX_TARGET_PORTS]> =
+    Global::new([0; MAX_TARGET_PORTS]);
 
 #[unsafe(no_mangle)]
 pub(crate) static GUARD_MARK: Global<u32> = Global::new(0);

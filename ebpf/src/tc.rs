@@ -7,7 +7,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::Uninterrupted;
 use gate25_common::decide::{Decision, Verdict};
 use gate25_common::packet::{
-    MAX_HEADERS, Malformed, ParseError, Parsed, Segment, evidently_other, hides_ip,
+    MAX_HEADERS, Malformed, ParseError, Parsed, evidently_other, hides_ip,
 };
 
 use crate::checksum;
@@ -16,12 +16,17 @@ use crate::judge::{self, Buffer};
 use crate::maps::GUARD_MARK;
 use crate::owner::{self, Workload};
 use crate::packed;
+use crate::redirect;
 use crate::reset;
 
 /// "Nothing to say": later programs and the stack go on with the packet. The same number is
 /// `TCX_NEXT`.
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
+/// No actions of the kernel's: what is still to be done with a packet. Done by functions beside the
+/// one that judges and not below it, for the sake of the stack.
+const REFUSE: i32 = redirect::IMPOSSIBLE;
+const REDIRECT: i32 = REFUSE + 1;
 
 /// Judges what leaves a guest.
 #[classifier]
@@ -36,7 +41,17 @@ fn tc_ingress(ctx: TcContext) -> i32 {
         load_headers(&ctx);
         parsed = frame::parse_frame(skb, late);
     }
-    inspect(skb, parsed)
+    match inspect(skb, parsed) {
+        REDIRECT => match redirect::redirect(skb, parsed) {
+            // It goes on to the target.
+            PASS => pass_judged(skb),
+            redirect::IMPOSSIBLE => refuse(skb, parsed),
+            // Half rewritten, it goes nowhere.
+            _ => DROP,
+        },
+        REFUSE => refuse(skb, parsed),
+        action => action,
+    }
 }
 
 /// Judges and acts on what [`frame::parse_frame`] found. A function of its own for the verifier,
@@ -45,7 +60,6 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
-    let ctx = TcContext::new(skb);
     match frame::unpack_frame(skb, parsed) {
         // Not TCP to a guarded port.
         Ok(Parsed::Other) => pass_unjudged(skb),
@@ -57,27 +71,26 @@ extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
         Ok(Parsed::Guarded(segment)) => {
             let decision =
                 judge::segment::<Uninterrupted>(&workload(skb), &Buffer::new(skb), &segment);
-            act(&ctx, &decision, Some(&segment))
+            act(skb, &decision)
         }
         // Too short to name a protocol: no receiver takes it for IP.
         Err(ParseError::ShortLink) => pass_unjudged(skb),
         // IP whose headers are not there: it could be anything, so it is closed.
-        Err(ParseError::ShortNetwork(family)) => malformed(&ctx, Malformed::Truncated, family),
+        Err(ParseError::ShortNetwork(family)) => malformed(skb, Malformed::Truncated, family),
         // Of a form that hides or may change its port.
-        Err(ParseError::Malformed(kind, family)) => malformed(&ctx, kind, family),
+        Err(ParseError::Malformed(kind, family)) => malformed(skb, kind, family),
     }
 }
 
 #[inline(always)]
-fn malformed(ctx: &TcContext, kind: Malformed, family: Family) -> i32 {
-    let skb = ctx.skb.skb;
+fn malformed(skb: *mut __sk_buff, kind: Malformed, family: Family) -> i32 {
     let (workload, buffer) = (workload(skb), Buffer::new(skb));
     let decision = judge::malformed::<Uninterrupted>(&workload, &buffer, kind, family);
-    act(ctx, &decision, None)
+    act(skb, &decision)
 }
 
 #[inline(always)]
-fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
+fn act(skb: *mut __sk_buff, decision: &Decision) -> i32 {
     #[cfg(feature = "log")]
     log_line(
         decision.customer.get(),
@@ -85,18 +98,27 @@ fn act(ctx: &TcContext, decision: &Decision, segment: Option<&Segment>) -> i32 {
         decision.reason as u32,
     );
     match decision.verdict {
-        Verdict::Allow | Verdict::Observe => pass_judged(ctx.skb.skb),
+        Verdict::Allow | Verdict::Observe => pass_judged(skb),
         Verdict::Drop | Verdict::Throttle => DROP,
-        // No agent of this version writes them into a policy.
-        Verdict::Redirect | Verdict::Notice => DROP,
-        Verdict::Reject => match segment {
-            Some(segment) => match reset::answer(ctx, segment) {
-                Ok(action) => action,
-                // Not to be answered, or no room for an answer: it still does not pass.
-                Err(reset::NoReset) => DROP,
-            },
-            None => DROP,
-        },
+        // No agent of this version writes it into a policy.
+        Verdict::Notice => DROP,
+        Verdict::Redirect => REDIRECT,
+        Verdict::Reject => REFUSE,
+    }
+}
+
+/// Answers the packet that [`frame::parse_frame`] found this of; it does not pass in any case.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn refuse(skb: *mut __sk_buff, parsed: u64) -> i32 {
+    let Ok(Parsed::Guarded(segment)) = frame::unpack_frame(skb, parsed) else {
+        // Its form does not let it be answered.
+        return DROP;
+    };
+    match reset::answer(&TcContext::new(skb), &segment) {
+        Ok(action) => action,
+        // Not to be answered, or no room for an answer: it still does not pass.
+        Err(reset::NoReset) => DROP,
     }
 }
 

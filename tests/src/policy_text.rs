@@ -39,6 +39,15 @@ impl PolicyText {
         self
     }
 
+    /// Adds a profile that redirects to the relays, and allows them.
+    #[must_use]
+    pub fn redirecting(mut self, name: &str) -> Self {
+        self.profiles.push_str(&format!(
+            "  - {{name: {name}, blocked: redirect, relay: [192.0.2.25, \"2001:db8:25::25\"], allow: [relays]}}\n"
+        ));
+        self
+    }
+
     /// Adds a customer with the profile `default`.
     #[must_use]
     pub fn customer(self, id: &str, pattern: &str) -> Self {

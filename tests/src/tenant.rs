@@ -91,6 +91,15 @@ impl Tenant {
         self.attempt(&["connect", &to.to_string()])
     }
 
+    /// Connects, and says what it is told that it is connected to.
+    ///
+    /// # Errors
+    /// When the connect fails.
+    pub fn peer(&self, to: SocketAddr) -> anyhow::Result<SocketAddr> {
+        let said = self.ask(&["peer", &to.to_string()])?;
+        said.parse().with_context(|| format!("no address: {said}"))
+    }
+
     /// Sends data with the SYN (TCP Fast Open, `sendto` with `MSG_FASTOPEN`).
     ///
     /// # Errors

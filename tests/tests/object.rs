@@ -19,13 +19,14 @@ use gate25_common::abi::{
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
+use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
 use gate25_tests::Lab;
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
 /// The kernel gives up at a million (`BPF_COMPLEXITY_LIMIT_INSNS`); this leaves room for older
 /// kernels' less patient verifiers.
-const MAX_PROCESSED: u32 = 100_000;
+const MAX_PROCESSED: u32 = 120_000;
 
 fn path(kind: &str) -> PathBuf {
     [
@@ -63,7 +64,9 @@ fn programs_are_those_that_are_named() {
         for (name, program) in &object.programs {
             let section = &program.section;
             let right = match name.as_str() {
-                names::PROGRAM_TC_INGRESS => matches!(section, ProgramSection::SchedClassifier),
+                names::PROGRAM_TC_EGRESS | names::PROGRAM_TC_INGRESS => {
+                    matches!(section, ProgramSection::SchedClassifier)
+                }
                 names::PROGRAM_CGROUP_EGRESS => matches!(
                     section,
                     ProgramSection::CgroupSkb {
@@ -80,6 +83,18 @@ fn programs_are_those_that_are_named() {
                     section,
                     ProgramSection::CgroupSockAddr {
                         attach_type: CgroupSockAddrAttachType::Connect6
+                    }
+                ),
+                names::PROGRAM_CGROUP_PEER4 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::GetPeerName4
+                    }
+                ),
+                names::PROGRAM_CGROUP_PEER6 => matches!(
+                    section,
+                    ProgramSection::CgroupSockAddr {
+                        attach_type: CgroupSockAddrAttachType::GetPeerName6
                     }
                 ),
                 names::PROGRAM_CGROUP_SOCKET => matches!(
@@ -117,7 +132,7 @@ fn names_fit_the_kernel() {
 #[test]
 fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
-        BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_PERCPU_ARRAY,
+        BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
         BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
     };
     let id = size_of::<CustomerId>();
@@ -140,6 +155,26 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
         (
             names::MAP_SOCKETS,
             (BPF_MAP_TYPE_SK_STORAGE, 4, 8, 0, NO_PREALLOC),
+        ),
+        (
+            names::MAP_SOCKET_PEERS,
+            (
+                BPF_MAP_TYPE_SK_STORAGE,
+                4,
+                size_of::<SocketPeer>(),
+                0,
+                NO_PREALLOC,
+            ),
+        ),
+        (
+            names::MAP_REDIRECTS,
+            (
+                BPF_MAP_TYPE_LRU_HASH,
+                size_of::<Flow>(),
+                size_of::<Redirected>(),
+                MAX_REDIRECTS,
+                0,
+            ),
         ),
         (
             names::MAP_CUSTOMERS,

@@ -16,6 +16,7 @@ mod verdict {
     mod moments;
     mod pure;
     mod random;
+    mod redirect;
     mod reset;
     mod table;
 }

@@ -21,11 +21,12 @@ use crate::status::{self, ExemptionStatus, PolicyStatus, WorkloadStatus};
 use crate::workloads::{self, WorkloadId};
 
 /// Verdicts that are counted.
-const VERDICTS: [Verdict; 4] = [
+const VERDICTS: [Verdict; 5] = [
     Verdict::Allow,
     Verdict::Observe,
     Verdict::Reject,
     Verdict::Drop,
+    Verdict::Redirect,
 ];
 
 /// How the agent is.

@@ -1,6 +1,6 @@
 //! The chain of a decision as data: what `explain` prints, and its JSON.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use jiff::Timestamp;
@@ -219,8 +219,11 @@ pub struct ProfileStep {
     pub default: bool,
     /// Whether refusals are carried out: `enforce` or `observe`.
     pub mode: &'static str,
-    /// How: `reject` or `drop`.
+    /// How: `reject`, `drop` or `redirect`.
     pub blocked: &'static str,
+    /// Where redirected connections go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub relay: Vec<IpAddr>,
     /// Where it was written.
     pub place: Place,
 }
@@ -246,6 +249,9 @@ pub enum Outcome {
         reason: &'static str,
         /// The entry of the policy that decided.
         entry: Option<Entry>,
+        /// Where it is sent instead.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        redirected_to: Option<SocketAddr>,
     },
     /// Passes unseen: the port is not guarded on this host.
     PortNotGuarded {

@@ -16,6 +16,7 @@ use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
+use gate25_common::redirect::MAX_TARGET_PORTS;
 
 use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
@@ -28,6 +29,7 @@ use crate::kernel::bpf::programs::Programs;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
+use crate::policy::RELAY_PORT;
 
 mod attachments;
 pub mod debug_lines;
@@ -45,6 +47,8 @@ mod tables;
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25"));
 static OBJECT_WITH_LOG: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25-log"));
 
+/// Ports from which redirected connections are answered, in network order; 0 for none.
+const TARGET_PORTS: [u16; MAX_TARGET_PORTS] = [RELAY_PORT.to_be(), 0];
 /// Lines of the verifier's log that an error shows: the reason is at its end.
 const VERIFIER_LINES: usize = 12;
 
@@ -227,6 +231,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
         .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
+        .override_global(names::GLOBAL_TARGET_PORTS, &TARGET_PORTS, true)
         .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
@@ -574,6 +579,18 @@ impl Dataplane for Bpf {
 
     fn attach_interface(&mut self, index: u32) -> Result<Attached, BpfError> {
         self.attachments.attach_interface(&self.programs, index)
+    }
+
+    fn redirects(&self) -> Result<(), &'static str> {
+        if self.attachments.has_replies() {
+            Ok(())
+        } else {
+            Err("replies cannot be rewritten without tcx (Linux 6.6)")
+        }
+    }
+
+    fn attach_replies(&mut self, index: u32) -> Result<Attached, BpfError> {
+        self.attachments.attach_replies(&self.programs, index)
     }
 
     fn attach_root(&mut self, id: u64, directory: &Path) -> Result<Attached, BpfError> {

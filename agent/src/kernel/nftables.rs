@@ -92,6 +92,9 @@ pub enum NftablesError {
         /// What the kernel said.
         source: Errno,
     },
+    /// Nothing is redirected.
+    #[error("backend nftables redirects no connections")]
+    Replies,
     /// Sockets are not seen.
     #[error(
         "backend nftables cannot judge the sockets of cgroup {}: containers are covered by their veths, or by backend ebpf", path.display()
@@ -103,9 +106,10 @@ pub enum NftablesError {
 }
 
 /// What this backend cannot do where it runs, for status.
-pub const LACKS: [&str; 4] = [
+pub const LACKS: [&str; 5] = [
     "containers' sockets: only their veths are covered",
     "checksums left to the host",
+    "redirection: rejected instead",
     "distinct destinations and events of attempts",
     "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead",
 ];
@@ -301,6 +305,14 @@ impl Dataplane for Nftables {
         Ok(Attached::Yes)
     }
 
+    fn redirects(&self) -> Result<(), &'static str> {
+        Err("backend nftables redirects nothing")
+    }
+
+    fn attach_replies(&mut self, _index: u32) -> Result<Attached, NftablesError> {
+        Err(NftablesError::Replies)
+    }
+
     fn attach_root(&mut self, _id: u64, directory: &Path) -> Result<Attached, NftablesError> {
         Err(NftablesError::Cgroup {
             path: directory.to_owned(),
@@ -309,7 +321,7 @@ impl Dataplane for Nftables {
 
     fn detach(&mut self, site: Site) -> Result<(), NftablesError> {
         match site {
-            Site::Root(_) => {}
+            Site::Root(_) | Site::Replies(_) => {}
             Site::Interface(index) => {
                 self.nft.apply_json(&unhook(index).to_json())?;
                 self.hooked.remove(&index);

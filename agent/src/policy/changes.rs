@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::{
-    Allowlist, Blocked, Customer, Destinations, Exemption, Mode, Policy, Profile, Rules, Selector,
-    Workload,
+    Allowlist, Customer, Destinations, Exemption, Mode, Policy, Profile, Rules, Selector, Workload,
 };
 
 /// An object that differs.
@@ -166,6 +165,7 @@ fn profiles(policy: &Policy) -> BTreeMap<&str, Fields> {
         let Profile {
             mode,
             blocked,
+            relay,
             allow,
             origin: _,
         } = profile;
@@ -173,15 +173,15 @@ fn profiles(policy: &Policy) -> BTreeMap<&str, Fields> {
             Mode::Enforce => "enforce",
             Mode::Observe => "observe",
         };
-        let blocked = match blocked {
-            Blocked::Reject => "reject",
-            Blocked::Drop => "drop",
-        };
         let lists = allow.iter().filter_map(|name| policy.allowlists.get(name));
         let prefixes = lists.flat_map(|list| list.to.iter().map(ToString::to_string));
         Fields::from([
             ("mode", one(mode)),
-            ("blocked", one(blocked)),
+            ("blocked", one(blocked.as_str())),
+            (
+                "relay",
+                relay.addresses().map(|it| it.to_string()).collect(),
+            ),
             ("allow", many(allow)),
             ("prefixes", prefixes.collect()),
         ])

@@ -3,6 +3,7 @@
 mod destinations;
 mod exemptions;
 mod names;
+mod relay;
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -154,6 +155,7 @@ impl<'f> Join<'f, '_> {
                 name: _,
                 mode,
                 blocked,
+                relay,
                 allow,
             } = named.map;
             let profile = Profile {
@@ -161,6 +163,7 @@ impl<'f> Join<'f, '_> {
                 blocked: blocked
                     .as_ref()
                     .map_or(Blocked::Reject, |blocked| blocked.value),
+                relay: self.relay(named, blocked.as_ref(), relay.as_ref()),
                 allow: self.allow(named.file, allow.as_deref().unwrap_or_default()),
                 origin: named.origin(),
             };

@@ -9,6 +9,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
 use super::scalar::cgroups::OwnedCgroup;
+use super::scalar::relay::RelayAddress;
 use super::scalar::{HostPattern, Id, ListName, OwnedInterface, Prefix, Target, Time, Told};
 use super::{ANY, Blocked, Mode};
 use crate::diagnostic::Problems;
@@ -65,8 +66,11 @@ keys! {
         required name: At<Id>,
         /// `enforce` (where nothing is said) refuses; `observe` counts only.
         optional mode: At<Mode>,
-        /// How it is refused: `reject` (where nothing is said) answers, `drop` is silent.
+        /// How it is refused: `reject` (where nothing is said) answers, `drop` is silent, `redirect`
+        /// sends it to the relay.
         optional blocked: At<Blocked>,
+        /// With `blocked: redirect`: the relay's addresses, at most one of IPv4 and one of IPv6.
+        optional relay: Placed<Vec<At<RelayAddress>>>,
         /// Allowlists open to every customer of the profile.
         optional allow: Vec<At<ListName>>,
         later limit;

@@ -1,6 +1,7 @@
 //! Scalars of the policy language.
 
 pub(crate) mod cgroups;
+pub(crate) mod relay;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -396,7 +397,10 @@ impl Words for Mode {
 }
 
 impl Words for Blocked {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("reject", Self::Reject), ("drop", Self::Drop)];
-    const LATER: &'static [&'static str] = &["redirect", "notice"];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        (Self::Reject.as_str(), Self::Reject),
+        (Self::Drop.as_str(), Self::Drop),
+        (Self::Redirect.as_str(), Self::Redirect),
+    ];
+    const LATER: &'static [&'static str] = &["notice"];
 }

@@ -149,6 +149,7 @@ impl<D: Dataplane> Reconciler<D> {
     fn attach(&mut self, site: Site) -> Result<Attached, D::Error> {
         match site {
             Site::Interface(index) => self.dataplane.attach_interface(index),
+            Site::Replies(index) => self.dataplane.attach_replies(index),
             Site::Root(id) => {
                 let mount = self.circumstances.cgroup_mount.as_ref();
                 let root = self.inventory.cgroups.get(&id);
@@ -164,7 +165,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     pub(super) fn name(&self, site: Site) -> Option<String> {
         match site {
-            Site::Interface(index) => {
+            Site::Interface(index) | Site::Replies(index) => {
                 let interface = self.inventory.interfaces.get(&index)?;
                 Some(format!("interface {}", interface.name))
             }

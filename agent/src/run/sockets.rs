@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::CustomerId;
+use gate25_common::address::Family;
 use gate25_common::decide::{HostMode, Route, Subject, Verdict, decide};
+use gate25_common::packet::Form;
 use jiff::Timestamp;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
@@ -192,7 +194,14 @@ impl Sweep {
         };
         let subject = Subject::Guarded {
             destination: socket.destination,
+            port: socket.port.to_be_bytes(),
             route: Route::Direct,
+            family: if socket.destination.is_v4() {
+                Family::V4
+            } else {
+                Family::V6
+            },
+            form: Form::Plain,
         };
         Ok(match decide(&tables, self.mode, &subject).verdict {
             Verdict::Allow | Verdict::Observe | Verdict::Throttle => false,

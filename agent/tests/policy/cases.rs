@@ -23,6 +23,7 @@ fn policy_cases_report_what_their_authors_expect() {
         "destinations",
         "workloads",
         "exemptions",
+        "relays",
     ];
     let cases = files.iter().flat_map(|name| read(name));
     check(cases, |case| {

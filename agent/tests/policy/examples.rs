@@ -82,7 +82,7 @@ fn example_policy_is_valid_by_the_schema_and_by_check() {
     assert!(out.starts_with("valid: 3 files in "), "{out}");
     assert!(
         out.ends_with(
-            "2 customers, 1 exemption (1 active), 2 allowlists, 2 profiles; 0 warnings\n"
+            "3 customers, 1 exemption (1 active), 2 allowlists, 3 profiles; 0 warnings\n"
         )
     );
 }
@@ -107,7 +107,9 @@ fn schema_refuses_what_the_reader_refuses() {
         "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/**}]}]}",
         "{schema: 1, allowlists: [{name: a}]}",
         "{schema: 1, allowlists: [{name: a, to: [mail.example.net]}]}",
-        "{schema: 1, profiles: [{name: a, blocked: redirect}]}",
+        "{schema: 1, profiles: [{name: a, blocked: notice}]}",
+        "{schema: 1, profiles: [{name: a, blocked: redirect, relay: [192.0.2.0/24]}]}",
+        "{schema: 1, profiles: [{name: a, blocked: redirect, relay: 192.0.2.25}]}",
         "{schema: 1, rules: {min_prefix_v4: 33}}",
         "{schema: 1, exemptions: [{id: e}]}",
     ];

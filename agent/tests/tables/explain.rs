@@ -525,6 +525,7 @@ fn assert_judged(
     let Outcome::Judged {
         verdict: found,
         reason: why,
+        redirected_to: None,
         entry: Some(Entry {
             name,
             matched: prefix,

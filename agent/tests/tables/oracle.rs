@@ -136,6 +136,8 @@ fn oracle(
             (Mode::Observe, _) => "observe",
             (Mode::Enforce, Blocked::Reject) => "reject",
             (Mode::Enforce, Blocked::Drop) => "drop",
+            // None of these policies has a relay.
+            (Mode::Enforce, Blocked::Redirect) => "reject",
         },
         reason: if owner.is_some() {
             "profile"
@@ -195,6 +197,7 @@ fn judged(answer: &Explanation) -> (String, String, String) {
             verdict,
             reason,
             entry: Some(Entry { name, .. }),
+            redirected_to: _,
         } => ((*verdict).to_owned(), (*reason).to_owned(), name.clone()),
         other => panic!("{other:?}"),
     }

@@ -2,7 +2,8 @@
 //!
 //! Whoever changes a type here raises [`crate::names::ABI_VERSION`].
 
-use crate::address::Address;
+use crate::address::{Address, Family};
+use crate::redirect::Target;
 
 /// Guarded ports that a host may have.
 pub const MAX_GUARDED_PORTS: usize = 8;
@@ -332,6 +333,8 @@ pub enum Blocked {
     Reject = 1,
     /// Drop silently.
     Drop = 2,
+    /// Send it to the customer's target instead.
+    Redirect = 3,
 }
 
 /// Whether a customer is cut off entirely, as a table's byte.
@@ -355,11 +358,13 @@ pub struct CustomerPolicy {
     pad: [u8; 4],
     profile_set: SetId,
     customer_set: SetId,
+    /// By [`Family`].
+    targets: [Target; 2],
     exemptions: [Exemption; MAX_EXEMPTIONS],
 }
 
 impl CustomerPolicy {
-    /// A policy without exemptions.
+    /// A policy without targets and exemptions.
     pub const fn new(
         mode: Mode,
         blocked: Blocked,
@@ -375,8 +380,16 @@ impl CustomerPolicy {
             pad: [0; 4],
             profile_set,
             customer_set,
+            targets: [Target::NONE; 2],
             exemptions: [Exemption::EMPTY; MAX_EXEMPTIONS],
         }
+    }
+
+    /// The same policy whose redirected connections go to these targets, one a family.
+    #[must_use]
+    pub const fn with_targets(mut self, v4: Target, v6: Target) -> Self {
+        self.targets = [v4, v6];
+        self
     }
 
     /// The same policy with these exemptions, in the order of their ids; `None` if there are more
@@ -405,8 +418,27 @@ impl CustomerPolicy {
         match self.blocked {
             1 => Some(Blocked::Reject),
             2 => Some(Blocked::Drop),
+            3 => Some(Blocked::Redirect),
             _ => None,
         }
+    }
+
+    /// Where redirected connections of `family` go, if there is anywhere.
+    #[inline(always)]
+    pub const fn target(&self, family: Family) -> Option<&Target> {
+        let [v4, v6] = &self.targets;
+        let target = match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        };
+        if target.is_none() { None } else { Some(target) }
+    }
+
+    /// Whether redirected connections of either family go to `address`.
+    #[inline(always)]
+    pub fn is_target(&self, address: &Address) -> bool {
+        let [v4, v6] = &self.targets;
+        v4.is_at(address) | v6.is_at(address)
     }
 
     /// `None` for a byte that no agent of this version writes.
@@ -480,4 +512,4 @@ const _: () = assert!(size_of::<InterfaceOwner>() == 16);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);
 const _: () = assert!(size_of::<Exemption>() == 24);
-const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 24 * MAX_EXEMPTIONS);
+const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 2 * 20 + 24 * MAX_EXEMPTIONS);

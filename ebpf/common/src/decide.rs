@@ -4,8 +4,8 @@ use crate::abi::{
     Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, PrefixValue, Quarantine,
     SetId,
 };
-use crate::address::Address;
-use crate::packet::Malformed;
+use crate::address::{Address, Family};
+use crate::packet::{Form, Malformed};
 
 /// What happens to a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -115,8 +115,14 @@ pub enum Subject {
     Guarded {
         /// Where it goes.
         destination: Address,
-        /// Whether that is all of the truth.
+        /// The port it goes to, in network order.
+        port: [u8; 2],
+        /// Whether the address is all of the truth.
         route: Route,
+        /// The family of its IP header: an IPv6 packet may go to an IPv4 address by NAT64.
+        family: Family,
+        /// Whether its headers can be rewritten.
+        form: Form,
     },
     /// A packet that cannot be told from one for a guarded port.
     Malformed(Malformed),
@@ -146,6 +152,29 @@ pub struct Decision {
     pub entry: u16,
     /// What was wrong, where the reason is [`Reason::Malformed`].
     pub malformed: Option<Malformed>,
+}
+
+impl Decision {
+    /// The decision about the connection that was redirected to where this one lets it through.
+    #[inline(always)]
+    pub const fn redirected(&self) -> Self {
+        Self {
+            customer: self.customer,
+            verdict: Verdict::Redirect,
+            reason: of_profile(self.customer),
+            entry: 0,
+            malformed: None,
+        }
+    }
+}
+
+/// Why, where the profile decides.
+#[inline(always)]
+const fn of_profile(customer: CustomerId) -> Reason {
+    match customer {
+        CustomerId::UNASSIGNED => Reason::Unassigned,
+        _ => Reason::Profile,
+    }
 }
 
 /// Bit of [`Decision::entry`] that tells the customer's own allowlists from the profile's.
@@ -199,15 +228,22 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         entry: 0,
         malformed,
     };
-    let blocked = match rules.blocked {
-        Blocked::Reject => Verdict::Reject,
-        Blocked::Drop => Verdict::Drop,
-    };
-    let (destination, route) = match subject {
-        Subject::Guarded { destination, route } => (destination, *route),
+    let (destination, port, route, family, form) = match subject {
+        Subject::Guarded {
+            destination,
+            port,
+            route,
+            family,
+            form,
+        } => (destination, *port, *route, *family, *form),
         Subject::Malformed(kind) => {
             return refuse(Verdict::Drop, Reason::Malformed, Some(*kind));
         }
+    };
+    // What is refused for other reasons than the profile's is not carried on elsewhere.
+    let blocked = match rules.blocked {
+        Blocked::Reject | Blocked::Redirect => Verdict::Reject,
+        Blocked::Drop => Verdict::Drop,
     };
     match rules.quarantine {
         Quarantine::Yes => return refuse(blocked, Reason::Quarantine, None),
@@ -237,12 +273,44 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
     {
         return allow(Reason::Exemption, slot);
     }
-    let reason = if customer == CustomerId::UNASSIGNED {
-        Reason::Unassigned
-    } else {
-        Reason::Profile
+    let reason = of_profile(customer);
+    match rules.blocked {
+        Blocked::Reject | Blocked::Drop => refuse(blocked, reason, None),
+        Blocked::Redirect => match redirect(policy, destination, port, family, form) {
+            Redirect::Possible => refuse(Verdict::Redirect, reason, None),
+            Redirect::Arrived => allow(reason, 0),
+            Redirect::Impossible => refuse(blocked, reason, None),
+        },
+    }
+}
+
+enum Redirect {
+    Possible,
+    /// It goes to the target already: container's sockets have connected there, and what was
+    /// redirected on one interface may leave by another.
+    Arrived,
+    Impossible,
+}
+
+#[inline(always)]
+fn redirect(
+    policy: &CustomerPolicy,
+    destination: &Address,
+    port: [u8; 2],
+    family: Family,
+    form: Form,
+) -> Redirect {
+    let Some(target) = policy.target(family) else {
+        return Redirect::Impossible;
     };
-    refuse(blocked, reason, None)
+    if target.is_at(destination) & (target.port() == port) {
+        return Redirect::Arrived;
+    }
+    // What else is at a target's address was asked for by name.
+    if policy.is_target(destination) | matches!(form, Form::Unusual) {
+        return Redirect::Impossible;
+    }
+    Redirect::Possible
 }
 
 struct Rules {

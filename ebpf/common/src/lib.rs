@@ -14,5 +14,6 @@ pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
+pub mod redirect;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -2,25 +2,35 @@
 //! with what the built object holds. The kernel keeps at most 15 bytes of a name.
 
 /// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
+/// The program on the same interface, in the direction that reaches the guest; only where
+/// connections are redirected.
+pub const PROGRAM_TC_EGRESS: &str = "tc_egress";
 /// The program on what the sockets of a control group send.
 pub const PROGRAM_CGROUP_EGRESS: &str = "cgroup_egress";
 /// The program on IPv4 connects of a control group's tasks.
 pub const PROGRAM_CGROUP_CONNECT4: &str = "cgroup_connect4";
 /// The program on IPv6 connects of a control group's tasks.
 pub const PROGRAM_CGROUP_CONNECT6: &str = "cgroup_connect6";
+/// The program that tells a control group's tasks the other end of an IPv4 connection.
+pub const PROGRAM_CGROUP_PEER4: &str = "cgroup_peer4";
+/// The program that tells a control group's tasks the other end of an IPv6 connection.
+pub const PROGRAM_CGROUP_PEER6: &str = "cgroup_peer6";
 /// The program on sockets that a control group's tasks make.
 pub const PROGRAM_CGROUP_SOCKET: &str = "cgroup_socket";
 
 /// All programs.
-pub const PROGRAMS: [&str; 5] = [
+pub const PROGRAMS: [&str; 8] = [
     PROGRAM_CGROUP_CONNECT4,
     PROGRAM_CGROUP_CONNECT6,
     PROGRAM_CGROUP_EGRESS,
+    PROGRAM_CGROUP_PEER4,
+    PROGRAM_CGROUP_PEER6,
     PROGRAM_CGROUP_SOCKET,
+    PROGRAM_TC_EGRESS,
     PROGRAM_TC_INGRESS,
 ];
 
@@ -31,6 +41,10 @@ pub const MAP_INTERFACES: &str = "INTERFACES";
 pub const MAP_CGROUPS: &str = "CGROUPS";
 /// TCP socket to the id of the control group whose task made it ([`u64`]).
 pub const MAP_SOCKETS: &str = "SOCKETS";
+/// TCP socket that was redirected to its [`crate::redirect::SocketPeer`].
+pub const MAP_SOCKET_PEERS: &str = "SOCKET_PEERS";
+/// [`crate::redirect::Flow`] to [`crate::redirect::Redirected`].
+pub const MAP_REDIRECTS: &str = "REDIRECTS";
 /// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
 pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
 /// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
@@ -45,10 +59,12 @@ pub const MAP_SKETCHES: &str = "SKETCHES";
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 11] = [
     MAP_INTERFACES,
     MAP_CGROUPS,
     MAP_SOCKETS,
+    MAP_SOCKET_PEERS,
+    MAP_REDIRECTS,
     MAP_CUSTOMERS,
     MAP_PREFIXES,
     MAP_HOST_COUNTERS,
@@ -70,6 +86,8 @@ pub const INHERITED: [(&str, u32); 4] = [
 pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 /// Constant of the object: how many of the guarded ports count, `u8`.
 pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
+/// Constant of the object: ports of targets in network byte order, `[u16; 2]`; 0 for none.
+pub const GLOBAL_TARGET_PORTS: &str = "TARGET_PORTS";
 /// Constant of the object: [`crate::abi::SkbLayout`].
 pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";
 /// Constant of the object: 1 where a connect can be refused with an error of our choice (kernel

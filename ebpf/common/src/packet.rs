@@ -5,19 +5,22 @@
 
 mod link;
 mod network;
+mod reply;
 mod tcp;
 
 use crate::address::{Address, Family};
-use crate::decide::Route;
+use crate::decide::{Route, Subject};
 use crate::packet::link::{ETHERNET_HEADER, ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use crate::packet::network::{
     IPV4_FRAGMENT_OFFSET, IPV4_HEADER, IPV4_MORE_FRAGMENTS, IPV6_HEADER, PROTOCOL_GRE,
     PROTOCOL_ICMP, PROTOCOL_ICMPV6, PROTOCOL_IPIP, PROTOCOL_IPV6, PROTOCOL_TCP, PROTOCOL_UDP,
 };
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
+use crate::redirect::Motion;
 
 pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, hides_ip, link};
 pub use network::{ipv4_route, network};
+pub use reply::{Reply, reply};
 
 /// Bytes from the start of the frame within which the TCP header must begin.
 pub const MAX_HEADERS: usize = 512;
@@ -201,6 +204,30 @@ impl Segment {
     #[inline(always)]
     pub const fn is_attempt(&self) -> bool {
         self.flags & (TCP_SYN | TCP_ACK) == TCP_SYN
+    }
+
+    /// What there is to judge of it.
+    #[inline(always)]
+    pub const fn subject(&self) -> Subject {
+        Subject::Guarded {
+            destination: self.destination,
+            port: self.port,
+            route: self.route,
+            family: self.family,
+            form: self.form,
+        }
+    }
+
+    /// What it does to its connection.
+    #[inline(always)]
+    pub const fn motion(&self) -> Motion {
+        if self.flags & (TCP_FIN | TCP_RST) != 0 {
+            Motion::Ends
+        } else if self.is_attempt() {
+            Motion::Begins
+        } else {
+            Motion::Goes
+        }
     }
 
     /// Whether it is itself a reset.

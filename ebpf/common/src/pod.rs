@@ -2,6 +2,7 @@
 
 use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
+use crate::redirect::{Flow, Redirected, SocketPeer};
 
 macro_rules! pod {
     ($($t:ty),+ $(,)?) => {$(
@@ -18,6 +19,9 @@ pod!(
     PrefixKey,
     PrefixValue,
     SkbLayout,
+    Flow,
+    Redirected,
+    SocketPeer,
     HostCounters,
     CustomerCounters,
     Sketch,

@@ -9,6 +9,7 @@ mod pure {
     mod ipv4;
     mod ipv6;
     mod link;
+    mod redirect;
     mod tcp;
 
     use gate25_common::address::Family;

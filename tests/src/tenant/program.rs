@@ -81,6 +81,7 @@ impl State {
         match words {
             ["connect", to] => plain(to),
             ["fastopen", to] => fast_open(to),
+            ["peer", to] => peer(to),
             ["mptcp", to] => connect_by(sockets::mptcp, to),
             ["device", device, to] => through(device, to),
             ["from", from, to] => from_own(from, to),
@@ -159,6 +160,17 @@ impl State {
             last.unwrap_or_default()
         ))
     }
+}
+
+/// Connects, and says what the socket is connected to.
+fn peer(to: &str) -> anyhow::Result<String> {
+    let to = address(to)?;
+    let stream =
+        TcpStream::connect_timeout(&to, LIMIT).with_context(|| format!("connect to {to}"))?;
+    Ok(stream
+        .peer_addr()
+        .context("ask for the other end")?
+        .to_string())
 }
 
 fn plain(to: &str) -> anyhow::Result<String> {

@@ -14,7 +14,7 @@ use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use gate25_common::address::Family;
 use gate25_common::counters::HostCounters;
 use gate25_common::decide::{HostMode, Reason, Route, Subject, Verdict, decide};
-use gate25_common::packet::{Malformed, Tunnel, parse};
+use gate25_common::packet::{self, Malformed, Tunnel, parse};
 use gate25_common::testing::frames::{MemoryFrame, ethernet};
 use gate25_common::testing::tables::MemoryTables;
 use gate25_tests::{NetNs, Offload, Tap, poll};
@@ -241,7 +241,10 @@ impl Deciders {
         let verdict = shape.guarded.map(|destination| {
             let subject = Subject::Guarded {
                 destination,
+                port: 25u16.to_be_bytes(),
                 route: Route::Direct,
+                family: Family::V6,
+                form: packet::Form::Plain,
             };
             decide(&self.tables, self.host, &subject).verdict
         });

@@ -126,10 +126,7 @@ fn pure(
 ) -> Option<(Verdict, Reason, Option<Malformed>)> {
     let subject = match parse_packet(frame, family) {
         Ok(Parsed::Other | Parsed::Tunnel(_)) => return None,
-        Ok(Parsed::Guarded(segment)) => Subject::Guarded {
-            destination: segment.destination,
-            route: segment.route,
-        },
+        Ok(Parsed::Guarded(segment)) => segment.subject(),
         Err(ParseError::ShortLink | ParseError::ShortNetwork(_)) => {
             Subject::Malformed(Malformed::Truncated)
         }

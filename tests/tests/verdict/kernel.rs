@@ -232,11 +232,18 @@ impl Kernel {
         }
     }
 
-    fn raw(&self, packet: &[u8], meta: Meta) -> (i32, Vec<u8>) {
-        let program = self
-            .ebpf
-            .program(names::PROGRAM_TC_INGRESS)
-            .expect("the program");
+    /// Runs the program on `packet`; what it returned, and what has become of the packet.
+    pub(crate) fn raw(&self, packet: &[u8], meta: Meta) -> (i32, Vec<u8>) {
+        self.classify(names::PROGRAM_TC_INGRESS, packet, meta)
+    }
+
+    /// Runs the program for replies on `packet`.
+    pub(crate) fn reply(&self, packet: &[u8], meta: Meta) -> (i32, Vec<u8>) {
+        self.classify(names::PROGRAM_TC_EGRESS, packet, meta)
+    }
+
+    fn classify(&self, name: &str, packet: &[u8], meta: Meta) -> (i32, Vec<u8>) {
+        let program = self.ebpf.program(name).expect("the program");
         let program: &SchedClassifier = program.try_into().expect("a classifier");
         let context = meta.bytes();
         let mut out = vec![0; packet.len() + 256];

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use gate25::dataplane::Dataplane as _;
 use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
-use gate25_common::address::Address;
+use gate25_common::address::{Address, Family};
 use gate25_common::decide::{HostMode, Route, Subject, decide};
+use gate25_common::packet::Form as Headers;
 use gate25_common::testing::frames::{Ipv4, Tcp, frame_v4};
 use gate25_common::testing::tables::MemoryTables;
 
@@ -80,7 +81,10 @@ fn exemptions_begin_and_end_alike() {
             let open = |at: u64| {
                 let subject = Subject::Guarded {
                     destination: Address::from_v4(to),
+                    port: 25u16.to_be_bytes(),
                     route: Route::Direct,
+                    family: Family::V4,
+                    form: Headers::Plain,
                 };
                 let mut tables = deciders.tables.clone();
                 tables.now = at;

@@ -23,11 +23,7 @@ pub(crate) fn judge(
             return None;
         }
         Ok(Parsed::Guarded(segment)) => {
-            let subject = Subject::Guarded {
-                destination: segment.destination,
-                route: segment.route,
-            };
-            let decision = decide(tables, host, &subject);
+            let decision = decide(tables, host, &segment.subject());
             counters.count::<Uninterrupted>(&decision, segment.family, 1, length as u64);
             if segment.is_attempt() {
                 counters.count_attempt::<Uninterrupted>(&decision, segment.family);

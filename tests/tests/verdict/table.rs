@@ -572,6 +572,8 @@ impl Setting {
         match self.blocked {
             Blocked::Reject => Verdict::Reject,
             Blocked::Drop => Verdict::Drop,
+            // Without a target.
+            Blocked::Redirect => Verdict::Reject,
         }
     }
 
@@ -622,7 +624,7 @@ pub(super) fn settings() -> Vec<Setting> {
     let mut settings = Vec::new();
     for host in [HostMode::Policy, HostMode::Observe] {
         for mode in [Mode::Enforce, Mode::Observe] {
-            for blocked in [Blocked::Reject, Blocked::Drop] {
+            for blocked in [Blocked::Reject, Blocked::Drop, Blocked::Redirect] {
                 for quarantine in [Quarantine::No, Quarantine::Yes] {
                     for (owned, readable) in [(true, true), (false, true), (true, false)] {
                         settings.push(Setting {
@@ -698,10 +700,7 @@ fn pure(
 ) -> Option<(Verdict, Reason, Option<Malformed>)> {
     let subject = match parse(&MemoryFrame::new(frame)) {
         Ok(Parsed::Other | Parsed::Tunnel(_)) | Err(ParseError::ShortLink) => return None,
-        Ok(Parsed::Guarded(segment)) => Subject::Guarded {
-            destination: segment.destination,
-            route: segment.route,
-        },
+        Ok(Parsed::Guarded(segment)) => segment.subject(),
         Err(ParseError::ShortNetwork(_)) => Subject::Malformed(Malformed::Truncated),
         Err(ParseError::Malformed(kind, _)) => Subject::Malformed(kind),
     };

@@ -242,6 +242,7 @@ fn describe(chain: &Chain, lines: &mut Vec<Line>) {
         default,
         mode,
         blocked,
+        relay,
         place,
     } = profile;
     let default = if *default {
@@ -249,7 +250,11 @@ fn describe(chain: &Chain, lines: &mut Vec<Line>) {
     } else {
         "not the default profile"
     };
-    let text = format!("{name} ({default}): mode {mode}, blocked {blocked}");
+    let mut text = format!("{name} ({default}): mode {mode}, blocked {blocked}");
+    if !relay.is_empty() {
+        let relay: Vec<_> = relay.iter().map(ToString::to_string).collect();
+        text += &format!(" to {}", relay.join(", "));
+    }
     lines.push(Line::new("profile", text).at(place));
     let HostStep { name, enforcement } = host;
     let meaning = match enforcement {
@@ -313,6 +318,7 @@ fn outcome(decision: &Outcome, port: u16) -> Line {
             verdict,
             reason,
             entry,
+            redirected_to,
         } => match entry {
             Some(entry) => {
                 let Entry {
@@ -330,7 +336,11 @@ fn outcome(decision: &Outcome, port: u16) -> Line {
                     Some(prefix) => format!("{kind} {name}, {prefix}"),
                     None => format!("{kind} {name}"),
                 };
-                let text = format!("{verdict}, reason {reason}: {by}");
+                let to = match redirected_to {
+                    Some(relay) => format!(" to {relay}"),
+                    None => String::new(),
+                };
+                let text = format!("{verdict}{to}, reason {reason}: {by}");
                 Line::new("verdict", text).at(place)
             }
             None => Line::new("verdict", format!("{verdict}, reason {reason}")),

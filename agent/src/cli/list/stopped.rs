@@ -99,7 +99,7 @@ impl<'a> Stopped<'a> {
         covered: &BTreeSet<Place>,
     ) -> Workload {
         let (kind, number, is_covered) = match place {
-            Place::Interface(index) => {
+            Place::Interface(index) | Place::Replies(index) => {
                 let is_covered = covered.contains(&place);
                 (Kind::Interface, u64::from(index), is_covered)
             }

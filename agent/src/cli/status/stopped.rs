@@ -80,6 +80,8 @@ fn look(filesystem: &Path) -> Result<Stopped, LeftoverError> {
         for (place, attached) in survey.versions.iter().flat_map(|version| &version.links) {
             match place {
                 _ if !attached => {}
+                // It stops nothing.
+                Place::Replies(_) => {}
                 Place::Interface(index) => drop(interfaces.insert(*index)),
                 Place::Cgroup(id, _) => drop(cgroups.insert(*id)),
             }
@@ -114,6 +116,12 @@ fn pinned(version: Version) -> Pinned {
             kind: Kind::Interface,
             number: u64::from(index),
             hook: "ingress",
+            attached,
+        },
+        Place::Replies(index) => Link {
+            kind: Kind::Interface,
+            number: u64::from(index),
+            hook: "egress",
             attached,
         },
         Place::Cgroup(number, hook) => Link {

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use gate25_common::names;
 
+use super::link::Direction;
 use super::link::Object;
 use super::pins::{self, Pins};
 use super::place::{CgroupHook, Place};
@@ -81,7 +82,7 @@ impl Attachments {
         };
         let by_filter = self.filters.is_some();
         match info.place {
-            Some(Place::Interface(_)) if by_filter => Ok(()),
+            Some(Place::Interface(_) | Place::Replies(_)) if by_filter => Ok(()),
             Some(place) if !self.links.contains_key(&place) => {
                 let program = info.program;
                 self.links.insert(place, Held { link, program, pin });
@@ -169,7 +170,7 @@ impl Attachments {
             .links
             .keys()
             .filter(|place| match place {
-                Place::Interface(_) => true,
+                Place::Interface(_) | Place::Replies(_) => true,
                 Place::Cgroup(id, _) => CgroupHook::ALL
                     .iter()
                     .all(|hook| self.links.contains_key(&Place::Cgroup(*id, *hook))),
@@ -193,7 +194,7 @@ impl Attachments {
         }) = &mut self.filters
         else {
             let place = Place::Interface(index);
-            return match link::attach_interface(program.fd(), index) {
+            return match link::attach_interface(program.fd(), index, Direction::FromGuest) {
                 Ok(link) => self.hold(place, link, program.id()),
                 Err(error) if vanished(&error) => Ok(Attached::Vanished),
                 Err(source) => Err(failed("attach", place, source)),
@@ -206,6 +207,26 @@ impl Attachments {
             }
             Err(error) if error.is_gone() => Ok(Attached::Vanished),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether there is a hook for replies.
+    pub(super) fn has_replies(&self) -> bool {
+        self.filters.is_none()
+    }
+
+    /// Without tcx it is never asked for ([`Self::has_replies`]).
+    pub(super) fn attach_replies(
+        &mut self,
+        programs: &Programs,
+        index: u32,
+    ) -> Result<Attached, BpfError> {
+        let program = programs.get(names::PROGRAM_TC_EGRESS)?;
+        let place = Place::Replies(index);
+        match link::attach_interface(program.fd(), index, Direction::ToGuest) {
+            Ok(link) => self.hold(place, link, program.id()),
+            Err(error) if vanished(&error) => Ok(Attached::Vanished),
+            Err(source) => Err(failed("attach", place, source)),
         }
     }
 
@@ -313,6 +334,7 @@ impl Attachments {
         among: &BTreeSet<Site>,
     ) -> Result<BTreeSet<Site>, BpfError> {
         let tc = programs.get(names::PROGRAM_TC_INGRESS)?.id();
+        let replies = programs.get(names::PROGRAM_TC_EGRESS)?.id();
         let mut displaced = BTreeSet::new();
         for (place, held) in &self.links {
             let site = place.site();
@@ -320,12 +342,10 @@ impl Attachments {
                 continue;
             }
             let in_place = match place {
-                Place::Interface(index) => match link::programs(*index) {
-                    Ok(programs) => programs.first() == Some(&tc),
-                    // Gone with its interface: the event of that is on its way.
-                    Err(error) if vanished(&error) => true,
-                    Err(source) => return Err(failed("look for", *place, source)),
-                },
+                Place::Interface(index) => is_first(*index, Direction::FromGuest, tc)
+                    .map_err(|source| failed("look for", *place, source))?,
+                Place::Replies(index) => is_first(*index, Direction::ToGuest, replies)
+                    .map_err(|source| failed("look for", *place, source))?,
                 Place::Cgroup(..) => link::info(held.link.as_fd())
                     .map_err(|source| failed("look for", *place, source))?
                     .place
@@ -364,6 +384,15 @@ impl ByFilter {
             }
         }
         Ok(())
+    }
+}
+
+fn is_first(index: u32, direction: Direction, program: u32) -> io::Result<bool> {
+    match link::programs(index, direction) {
+        Ok(programs) => Ok(programs.first() == Some(&program)),
+        // Gone with its interface: the event of that is on its way.
+        Err(error) if vanished(&error) => Ok(true),
+        Err(error) => Err(error),
     }
 }
 

@@ -19,6 +19,7 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 /// Before all others, where no other is named.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
@@ -49,15 +50,38 @@ pub(super) enum Object {
 pub(super) fn tcx_supported(program: BorrowedFd<'_>) -> bool {
     // No interface has the index 0, which a kernel with tcx notices and one without does not get
     // to see.
-    attach_interface(program, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+    attach_interface(program, 0, Direction::FromGuest)
+        .is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Puts `program` in front of every other tcx program on the ingress of `interface`.
-pub(super) fn attach_interface(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+/// A hook of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// Its ingress.
+    FromGuest,
+    /// Its egress.
+    ToGuest,
+}
+
+impl Direction {
+    const fn attach_type(self) -> u32 {
+        match self {
+            Self::FromGuest => BPF_TCX_INGRESS,
+            Self::ToGuest => BPF_TCX_EGRESS,
+        }
+    }
+}
+
+/// Puts `program` in front of every other tcx program in that direction of `interface`.
+pub(super) fn attach_interface(
+    program: BorrowedFd<'_>,
+    interface: u32,
+    direction: Direction,
+) -> io::Result<OwnedFd> {
     create(CreateAttr {
         program: raw(program),
         target: interface,
-        attach_type: BPF_TCX_INGRESS,
+        attach_type: direction.attach_type(),
         flags: BPF_F_BEFORE,
         ..CreateAttr::default()
     })
@@ -162,6 +186,9 @@ pub(super) fn info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
         BPF_LINK_TYPE_TCX if second == BPF_TCX_INGRESS => {
             (first != 0).then_some(Place::Interface(first))
         }
+        BPF_LINK_TYPE_TCX if second == BPF_TCX_EGRESS => {
+            (first != 0).then_some(Place::Replies(first))
+        }
         BPF_LINK_TYPE_CGROUP => {
             let hook = CgroupHook::ALL
                 .into_iter()
@@ -199,8 +226,8 @@ fn unknown() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a link of gate25's")
 }
 
-/// The kernel's numbers of the tcx programs on the ingress of `interface`, first to last.
-pub(super) fn programs(interface: u32) -> io::Result<Vec<u32>> {
+/// The kernel's numbers of the tcx programs in that direction of `interface`, first to last.
+pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Attr {
         interface: u32,
@@ -218,7 +245,7 @@ pub(super) fn programs(interface: u32) -> io::Result<Vec<u32>> {
     let mut programs = vec![0u32; MAX_PROGRAMS];
     let mut attr = Attr {
         interface,
-        attach_type: BPF_TCX_INGRESS,
+        attach_type: direction.attach_type(),
         query_flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,

@@ -18,11 +18,22 @@ pub enum CgroupHook {
     Connect4,
     /// Connections over IPv6.
     Connect6,
+    /// The other ends of its connections over IPv4, as its tasks are told them.
+    Peer4,
+    /// The same over IPv6.
+    Peer6,
 }
 
 impl CgroupHook {
     /// Every hook, the one that closes first.
-    pub(super) const ALL: [Self; 4] = [Self::Egress, Self::Socket, Self::Connect4, Self::Connect6];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Egress,
+        Self::Socket,
+        Self::Connect4,
+        Self::Connect6,
+        Self::Peer4,
+        Self::Peer6,
+    ];
 
     /// `enum bpf_attach_type` (include/uapi/linux/bpf.h).
     pub(super) const fn attach_type(self) -> u32 {
@@ -31,6 +42,8 @@ impl CgroupHook {
             Self::Socket => 2,
             Self::Connect4 => 10,
             Self::Connect6 => 11,
+            Self::Peer4 => 29,
+            Self::Peer6 => 30,
         }
     }
 
@@ -41,6 +54,8 @@ impl CgroupHook {
             Self::Socket => names::PROGRAM_CGROUP_SOCKET,
             Self::Connect4 => names::PROGRAM_CGROUP_CONNECT4,
             Self::Connect6 => names::PROGRAM_CGROUP_CONNECT6,
+            Self::Peer4 => names::PROGRAM_CGROUP_PEER4,
+            Self::Peer6 => names::PROGRAM_CGROUP_PEER6,
         }
     }
 
@@ -51,6 +66,8 @@ impl CgroupHook {
             Self::Socket => "socket",
             Self::Connect4 => "connect4",
             Self::Connect6 => "connect6",
+            Self::Peer4 => "peer4",
+            Self::Peer6 => "peer6",
         }
     }
 }
@@ -60,6 +77,8 @@ impl CgroupHook {
 pub enum Place {
     /// The ingress of the interface with this index.
     Interface(u32),
+    /// The egress of the interface with this index.
+    Replies(u32),
     /// A hook of the cgroup with this number.
     Cgroup(u64, CgroupHook),
 }
@@ -69,6 +88,7 @@ impl Place {
     pub(super) const fn program(self) -> &'static str {
         match self {
             Self::Interface(_) => names::PROGRAM_TC_INGRESS,
+            Self::Replies(_) => names::PROGRAM_TC_EGRESS,
             Self::Cgroup(_, hook) => hook.program(),
         }
     }
@@ -77,6 +97,7 @@ impl Place {
     pub(super) const fn site(self) -> Site {
         match self {
             Self::Interface(index) => Site::Interface(index),
+            Self::Replies(index) => Site::Replies(index),
             Self::Cgroup(id, _) => Site::Root(id),
         }
     }
@@ -87,6 +108,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Interface(index) => write!(f, "interface-{index}"),
+            Self::Replies(index) => write!(f, "replies-{index}"),
             Self::Cgroup(id, hook) => write!(f, "cgroup-{id}-{}", hook.word()),
         }
     }
@@ -103,8 +125,10 @@ impl FromStr for Place {
     fn from_str(name: &str) -> Result<Self, NoPlace> {
         let interface = name.strip_prefix("interface-");
         let cgroup = name.strip_prefix("cgroup-");
-        let place = match (interface, cgroup) {
-            (Some(index), _) => canonical(index).map(Self::Interface),
+        let replies = name.strip_prefix("replies-");
+        let place = match (interface.or(replies), cgroup) {
+            (Some(index), _) if interface.is_some() => canonical(index).map(Self::Interface),
+            (Some(index), _) => canonical(index).map(Self::Replies),
             (None, Some(rest)) => rest.split_once('-').and_then(|(id, word)| {
                 let mut hooks = CgroupHook::ALL.into_iter();
                 let hook = hooks.find(|hook| hook.word() == word)?;
@@ -130,7 +154,10 @@ mod tests {
     #[test]
     fn place_is_read_back_from_the_name_of_its_pin() {
         let cgroups = CgroupHook::ALL.map(|hook| Place::Cgroup(u64::MAX, hook));
-        for place in cgroups.into_iter().chain([Place::Interface(7)]) {
+        for place in cgroups
+            .into_iter()
+            .chain([Place::Interface(7), Place::Replies(7)])
+        {
             assert_eq!(place.to_string().parse(), Ok(place));
         }
     }

@@ -9,6 +9,7 @@ use gate25_common::abi::{
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
+use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
 
 /// Bytes of a trie's key before its data.
 const TRIE_LENGTH: usize = 4;
@@ -67,6 +68,18 @@ impl Shape {
                 size_of::<CustomerId>(),
                 size_of::<Sketch>(),
                 MAX_CUSTOMERS,
+            ),
+            names::MAP_SOCKET_PEERS => (
+                MapType::SkStorage,
+                size_of::<u32>(),
+                size_of::<SocketPeer>(),
+                0,
+            ),
+            names::MAP_REDIRECTS => (
+                MapType::LruHash,
+                size_of::<Flow>(),
+                size_of::<Redirected>(),
+                MAX_REDIRECTS,
             ),
             names::MAP_SOCKETS => (MapType::SkStorage, size_of::<u32>(), size_of::<u64>(), 0),
             names::MAP_EVENTS => (MapType::RingBuf, 0, 0, EVENTS_BYTES),

@@ -121,7 +121,8 @@ impl Refusal {
             (HostMode::Policy, Some(Mode::Enforce) | None) => verdict,
         };
         let blocked = match policy.blocked() {
-            Some(Blocked::Reject) => Verdict::Reject,
+            // Rewriting would need netfilter's tracking of connections on the whole host.
+            Some(Blocked::Reject | Blocked::Redirect) => Verdict::Reject,
             // Bytes that no agent writes close the port.
             Some(Blocked::Drop) | None => Verdict::Drop,
         };

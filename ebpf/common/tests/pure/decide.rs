@@ -3,15 +3,17 @@
 use gate25_common::abi::{
     Blocked, CustomerId, CustomerPolicy, Exemption, MAX_EXEMPTIONS, Mode, Quarantine, SetId,
 };
-use gate25_common::address::Address;
+use gate25_common::address::{Address, Family};
 use gate25_common::decide::{
     CUSTOMER_SET, Decision, HostMode, Reason, Route, Subject, Verdict, decide,
 };
-use gate25_common::packet::Malformed;
+use gate25_common::packet::{Form, Malformed};
+use gate25_common::redirect::Target;
 use gate25_common::testing::tables::MemoryTables;
 
 const CUSTOMER: CustomerId = CustomerId::from_name("c-10042");
 const NOW: u64 = 1_000_000;
+const SMTP: [u8; 2] = [0, 25];
 const ALWAYS: (u64, u64) = (0, u64::MAX);
 
 fn set(number: u64) -> SetId {
@@ -57,7 +59,10 @@ fn exempt(exemptions: &[(SetId, (u64, u64))]) -> CustomerPolicy {
 fn to(destination: Address) -> Subject {
     Subject::Guarded {
         destination,
+        port: SMTP,
         route: Route::Direct,
+        family: Family::V4,
+        form: Form::Plain,
     }
 }
 
@@ -185,7 +190,10 @@ fn quarantine_closes_everything_relays_and_exemptions_included() {
         }
         let routed = Subject::Guarded {
             destination: RELAY,
+            port: SMTP,
             route: Route::SourceRouted,
+            family: Family::V4,
+            form: Form::Plain,
         };
         told(
             policy_mode(&tables(policy), &routed),
@@ -208,7 +216,10 @@ fn source_route_closes_even_what_is_allowed() {
         for destination in [RELAY, OWN_RELAY, OUTSIDE] {
             let routed = Subject::Guarded {
                 destination,
+                port: SMTP,
                 route: Route::SourceRouted,
+                family: Family::V4,
+                form: Form::Plain,
             };
             told_malformed(
                 policy_mode(&tables(policy), &routed),
@@ -242,7 +253,10 @@ fn refusals() -> Vec<(MemoryTables, Subject)> {
                 let tables = tables(rules(mode, blocked, quarantine));
                 let routed = Subject::Guarded {
                     destination: RELAY,
+                    port: SMTP,
                     route: Route::SourceRouted,
+                    family: Family::V4,
+                    form: Form::Plain,
                 };
                 refusals.push((tables.clone(), to(OUTSIDE)));
                 refusals.push((tables.clone(), routed));
@@ -527,7 +541,7 @@ fn corrupted(at: usize, byte: u8) -> CustomerPolicy {
 #[test]
 fn bytes_that_no_agent_writes_close() {
     for at in 0..3 {
-        for byte in (0..=255).filter(|byte| *byte != 1 && *byte != 2) {
+        for byte in (0..=255).filter(|byte| !(1..=3).contains(byte) || (at != 1 && *byte == 3)) {
             let tables = tables(corrupted(at, byte));
             for destination in [RELAY, OUTSIDE] {
                 let decision = policy_mode(&tables, &to(destination));
@@ -546,4 +560,119 @@ fn count_of_exemptions_beyond_the_table_opens_nothing() {
         Reason::Profile,
         0,
     );
+}
+
+const TARGET_V4: Address = Address::from_v4([192, 0, 2, 99]);
+
+fn target_v6() -> Address {
+    Address::from_v6([0x20, 1, 0x0d, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x99])
+}
+
+/// A policy that redirects to 192.0.2.99 and `2001:db8:9::99`, ports 25.
+fn redirecting() -> CustomerPolicy {
+    let v4 = Target::new(TARGET_V4, SMTP).expect("a port");
+    let v6 = Target::new(target_v6(), SMTP).expect("a port");
+    rules(Mode::Enforce, Blocked::Redirect, Quarantine::No).with_targets(v4, v6)
+}
+
+fn at(destination: Address, port: u16, family: Family, form: Form) -> Subject {
+    Subject::Guarded {
+        destination,
+        port: port.to_be_bytes(),
+        route: Route::Direct,
+        family,
+        form,
+    }
+}
+
+#[test]
+fn profile_that_redirects_sends_away_what_nothing_allows() {
+    let tables = tables(redirecting());
+    for subject in [
+        to(OUTSIDE),
+        at(OUTSIDE, 465, Family::V4, Form::Plain),
+        // By NAT64: an IPv6 packet to an IPv4 address.
+        at(OUTSIDE, 25, Family::V6, Form::Plain),
+    ] {
+        let decision = policy_mode(&tables, &subject);
+        told(decision, Verdict::Redirect, Reason::Profile, 0);
+    }
+    told(
+        policy_mode(&tables, &to(RELAY)),
+        Verdict::Allow,
+        Reason::Allowlist,
+        3,
+    );
+}
+
+#[test]
+fn target_itself_is_let_through_on_its_port_only() {
+    let tables = tables(redirecting());
+    for (target, family) in [(TARGET_V4, Family::V4), (target_v6(), Family::V6)] {
+        let through = policy_mode(&tables, &at(target, 25, family, Form::Unusual));
+        told(through, Verdict::Allow, Reason::Profile, 0);
+        let other = policy_mode(&tables, &at(target, 465, family, Form::Plain));
+        told(other, Verdict::Reject, Reason::Profile, 0);
+    }
+    // The other family's target by NAT64 is no place to send elsewhere either.
+    let other = policy_mode(&tables, &at(TARGET_V4, 25, Family::V6, Form::Plain));
+    told(other, Verdict::Reject, Reason::Profile, 0);
+}
+
+#[test]
+fn what_cannot_be_redirected_is_rejected() {
+    let unusual = at(OUTSIDE, 25, Family::V4, Form::Unusual);
+    let decision = policy_mode(&tables(redirecting()), &unusual);
+    told(decision, Verdict::Reject, Reason::Profile, 0);
+    let v4 = Target::new(TARGET_V4, SMTP).expect("a port");
+    let one = tables(redirecting().with_targets(v4, Target::NONE));
+    let outside = at(target_v6(), 25, Family::V6, Form::Plain);
+    told(
+        policy_mode(&one, &outside),
+        Verdict::Reject,
+        Reason::Profile,
+        0,
+    );
+    let none = tables(redirecting().with_targets(Target::NONE, Target::NONE));
+    told(
+        policy_mode(&none, &to(OUTSIDE)),
+        Verdict::Reject,
+        Reason::Profile,
+        0,
+    );
+    // An address of zeros is no target's.
+    let zeros = at(Address::from_words([0; 4]), 0, Family::V6, Form::Plain);
+    told(
+        policy_mode(&none, &zeros),
+        Verdict::Reject,
+        Reason::Profile,
+        0,
+    );
+}
+
+#[test]
+fn quarantine_form_and_observation_redirect_nothing() {
+    let v4 = Target::new(TARGET_V4, SMTP).expect("a port");
+    let quarantined = rules(Mode::Enforce, Blocked::Redirect, Quarantine::Yes);
+    let quarantined = tables(quarantined.with_targets(v4, Target::NONE));
+    for destination in [OUTSIDE, TARGET_V4] {
+        let decision = policy_mode(&quarantined, &to(destination));
+        told(decision, Verdict::Reject, Reason::Quarantine, 0);
+    }
+    let truncated = Subject::Malformed(Malformed::Truncated);
+    let decision = policy_mode(&tables(redirecting()), &truncated);
+    told_malformed(decision, Verdict::Drop, Malformed::Truncated);
+    let routed = Subject::Guarded {
+        destination: OUTSIDE,
+        port: SMTP,
+        route: Route::SourceRouted,
+        family: Family::V4,
+        form: Form::Plain,
+    };
+    let decision = policy_mode(&tables(redirecting()), &routed);
+    told_malformed(decision, Verdict::Reject, Malformed::SourceRoute);
+    let watched = rules(Mode::Observe, Blocked::Redirect, Quarantine::No);
+    let watched = tables(watched.with_targets(v4, Target::NONE));
+    let decision = policy_mode(&watched, &to(OUTSIDE));
+    told(decision, Verdict::Observe, Reason::Profile, 0);
 }

@@ -1,0 +1,78 @@
+//! Redirected connections: where they may be sent, and where replies to them pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use gate25_common::abi::{Blocked, InterfaceOwner};
+use gate25_common::address::{Address, Family};
+
+use super::Reconciler;
+use crate::dataplane::{Dataplane, MapImage, Site};
+use crate::workloads::Framing;
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Interfaces of customers whose connections are redirected: replies pass there.
+    pub(super) fn replies(&self) -> impl Iterator<Item = Site> {
+        let installed = self.dataplane.installed();
+        let redirected = |owner: &InterfaceOwner| {
+            let policy = installed.customers.get(&owner.customer());
+            policy.is_some_and(|policy| {
+                let mut families = Family::ALL.into_iter();
+                policy.blocked() == Some(Blocked::Redirect)
+                    && families.any(|family| policy.target(family).is_some())
+            })
+        };
+        let interfaces = installed.interfaces.iter();
+        interfaces
+            .filter(move |(_, owner)| redirected(owner))
+            .filter(|(index, _)| {
+                let workload = self.workloads.interfaces.get(index);
+                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
+            })
+            .map(|(index, _)| Site::Replies(*index))
+    }
+
+    /// Has rejected what cannot be redirected.
+    pub(super) fn check_redirects(&mut self, wanted: &mut MapImage) {
+        let mut why = BTreeSet::new();
+        let targets = wanted.targets();
+        match self.dataplane.redirects() {
+            Ok(()) => {
+                let unfit = self.unfit(&targets);
+                wanted.keep_targets(|address| !unfit.contains_key(address));
+                why.extend(unfit.into_values());
+            }
+            Err(reason) => {
+                wanted.keep_targets(|_| false);
+                if !targets.is_empty() {
+                    why.insert(reason.to_owned());
+                }
+            }
+        }
+        let why: Vec<String> = why.into_iter().collect();
+        let complaint = (!why.is_empty()).then(|| {
+            let why = why.join("; ");
+            format!("connections that the policy redirects are rejected: {why}")
+        });
+        self.complain("redirect", complaint);
+    }
+
+    /// Relays that are among those whose connections are to be redirected, and why nothing is sent
+    /// there: a customer would get other customers' mail.
+    fn unfit(&self, targets: &BTreeSet<Address>) -> BTreeMap<Address, String> {
+        let unfit = targets.iter().filter_map(|address| {
+            let relay = IpAddr::from(*address);
+            let why = match (self.circumstances.way_to)(relay) {
+                Ok(Some(index)) => {
+                    let workload = self.workloads.interfaces.get(&index)?;
+                    format!("relay {relay} is behind {}, a workload", workload.name)
+                }
+                // Nobody gets anything.
+                Ok(None) => return None,
+                Err(why) => why,
+            };
+            Some((*address, why))
+        });
+        unfit.collect()
+    }
+}

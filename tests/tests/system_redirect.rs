@@ -1,0 +1,243 @@
+//! Connections that are redirected to the provider's relay, a real Postfix.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::time::Duration;
+
+use gate25_tests::{
+    Agent, Containers, Guest, Held, Hosting, Lab, Link, Network, Outcome, PolicyText, Postfix,
+    Role, Settings, Witness, World, connect, greet, poll, send, tenant_program,
+};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+#[test]
+fn mail_of_a_routed_guest_reaches_the_relay_with_the_guests_address() {
+    redirected(Link::RoutedVeth);
+}
+
+#[test]
+fn mail_of_a_bridged_guest_reaches_the_relay_with_the_guests_address() {
+    redirected(Link::BridgedVeth);
+}
+
+#[test]
+fn mail_of_a_guest_behind_a_tap_reaches_the_relay_with_the_guests_address() {
+    redirected(Link::BridgedTap);
+}
+
+fn redirected(link: Link) {
+    let scene = Scene::new();
+    let guest = scene.world.guest_by(101, "tap101i0", link).unwrap();
+    let agent = scene.world.agent(&policy()).unwrap();
+    wait_replies(&scene.world, &agent, "tap101i0");
+    scene.check_redirected(&guest);
+    let sent = [("verdict", "redirect"), ("reason", "profile")];
+    let counted = agent
+        .metrics()
+        .unwrap()
+        .sum("gate25_connections_total", &sent);
+    assert!(counted >= Some(2.0), "{counted:?}");
+}
+
+fn policy() -> PolicyText {
+    PolicyText::default()
+        .redirecting("mailers")
+        .customer_of("mailers", "c-101", "tap101i0")
+}
+
+/// A world whose relay is a Postfix, which discards what it takes.
+struct Scene {
+    relay: Postfix,
+    world: World,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let lab = Lab::for_test().unwrap();
+        let hosting = Hosting::new(&lab).unwrap();
+        greet(&hosting.exchanger, 25).unwrap();
+        greet(&hosting.exchanger, 587).unwrap();
+        greet(&hosting.relay, 587).unwrap();
+        let witness = Witness::start(&hosting.exchanger).unwrap();
+        let program = tenant_program().unwrap().to_string_lossy().into_owned();
+        let containers = Containers::new(&lab, &hosting, "machine", vec![program]).unwrap();
+        let role = Role::Relay {
+            networks: Hosting::GUEST_NETWORKS.to_owned(),
+            // Nothing listens there: what the relay has taken stays in its queue.
+            next_hop: "[203.0.113.25]:26".to_owned(),
+        };
+        let relay = Postfix::start(&hosting.relay, &role).unwrap();
+        let world = World {
+            hosting,
+            witness,
+            containers,
+            lab,
+        };
+        Self { relay, world }
+    }
+
+    /// Mail for the exchanger's addresses is taken by the relay, which sees the guest's, and
+    /// nothing of it arrives at the exchanger.
+    #[track_caller]
+    fn check_redirected(&self, guest: &Guest) {
+        let before = self.world.witness.packets().unwrap();
+        for (to, address) in [
+            (
+                Hosting::EXCHANGER.v4_port(25),
+                guest.addresses.v4.to_string(),
+            ),
+            (
+                Hosting::EXCHANGER.v6_port(25),
+                guest.addresses.v6.to_string(),
+            ),
+        ] {
+            let mail = send(&guest.ns, to, "somebody@mx.example", "redirected").unwrap();
+            assert!(mail.accepted, "{to}: {}", mail.transcript);
+            poll("the relay to name the guest", LIMIT, || {
+                Ok(self
+                    .relay
+                    .log()
+                    .contains(&format!("[{address}]"))
+                    .then_some(()))
+            })
+            .unwrap();
+        }
+        let after = self.world.witness.settled().unwrap();
+        assert_eq!(after, before, "packets arrived at the exchanger");
+    }
+}
+
+/// Waits until replies to the guest behind `interface` are rewritten.
+fn wait_replies(world: &World, agent: &Agent, interface: &str) {
+    let index = world.index(interface).unwrap();
+    let pin = format!("replies-{index}");
+    poll("the program for replies", LIMIT, || {
+        let links = world
+            .hosting
+            .hypervisor
+            .exec("find", &["/sys/fs/bpf/gate25", "-name", &pin])?;
+        Ok(links.contains(&pin).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
+}
+
+#[test]
+fn container_is_connected_to_the_relay_and_told_the_exchanger() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let text = PolicyText::default().redirecting("mailers").container_of(
+        "mailers",
+        "c-1",
+        &world.below("box"),
+    );
+    let agent = world.agent_with(world.settings(), &text).unwrap();
+    for (name, network) in [
+        ("box", Network::Hypervisor),
+        ("box", Network::own(104, "veth104i0")),
+    ] {
+        let container = world.container(name, &network).unwrap();
+        let before = world.witness.settled().unwrap();
+        for to in [
+            Hosting::EXCHANGER.v4_port(25),
+            Hosting::EXCHANGER.v6_port(25),
+            Hosting::EXCHANGER.mapped_port(25),
+        ] {
+            let greeting = container.tenant.hold("one", to).unwrap();
+            assert!(greeting.contains("ESMTP"), "{to}: {greeting}");
+            container.tenant.say("one", "QUIT").unwrap();
+            assert_eq!(container.tenant.peer(to).unwrap(), to);
+            let fast = container.tenant.fast_open(to).unwrap();
+            assert_eq!(fast.outcome, Outcome::Connected, "{to}");
+        }
+        // Where it goes by itself it is told the truth.
+        let relay = Hosting::RELAY.v4_port(25);
+        assert_eq!(container.tenant.peer(relay).unwrap(), relay);
+        assert_eq!(world.witness.settled().unwrap(), before);
+        drop(container);
+    }
+    let redirected = [("verdict", "redirect")];
+    let counted = agent.metrics().unwrap();
+    let counted = counted.sum("gate25_connections_total", &redirected);
+    // Three kinds of connections to three addresses, of two containers.
+    assert!(counted >= Some(18.0), "{counted:?}");
+}
+
+#[test]
+fn redirection_goes_on_without_the_agent_and_ends_with_the_policy() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let mut agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let to = Hosting::EXCHANGER.v4_port(25);
+    let mut held = Held::open(&guest.ns, to, LIMIT).unwrap();
+    agent.signal(Signal::SIGKILL).unwrap();
+    scene.check_redirected(&guest);
+    assert!(held.command("NOOP").unwrap().starts_with("250"));
+    agent.restart().unwrap();
+    scene.check_redirected(&guest);
+    assert!(held.command("NOOP").unwrap().starts_with("250"));
+    // Exempt: straight to the exchanger, and what was redirected before is cut.
+    let text = policy().exempt("c-101").text();
+    agent.apply_policy("policy.yaml", &text).unwrap();
+    world.wait_open(&guest).unwrap();
+    assert!(world.witness.settled().unwrap() > 0);
+    held.write_until_cut(LIMIT).unwrap();
+    // Revoked: redirected again, from the next packet on.
+    let mut direct = Held::open(&guest.ns, to, LIMIT).unwrap();
+    assert_eq!(direct.greeting(), "220 greeter");
+    agent.apply_policy("policy.yaml", &policy().text()).unwrap();
+    let cut = direct.write_until_cut(LIMIT).unwrap();
+    assert_eq!(cut.outcome, Outcome::Reset);
+    scene.check_redirected(&guest);
+    // Rejected instead.
+    let text = PolicyText::default().customer("c-101", "tap101i0").text();
+    agent.apply_policy("policy.yaml", &text).unwrap();
+    let attempt = connect(&guest.ns, to, LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Refused);
+}
+
+#[test]
+fn relay_that_is_not_there_opens_nothing() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let before = world.witness.settled().unwrap();
+    world.hosting.relay.ip("link set eth0 down").unwrap();
+    for to in [
+        Hosting::EXCHANGER.v4_port(25),
+        Hosting::EXCHANGER.v6_port(25),
+    ] {
+        let attempt = connect(&guest.ns, to, Duration::from_secs(5)).unwrap();
+        assert_ne!(attempt.outcome, Outcome::Connected, "{to}");
+    }
+    assert_eq!(world.witness.settled().unwrap(), before);
+}
+
+#[test]
+fn relay_behind_a_workload_gets_nobodys_connections() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let other = world.guest_by(102, "tap102i0", Link::RoutedVeth).unwrap();
+    greet(&other.ns, 25).unwrap();
+    let v4 = other.addresses.v4;
+    let text = format!(
+        "schema: 1\nprofiles:\n  - {{name: default, blocked: redirect, relay: [{v4}, \"2001:db8:25::25\"]}}\n"
+    );
+    let files = [("policy.yaml", text)];
+    let agent = Agent::start(&world.hosting.hypervisor, Settings::default(), &files).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    let attempt = connect(&guest.ns, Hosting::EXCHANGER.v4_port(25), LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Refused);
+    let attempt = connect(&guest.ns, Hosting::EXCHANGER.v6_port(25), LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Connected);
+    let status = agent.command(&["status"]).unwrap().out;
+    let wanted = format!("relay {v4} is behind tap102i0, a workload");
+    assert!(status.contains(&wanted), "{status}");
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
