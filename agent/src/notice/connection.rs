@@ -120,6 +120,8 @@ impl Connection {
                 let (length, step) = self.session.step(rest);
                 taken += length;
                 let (reply, is_last) = match step {
+                    // What is left may be the beginning of a chunk that was announced.
+                    Step::More if length > 0 && taken < filled => continue,
                     Step::More => break,
                     Step::Reply(reply) => (reply, None),
                     Step::Asked(reply) => (reply, Some(LastWord::Asked)),
