@@ -10,7 +10,8 @@ use jiff::Timestamp;
 
 use super::messages::{
     Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Kind, Mode,
-    NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload, Workloads,
+    NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload,
+    Workloads,
 };
 use super::{Constants, ReloadOutcome};
 use crate::diagnostic::terminal::{Colour, render};

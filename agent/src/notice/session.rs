@@ -184,7 +184,11 @@ impl Session {
             None => (line, [].as_slice()),
         };
         let rest = rest.trim_ascii();
-        let is = |names: &[&str]| names.iter().any(|it| verb.eq_ignore_ascii_case(it.as_bytes()));
+        let is = |names: &[&str]| {
+            names
+                .iter()
+                .any(|it| verb.eq_ignore_ascii_case(it.as_bytes()))
+        };
         if is(&["MAIL", "RCPT", "DATA"]) {
             Answer::Refused
         } else if is(&["BDAT"]) {

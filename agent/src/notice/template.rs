@@ -80,7 +80,9 @@ pub enum TemplateError {
     #[error("the text has `{{url}}`, but there is no url")]
     NoUrl,
     /// The reply could have too many lines.
-    #[error("the text can take {lines} lines of {WIDTH} characters, of which a reply has {MAX_LINES}")]
+    #[error(
+        "the text can take {lines} lines of {WIDTH} characters, of which a reply has {MAX_LINES}"
+    )]
     TooLong {
         /// Lines that it takes with the longest values.
         lines: usize,
@@ -261,7 +263,8 @@ fn wrapped(text: &str) -> Vec<String> {
                 lines.push(std::mem::take(&mut line));
             }
             // ASCII: any byte begins a character.
-            while let Some((head, tail)) = word.split_at_checked(WIDTH).filter(|it| !it.1.is_empty())
+            while let Some((head, tail)) =
+                word.split_at_checked(WIDTH).filter(|it| !it.1.is_empty())
             {
                 lines.push(head.to_owned());
                 word = tail;
