@@ -23,11 +23,7 @@ use connections::Connections;
 use web_config::WebConfigFile;
 
 use crate::chain::in_full;
-
-/// Waits between attempts to bind an address grow from here...
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// ...to here.
-const LAST_RETRY: Duration = Duration::from_secs(30);
+use crate::listen::{self, Buffers, FIRST_RETRY};
 
 /// What the pages show. The functions may block; they are called one at a time.
 pub trait Pages: Send + Sync + 'static {
@@ -119,21 +115,13 @@ pub async fn serve(settings: Settings, pages: Arc<dyn Pages>, shutdown: Cancella
 }
 
 async fn bind(address: SocketAddr) -> TcpListener {
-    let mut wait = FIRST_RETRY;
-    loop {
-        match TcpListener::bind(address).await {
-            Ok(listener) => {
-                info!(%address, "serving http");
-                return listener;
-            }
-            Err(error) => {
-                let retry = wait.as_secs_f64();
-                warn!(%address, error = in_full(&error), retry, "cannot listen for http");
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(LAST_RETRY);
-            }
-        }
-    }
+    let listener = listen::bind(address, Buffers::Automatic, |error, wait| {
+        let retry = wait.as_secs_f64();
+        warn!(%address, error = in_full(error), retry, "cannot listen for http");
+    });
+    let listener = listener.await;
+    info!(%address, "serving http");
+    listener
 }
 
 /// What is served, apart from the addresses.

@@ -6,6 +6,7 @@
 pub mod catalogue;
 mod customers;
 mod family;
+mod notice;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,7 @@ use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 use crate::chain::in_full;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
+use crate::notice::counts::Counts;
 use crate::status::{ExemptionStatus, Shared, Source, State, Status};
 use catalogue as names_of;
 use customers::Detail;
@@ -132,6 +134,7 @@ pub struct Metrics {
     status: Shared,
     figures: Arc<dyn Figures>,
     timings: Timings,
+    notice: Arc<Counts>,
     constants: Constants,
 }
 
@@ -141,12 +144,14 @@ impl Metrics {
         status: Shared,
         figures: Arc<dyn Figures>,
         timings: Timings,
+        notice: Arc<Counts>,
         constants: Constants,
     ) -> Self {
         Self {
             status,
             figures,
             timings,
+            notice,
             constants,
         }
     }
@@ -164,6 +169,7 @@ impl Metrics {
         self.constants(&mut families)?;
         workloads(&mut families, &status, &self.constants)?;
         policy(&mut families, &status, Timestamp::now())?;
+        notice::collect(&mut families, &status, &self.notice)?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
             let seconds = elapsed.as_secs_f64();

@@ -4,10 +4,12 @@ mod backend;
 mod containers;
 mod guard;
 mod mounts;
+mod notice;
 mod serve;
 mod sockets;
 mod store;
 mod tables;
+mod timing;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -29,6 +31,8 @@ use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::links::Links;
 use crate::kernel::routes;
 use crate::metrics::{Constants, Metrics, Timings};
+use crate::notice::counts::Counts;
+use crate::notice::server::{Listener, Responder};
 use crate::notify::{Environment, Notifier};
 use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
@@ -36,6 +40,7 @@ use crate::run::backend::{Choice, Either, Opened, Place};
 use crate::run::containers::Containers;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
+use crate::run::notice::Notice;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
@@ -44,7 +49,7 @@ use crate::source::PolicyFiles;
 use crate::status::Shared;
 use crate::watch::PolicyWatch;
 use crate::workloads::Host;
-use crate::{control, http};
+use crate::{control, http, notice as responder};
 
 /// How often the windows of distinct destinations begin anew.
 const SKETCH_WINDOW: Duration = Duration::from_secs(3600);
@@ -133,8 +138,10 @@ async fn enforce<D: Dataplane>(
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
+    let (listeners, notice) = Notice::new(&settings.notice.listen);
     let reporting = Reporting {
         status: status.clone(),
+        listeners,
         figures: Arc::clone(&figures),
         timings: timings.clone(),
         choice,
@@ -166,6 +173,7 @@ async fn enforce<D: Dataplane>(
         tables,
         other,
         guard: Keeper::new(Guard::new(&settings)),
+        notice,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
         store: Store::new(settings.state_dir.clone()),
@@ -228,6 +236,8 @@ fn notifier(environment: &Environment) -> Notifier {
 /// What the servers tell.
 struct Reporting {
     status: Shared,
+    /// Where the notice's responder says how listening goes.
+    listeners: watch::Sender<Vec<Listener>>,
     figures: Arc<dyn Figures>,
     timings: Timings,
     choice: Choice,
@@ -243,10 +253,13 @@ impl Reporting {
     ) -> Vec<tokio::task::JoinHandle<()>> {
         let Self {
             status,
+            listeners,
             figures,
             timings,
             choice,
         } = self;
+        let counts = Arc::new(Counts::default());
+        let notice = notice_of(settings, host, &counts, listeners, shutdown);
         let constants = Constants {
             host: settings.host_mode(),
             backend: choice.name,
@@ -254,7 +267,13 @@ impl Reporting {
             backend_reason: choice.reason,
             customer_series_limit: settings.http.customer_series_limit as usize,
         };
-        let metrics = Metrics::new(status.clone(), Arc::clone(&figures), timings, constants);
+        let metrics = Metrics::new(
+            status.clone(),
+            Arc::clone(&figures),
+            timings,
+            counts,
+            constants,
+        );
         let web = http::serve(
             http::Settings {
                 listen: settings.http.listen.clone(),
@@ -285,8 +304,28 @@ impl Reporting {
             },
             shutdown.clone(),
         );
-        vec![tokio::spawn(web), tokio::spawn(control)]
+        vec![
+            tokio::spawn(web),
+            tokio::spawn(control),
+            tokio::spawn(notice),
+        ]
     }
+}
+
+/// The server of the notice. Nothing in the kernel leads connections to it in this version, so it
+/// knows no customers.
+fn notice_of(
+    settings: &Settings,
+    host: &str,
+    counts: &Arc<Counts>,
+    listeners: watch::Sender<Vec<Listener>>,
+    shutdown: &CancellationToken,
+) -> impl Future<Output = ()> + use<> {
+    let notice = settings.notice.clone();
+    let addresses = notice.listen.clone();
+    let customers = Arc::new(responder::Nobody);
+    let responder = Responder::new(notice, host, customers, Arc::clone(counts));
+    responder::server::serve(responder, addresses, listeners, shutdown.clone())
 }
 
 async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {

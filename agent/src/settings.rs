@@ -5,6 +5,7 @@
 
 mod cgroups;
 mod language;
+mod notice;
 mod scalar;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub http: Http,
     /// Where commands reach the agent.
     pub control: Control,
+    /// The SMTP notice.
+    pub notice: crate::notice::Settings,
     /// What is logged, and how.
     pub log: Log,
 }
@@ -216,6 +219,7 @@ impl Default for Settings {
                 socket: PathBuf::from("/run/gate25/control.sock"),
                 group: "gate25".to_owned(),
             },
+            notice: crate::notice::Settings::default(),
             log: Log {
                 level: LogLevel::Info,
                 format: LogFormat::Auto,

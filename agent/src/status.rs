@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
+use crate::notice::server::Listener;
 use crate::policy::loader::SetHash;
 use crate::workloads::{Claim, WorkloadId};
 
@@ -137,6 +138,8 @@ pub struct Status {
     pub entries: BTreeMap<&'static str, usize>,
     /// Control groups that carry the programs for all below them.
     pub roots: usize,
+    /// Where the SMTP notice listens, or not.
+    pub notice: Vec<Listener>,
     /// Why enforcement is not complete; empty when it is.
     pub problems: Vec<String>,
     /// What else somebody should look at.
@@ -159,6 +162,7 @@ impl Default for Status {
             guard_repairs: 0,
             entries: BTreeMap::new(),
             roots: 0,
+            notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
             warnings: Vec::new(),
         }

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::control::client::Client;
-use crate::control::messages::{Mode, Reloads, RunningPolicy, State, Status, Term};
+use crate::control::messages::{Mode, NoticeListener, Reloads, RunningPolicy, State, Status, Term};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 
 /// Says whether this host enforces, and why not
@@ -75,6 +75,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         guard_repairs,
         tables,
         connections,
+        notice,
         problems,
         warnings,
     } = status;
@@ -108,6 +109,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("guard repairs", guard_repairs.to_string()));
     lines.push(line("connections", attempts(connections.as_ref())));
+    lines.extend(notice.iter().map(|it| line("notice", listening(it))));
     lines.extend(
         tables
             .iter()
@@ -170,6 +172,19 @@ fn counted<T: Ord + Copy>(
         format!("{count} {}", word(*one))
     });
     counted.collect::<Vec<_>>().join(", ")
+}
+
+fn listening(listener: &NoticeListener) -> String {
+    let NoticeListener {
+        address,
+        listening,
+        error,
+    } = listener;
+    match (listening, error) {
+        (true, _) => format!("listening on {address}"),
+        (false, Some(error)) => format!("not listening on {address}: {error}"),
+        (false, None) => format!("not listening on {address} yet"),
+    }
 }
 
 fn attempts(connections: Option<&BTreeMap<String, u64>>) -> String {

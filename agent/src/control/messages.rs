@@ -56,6 +56,8 @@ pub struct Status {
     pub tables: BTreeMap<String, u64>,
     /// Connection attempts on this host by verdict; none where the kernel does not tell.
     pub connections: Option<BTreeMap<String, u64>>,
+    /// Where the SMTP notice listens, or not.
+    pub notice: Vec<NoticeListener>,
     /// Why enforcement is not complete.
     pub problems: Vec<String>,
     /// What else somebody should look at.
@@ -81,6 +83,17 @@ pub struct Backend {
     pub reason: String,
     /// How programs are attached to interfaces.
     pub hook: String,
+}
+
+/// An address of the SMTP notice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoticeListener {
+    /// The address and port.
+    pub address: String,
+    /// Whether it is listened on.
+    pub listening: bool,
+    /// Why not; none while it was not tried yet.
+    pub error: Option<String>,
 }
 
 /// The running policy in figures.

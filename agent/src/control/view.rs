@@ -10,11 +10,13 @@ use jiff::Timestamp;
 
 use super::messages::{
     Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Kind, Mode,
-    Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload, Workloads,
+    NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload,
+    Workloads,
 };
 use super::{Constants, ReloadOutcome};
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{self, escape};
+use crate::notice::server::{Listener, Listening};
 use crate::policy::Origin;
 use crate::settings::Enforcement;
 use crate::status::{self, ExemptionStatus, PolicyStatus, WorkloadStatus};
@@ -50,6 +52,7 @@ pub(super) fn status(
         guard_repairs,
         entries,
         roots,
+        notice,
         problems,
         warnings,
     } = status;
@@ -93,8 +96,22 @@ pub(super) fn status(
         guard_repairs,
         tables: tables(&entries),
         connections: counters.map(host_connections),
+        notice: notice.into_iter().map(listener).collect(),
         problems,
         warnings,
+    }
+}
+
+fn listener(Listener { address, state }: Listener) -> NoticeListener {
+    let (listening, error) = match state {
+        Listening::Starting => (false, None),
+        Listening::Yes => (true, None),
+        Listening::No(why) => (false, Some(why)),
+    };
+    NoticeListener {
+        address: address.to_string(),
+        listening,
+        error,
     }
 }
 

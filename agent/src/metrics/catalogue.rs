@@ -123,6 +123,14 @@ catalogue! {
         "Attempts of customers that had no counters of their own; host totals include them.";
     DRIFT_REPAIRS = Counter "drift_repairs_total" ["backend"]
         "Programs, pins and rules put back after somebody else removed or displaced them.";
+    NOTICE_CONNECTIONS = Counter "notice_connections_total" ["result"]
+        "Connections to the SMTP notice: answered (with the notice), unanswered (ended before they tried to send), limited (reset at once), timeout (cut off), error (broken, or closed for what they said).";
+    NOTICE_REFUSALS = Counter "notice_refusals_total" []
+        "Times that the SMTP notice was told.";
+    NOTICE_OPEN = Gauge "notice_open_connections" []
+        "Connections to the SMTP notice that are open.";
+    NOTICE_LISTENERS = Gauge "notice_listeners" ["state"]
+        "Addresses of the SMTP notice by state: listening, waiting (not bound).";
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }

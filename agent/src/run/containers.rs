@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 use tracing::{debug, info, warn};
 
-use super::serve::{PAUSE, until};
+use super::timing::{PAUSE, until};
 use crate::chain::in_full;
 use crate::kernel::cgroups::{
     Attribution, Cgroup, CgroupError, CgroupEvent, Cgroups, Hierarchy, Layout, self_test,

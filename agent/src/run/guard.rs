@@ -8,7 +8,7 @@ use nftables::schema::{Chain, NfCmd, NfListObject, NfObject, Rule};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
-use super::serve::{PAUSE, until};
+use super::timing::{PAUSE, until};
 use crate::chain::in_full;
 use crate::guard::{self, FAMILIES, Guard, TABLE};
 use crate::kernel::bpf::leftover::Removal;

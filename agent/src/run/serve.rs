@@ -1,11 +1,10 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::chain::in_full;
@@ -21,9 +20,11 @@ use crate::run::backend::Other;
 use crate::run::containers::{Containers, Happened};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
+use crate::run::notice::{Heard, Notice};
 use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
 use crate::run::tables::Tables;
+use crate::run::timing::{every, tick, until};
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
@@ -42,6 +43,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) other: Other,
     pub(super) containers: Containers,
     pub(super) guard: Keeper,
+    pub(super) notice: Notice,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
     pub(super) store: Store,
@@ -166,6 +168,7 @@ impl<D: Dataplane> Agent<D> {
                     }
                 },
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
+                heard = self.notice.next() => self.heard_of_notice(heard),
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -201,6 +204,15 @@ impl<D: Dataplane> Agent<D> {
     fn kept(&mut self, Kept { repairs, complaint }: Kept) {
         self.status.update(|status| status.guard_repairs += repairs);
         self.reconciler.complain("guard", complaint);
+    }
+
+    fn heard_of_notice(&mut self, heard: Heard) {
+        let Heard {
+            listeners,
+            complaint,
+        } = heard;
+        self.status.update(|status| status.notice = listeners);
+        self.reconciler.complain("notice", complaint);
     }
 
     /// Tells the service manager once everything that is there has its programs.
@@ -459,22 +471,6 @@ impl<D: Dataplane> Agent<D> {
     }
 }
 
-/// Ticks that were not waited for are not made up for.
-fn every(period: Duration) -> Interval {
-    let mut interval = tokio::time::interval(period);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    interval
-}
-
-async fn tick(interval: Option<&mut Interval>) {
-    match interval {
-        Some(interval) => {
-            interval.tick().await;
-        }
-        None => std::future::pending().await,
-    }
-}
-
 /// What the reading came to; never, while there is none.
 async fn loading(
     files: &mut Files,
@@ -484,14 +480,3 @@ async fn loading(
         Files::Idle(_) | Files::Taken => std::future::pending().await,
     }
 }
-
-/// Sleeps until `moment`; for ever without one.
-pub(super) async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// How long after a failure something is tried again.
-pub(super) const PAUSE: Duration = Duration::from_secs(1);

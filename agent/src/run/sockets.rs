@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
-use super::serve::until;
+use super::timing::until;
 use crate::chain::in_full;
 use crate::clock;
 use crate::dataplane::{Dataplane, MapImage};

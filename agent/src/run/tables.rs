@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use super::serve::until;
+use super::timing::until;
 use crate::kernel::ruleset::Changes;
 
 /// Changes that follow each other are looked at together.

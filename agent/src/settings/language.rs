@@ -1,14 +1,12 @@
 //! The keys of `gate25.yaml`, and what they become.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-
 use super::cgroups::CgroupRoot;
+use super::notice::NoticeMap;
 use super::scalar::{GroupName, HostName, SocketPath};
 use super::{
     Backend, Control, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings,
@@ -17,9 +15,9 @@ use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 use crate::guard::Mark;
 use crate::policy::Pattern;
 use crate::policy::scalar::InterfacePattern;
-use crate::yaml::read::{At, Fault, FromNode, Placed, Reader, keys};
+use crate::yaml::read::{At, Placed, Reader, keys};
 use crate::yaml::scalar::{FilePath, Number, Off, Span, Truth, Version};
-use crate::yaml::tree::{self, Kind, Node};
+use crate::yaml::tree;
 
 const MAX_PORTS: usize = 8;
 /// Ports on which guests submit mail with a password.
@@ -58,7 +56,7 @@ keys! {
         optional http: HttpMap,
         /// Where commands reach the agent.
         optional control: ControlMap,
-        /// Not in this version.
+        /// The server that tells senders why their mail is not taken.
         optional notice: NoticeMap,
         /// What is logged, and how.
         optional log: LogMap,
@@ -120,15 +118,6 @@ keys! {
 }
 
 keys! {
-    /// The responder.
-    struct NoticeMap {
-        /// Not in this version.
-        optional listen: Nothing,
-        later max_connections;
-    }
-}
-
-keys! {
     /// What is logged, and how.
     struct LogMap {
         /// The least important that is logged.
@@ -158,7 +147,7 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
         reload,
         http,
         control,
-        notice: _,
+        notice,
         log,
     } = map;
     let mut settings = Settings::default();
@@ -179,6 +168,9 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
     }
     if let Some(map) = http {
         judge.http(map, &mut settings.http);
+    }
+    if let Some(map) = notice {
+        judge.notice(map, &mut settings.notice);
     }
     set_reload(reload, &mut settings.reload);
     set_control(control, &mut settings.control);
@@ -392,41 +384,5 @@ impl Judge<'_> {
             return;
         }
         seen.insert(item, at);
-    }
-}
-
-/// A list of something that this version does not have.
-#[derive(Debug, Clone)]
-struct Nothing;
-
-impl FromNode for Nothing {
-    fn from_node(node: &Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        match &node.kind {
-            Kind::List(items) if items.is_empty() => Some(Self),
-            Kind::List(_) => {
-                let fault = Fault::new("not-yet", "this version of gate25 does not have this");
-                reader.fault(node.at, fault.help("write `[]`, or leave it out"));
-                None
-            }
-            Kind::Scalar(..) | Kind::Map(_) => {
-                reader.wrong_kind(node, "a list");
-                None
-            }
-            Kind::Refused => None,
-        }
-    }
-}
-
-impl JsonSchema for Nothing {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Nothing".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "array", "maxItems": 0 })
     }
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use gate25::control::{Agent, Command, Constants, Limits, Settings, serve};
 use gate25::figures::{Figures, FiguresError};
+use gate25::notice::server::{Listener, Listening};
 use gate25::policy::Origin;
 use gate25::settings::Enforcement;
 use gate25::status::{
@@ -313,6 +314,16 @@ fn sample() -> Status {
         guard_repairs: 0,
         roots: 2,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
+        notice: vec![
+            Listener {
+                address: "192.0.2.1:25".parse().unwrap(),
+                state: Listening::Yes,
+            },
+            Listener {
+                address: "[2001:db8::1]:25".parse().unwrap(),
+                state: Listening::No("in use".to_owned()),
+            },
+        ],
         problems: Vec::new(),
         warnings: Vec::new(),
     }

@@ -43,6 +43,10 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         "guard_repairs": 0,
         "tables": {"CUSTOMERS": 3},
         "connections": {"allow": 2, "observe": 0, "reject": 1, "drop": 0},
+        "notice": [
+            {"address": "192.0.2.1:25", "listening": true, "error": null},
+            {"address": "[2001:db8::1]:25", "listening": false, "error": "in use"},
+        ],
         "problems": [],
         "warnings": [],
     });

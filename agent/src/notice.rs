@@ -1,0 +1,96 @@
+//! The SMTP notice: a small server that tells senders why their mail is not taken.
+//!
+//! Customers whose profile says `blocked: notice` are led here. The server speaks SMTP as far as the
+//! first command that would send mail, and refuses it with the provider's text. It takes no mail,
+//! keeps nothing, and is bounded in connections, memory and time: what is beyond a bound is reset,
+//! which is what `blocked: reject` does.
+
+mod connection;
+pub mod counts;
+mod limits;
+pub mod server;
+pub mod session;
+pub mod template;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use template::Template;
+
+/// Whose connections come from where.
+pub trait Customers: Send + Sync + 'static {
+    /// Who sent a connection from `peer` that was led to `local`; `None` where nobody knows, which
+    /// the notice calls `unassigned`. Called once a connection, on the server's threads: it must
+    /// not block for long.
+    fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<Sender>;
+}
+
+/// Who is told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sender {
+    /// The customer's id.
+    pub customer: String,
+    /// The relay that the customer should use, as it should be shown.
+    pub relay: Option<String>,
+}
+
+/// Knows nobody: every sender is `unassigned`, and `{relay}` says so in general words.
+///
+/// This is what holds while nothing in the kernel leads connections to the server: whoever reaches
+/// it has connected to its address himself.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Nobody;
+
+impl Customers for Nobody {
+    fn of(&self, _: SocketAddr, _: SocketAddr) -> Option<Sender> {
+        None
+    }
+}
+
+/// Where to listen, what to say, and to how many.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Addresses to listen on, one a family at most; none means off.
+    pub listen: Vec<SocketAddr>,
+    /// What senders are told.
+    pub text: Template,
+    /// Bounds on clients.
+    pub limits: Limits,
+}
+
+/// Bounds on what clients may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections: usize,
+    /// Connections at once from one IPv4 address or IPv6 /64.
+    pub per_peer: usize,
+    /// New connections a second; as many may come at once after quiet.
+    pub per_second: u32,
+    /// How long a client may take to send something, and to read an answer.
+    pub idle: Duration,
+    /// Time for a whole connection.
+    pub connection: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 256,
+            per_peer: 8,
+            per_second: 100,
+            idle: Duration::from_secs(30),
+            connection: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Vec::new(),
+            text: Template::standard(None),
+            limits: Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! How many connections there may be, and how quickly they may come.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Limits;
+use super::counts::Counts;
+
+/// Bits of an IPv6 address that a guest does not choose.
+const NETWORK: u32 = 64;
+
+/// Places for connections.
+pub(super) struct Places {
+    limits: Limits,
+    counts: Arc<Counts>,
+    taken: Mutex<Taken>,
+}
+
+struct Taken {
+    total: usize,
+    peers: BTreeMap<IpAddr, usize>,
+    pace: Pace,
+}
+
+/// Leave to serve one connection.
+pub(super) struct Place {
+    peer: IpAddr,
+    places: Arc<Places>,
+}
+
+impl Places {
+    pub(super) fn new(limits: Limits, counts: Arc<Counts>, now: Instant) -> Self {
+        Self {
+            limits,
+            counts,
+            taken: Mutex::new(Taken {
+                total: 0,
+                peers: BTreeMap::new(),
+                pace: Pace::new(limits.per_second, limits.per_second, now),
+            }),
+        }
+    }
+
+    /// A place for a connection from `peer`, if there is one. What finds none spends nothing of the
+    /// others' rate.
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Place> {
+        let peer = network(peer);
+        let mut taken = self.lock();
+        let theirs = taken.peers.get(&peer).copied().unwrap_or(0);
+        if theirs >= self.limits.per_peer || taken.total >= self.limits.connections {
+            return None;
+        }
+        taken.pace.take(now).ok()?;
+        taken.total += 1;
+        taken.peers.insert(peer, theirs + 1);
+        self.counts.set_open(taken.total);
+        Some(Place {
+            peer,
+            places: Arc::clone(self),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        // Nothing that holds it can panic halfway.
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        taken.total = taken.total.saturating_sub(1);
+        self.places.counts.set_open(taken.total);
+        match taken.peers.get_mut(&self.peer) {
+            Some(theirs) if *theirs > 1 => *theirs -= 1,
+            Some(_) | None => {
+                taken.peers.remove(&self.peer);
+            }
+        }
+    }
+}
+
+/// Whom an address stands for.
+fn network(peer: IpAddr) -> IpAddr {
+    match peer.to_canonical() {
+        IpAddr::V6(address) => {
+            let mask = u128::MAX << (Ipv6Addr::BITS - NETWORK);
+            Ipv6Addr::from_bits(address.to_bits() & mask).into()
+        }
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// So many a second, and so many at once after quiet.
+pub(super) struct Pace {
+    interval: Duration,
+    burst: Duration,
+    /// When all that were let through would have come, had they come evenly.
+    even: Instant,
+}
+
+impl Pace {
+    pub(super) fn new(per_second: u32, burst: u32, now: Instant) -> Self {
+        let interval = Duration::from_secs(1) / per_second.max(1);
+        Self {
+            interval,
+            burst: interval * burst,
+            even: now,
+        }
+    }
+
+    /// Lets one through.
+    ///
+    /// # Errors
+    /// How long it would have to wait.
+    pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        let even = self.even.max(now) + self.interval;
+        let ahead = even.duration_since(now);
+        if ahead > self.burst {
+            return Err(ahead - self.burst);
+        }
+        self.even = even;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pace_lets_a_burst_through_and_then_one_an_interval() {
+        let start = Instant::now();
+        let mut pace = Pace::new(10, 3, start);
+        let at = |ms| start + Duration::from_millis(ms);
+        for (ms, through) in [
+            (0, true),
+            (0, true),
+            (0, true),
+            (0, false),
+            (99, false),
+            (100, true),
+            (100, false),
+            (200, true),
+            (1000, true),
+            (1000, true),
+            (1000, true),
+            (1000, false),
+        ] {
+            assert_eq!(pace.take(at(ms)).is_ok(), through, "at {ms} ms");
+        }
+        assert_eq!(pace.take(at(1040)), Err(Duration::from_millis(60)));
+    }
+
+    #[test]
+    fn place_is_refused_beyond_a_bound_and_free_again_after_its_end() {
+        let now = Instant::now();
+        let limits = Limits {
+            connections: 3,
+            per_peer: 2,
+            per_second: 1000,
+            ..Limits::default()
+        };
+        let counts = Arc::new(Counts::default());
+        let places = Arc::new(Places::new(limits, Arc::clone(&counts), now));
+        let take = |peer: &str| places.take(peer.parse().unwrap(), now);
+        let first = take("192.0.2.1").unwrap();
+        let _second = take("::ffff:192.0.2.1").unwrap();
+        assert!(take("192.0.2.1").is_none(), "a third of one peer");
+        let _third = take("192.0.2.2").unwrap();
+        assert!(take("192.0.2.3").is_none(), "a fourth in all");
+        assert_eq!(counts.open(), 3);
+        drop(first);
+        assert_eq!(counts.open(), 2);
+        assert!(take("192.0.2.1").is_some());
+    }
+
+    #[test]
+    fn place_of_ipv6_is_by_network() {
+        let now = Instant::now();
+        let limits = Limits {
+            per_peer: 1,
+            ..Limits::default()
+        };
+        let places = Arc::new(Places::new(limits, Arc::default(), now));
+        let take = |peer: &str| places.take(peer.parse().unwrap(), now);
+        let _first = take("2001:db8:1:2::1").unwrap();
+        assert!(take("2001:db8:1:2:ffff::2").is_none());
+        assert!(take("2001:db8:1:3::1").is_some());
+    }
+
+    #[test]
+    fn place_beyond_the_rate_is_refused() {
+        let now = Instant::now();
+        let limits = Limits {
+            per_second: 2,
+            ..Limits::default()
+        };
+        let places = Arc::new(Places::new(limits, Arc::default(), now));
+        let take = |at| places.take("192.0.2.1".parse().unwrap(), at).is_some();
+        assert_eq!([take(now), take(now), take(now)], [true, true, false]);
+        assert!(take(now + Duration::from_millis(500)));
+    }
+}

@@ -1,0 +1,53 @@
+//! The notice's responder beside the loop: how its listening goes.
+
+use std::net::SocketAddr;
+
+use tokio::sync::watch;
+
+use crate::notice::server::{Listener, Listening, starting};
+
+/// Hears how listening goes.
+pub(super) struct Notice {
+    listeners: watch::Receiver<Vec<Listener>>,
+}
+
+/// How listening goes.
+pub(super) struct Heard {
+    /// By address.
+    pub(super) listeners: Vec<Listener>,
+    /// What is wrong.
+    pub(super) complaint: Option<String>,
+}
+
+impl Notice {
+    /// Hears what is sent by the other half.
+    pub(super) fn new(addresses: &[SocketAddr]) -> (watch::Sender<Vec<Listener>>, Self) {
+        let (sender, mut listeners) = watch::channel(starting(addresses));
+        listeners.mark_changed();
+        (sender, Self { listeners })
+    }
+
+    /// Waits for a change. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Heard {
+        if self.listeners.changed().await.is_err() {
+            // The server ends when the agent does.
+            std::future::pending::<()>().await;
+        }
+        let listeners = self.listeners.borrow_and_update().clone();
+        let failures: Vec<String> = listeners.iter().filter_map(failure).collect();
+        Heard {
+            complaint: (!failures.is_empty()).then(|| {
+                let failures = failures.join("; ");
+                format!("senders get no notice, they are refused: {failures}")
+            }),
+            listeners,
+        }
+    }
+}
+
+fn failure(Listener { address, state }: &Listener) -> Option<String> {
+    match state {
+        Listening::Starting | Listening::Yes => None,
+        Listening::No(why) => Some(format!("cannot listen on {address}: {why}")),
+    }
+}
