@@ -2,11 +2,11 @@
 //! gives the same image.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use gate25_common::abi::{self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId};
-use gate25_common::address::Address;
+use gate25_common::address::{Address, Family};
 use gate25_common::decide::CUSTOMER_SET;
 use gate25_common::redirect::Target;
 use ipnet::IpNet;
@@ -325,15 +325,39 @@ impl PrefixSet {
 }
 
 impl CustomerImage {
+    /// Where connections of `family` that nothing allows are led instead; `notice` is where the
+    /// notice is told.
+    #[must_use]
+    pub fn led_to(&self, family: Family, notice: &[SocketAddr]) -> Option<SocketAddr> {
+        match self.blocked {
+            Blocked::Reject | Blocked::Drop => None,
+            Blocked::Redirect => {
+                let relay = match family {
+                    Family::V4 => self.relay.v4.map(IpAddr::V4),
+                    Family::V6 => self.relay.v6.map(IpAddr::V6),
+                };
+                relay.map(|address| SocketAddr::new(address, RELAY_PORT))
+            }
+            Blocked::Notice => {
+                let mut of_family = notice.iter().filter(|it| match family {
+                    Family::V4 => it.is_ipv4(),
+                    Family::V6 => it.is_ipv6(),
+                });
+                of_family.next().copied()
+            }
+        }
+    }
+
     /// The kernel's form, with times moved to the boot clock, which is `wall_minus_boot`
     /// nanoseconds behind the wall clock. `None` if there are more exemptions than the table
     /// holds, which [`compile`] rules out.
-    pub fn to_kernel(&self, wall_minus_boot: i64) -> Option<CustomerPolicy> {
+    pub fn to_kernel(&self, wall_minus_boot: i64, notice: &[SocketAddr]) -> Option<CustomerPolicy> {
+        let [v4, v6] = Family::ALL.map(|family| target(self.led_to(family, notice)));
         let Self {
             id: _,
             mode,
             blocked,
-            relay: Relay { v4, v6 },
+            relay: _,
             profile_set,
             customer_set,
             exemptions,
@@ -346,6 +370,7 @@ impl CustomerImage {
             Blocked::Reject => abi::Blocked::Reject,
             Blocked::Drop => abi::Blocked::Drop,
             Blocked::Redirect => abi::Blocked::Redirect,
+            Blocked::Notice => abi::Blocked::Notice,
         };
         let exemptions: Vec<_> = exemptions
             .iter()
@@ -362,14 +387,14 @@ impl CustomerImage {
             )
             .collect();
         CustomerPolicy::new(mode, blocked, Quarantine::No, *profile_set, *customer_set)
-            .with_targets(target(v4.map(IpAddr::V4)), target(v6.map(IpAddr::V6)))
+            .with_targets(v4, v6)
             .with_exemptions(&exemptions)
     }
 }
 
-fn target(address: Option<IpAddr>) -> Target {
+fn target(address: Option<SocketAddr>) -> Target {
     address
-        .and_then(|address| Target::new(address.into(), RELAY_PORT.to_be_bytes()))
+        .and_then(|it| Target::new(it.ip().into(), it.port().to_be_bytes()))
         .unwrap_or(Target::NONE)
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,7 +50,8 @@ pub enum CapacityError {
 }
 
 impl MapImage {
-    /// The tables for `image` with times moved to the boot clock.
+    /// The tables for `image` with times moved to the boot clock; `notice` is where the notice is
+    /// told.
     ///
     /// # Errors
     ///
@@ -57,6 +59,7 @@ impl MapImage {
     pub fn new(
         image: &Image,
         wall_minus_boot: i64,
+        notice: &[SocketAddr],
         interfaces: BTreeMap<u32, InterfaceOwner>,
         cgroups: BTreeMap<u64, CustomerId>,
     ) -> Result<Self, CapacityError> {
@@ -65,7 +68,7 @@ impl MapImage {
             .iter()
             .map(|(id, customer)| {
                 let policy = customer
-                    .to_kernel(wall_minus_boot)
+                    .to_kernel(wall_minus_boot, notice)
                     .ok_or_else(|| CapacityError::Exemptions(customer.id.clone()))?;
                 Ok((*id, policy))
             })

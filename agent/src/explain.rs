@@ -25,7 +25,7 @@ use crate::dataplane::{CapacityError, MapImage};
 use crate::diagnostic::quoted;
 use crate::policy::{
     ANY, Allowlist, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Origin, Policy,
-    Profile, RELAY_PORT,
+    Profile,
 };
 use crate::settings::{Enforcement, Settings};
 use report::{
@@ -168,7 +168,8 @@ struct Case<'c> {
 impl Case<'_> {
     fn judge(&self, now: u64) -> Result<Outcome, ExplainError> {
         let (interfaces, cgroups) = (BTreeMap::new(), BTreeMap::new());
-        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, interfaces, cgroups)?;
+        let notice = &self.host.settings.notice.listen;
+        let tables = MapImage::new(self.image, WALL_MINUS_BOOT, notice, interfaces, cgroups)?;
         let tables = TablesAt {
             image: &tables,
             owner: self.owner,
@@ -191,12 +192,11 @@ impl Case<'_> {
             reason: decision.reason.as_str(),
             entry: self.entry(&decision),
             redirected_to: match decision.verdict {
-                Verdict::Redirect => self.relay(),
+                Verdict::Redirect | Verdict::Notice => self.led_to(),
                 Verdict::Allow
                 | Verdict::Observe
                 | Verdict::Reject
                 | Verdict::Drop
-                | Verdict::Notice
                 | Verdict::Throttle => None,
             },
         })
@@ -210,14 +210,10 @@ impl Case<'_> {
         }
     }
 
-    /// Where its customer's connections are redirected to.
-    fn relay(&self) -> Option<SocketAddr> {
-        let relay = self.image.customers.get(&self.owner)?.relay;
-        let address = match self.family() {
-            Family::V4 => relay.v4.map(IpAddr::V4),
-            Family::V6 => relay.v6.map(IpAddr::V6),
-        };
-        Some(SocketAddr::new(address?, RELAY_PORT))
+    /// Where its customer's connections are led.
+    fn led_to(&self) -> Option<SocketAddr> {
+        let customer = self.image.customers.get(&self.owner)?;
+        customer.led_to(self.family(), &self.host.settings.notice.listen)
     }
 
     /// The entry that decided, by the number that the kernel would report.

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::redirect::Flow;
 
 /// Why counters could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,12 @@ pub trait Figures: Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not give them.
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError>;
+
+    /// Whose connection it is that was led elsewhere; `None` for one that is not known.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, FiguresError>;
 
     /// Starts a customer's sketch afresh.
     ///

@@ -35,7 +35,7 @@ const APPLY_BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 
 const DELAY_BUCKETS: [f64; 10] = [0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0];
 
 /// Pairs of verdict and reason that a decision can end in.
-const OUTCOMES: [(Verdict, Reason); 18] = [
+const OUTCOMES: [(Verdict, Reason); 20] = [
     (Verdict::Allow, Reason::Allowlist),
     (Verdict::Allow, Reason::Exemption),
     (Verdict::Allow, Reason::Profile),
@@ -54,14 +54,17 @@ const OUTCOMES: [(Verdict, Reason); 18] = [
     (Verdict::Drop, Reason::Malformed),
     (Verdict::Redirect, Reason::Profile),
     (Verdict::Redirect, Reason::Unassigned),
+    (Verdict::Notice, Reason::Profile),
+    (Verdict::Notice, Reason::Unassigned),
 ];
 /// Verdicts that a decision can end in.
-const VERDICTS: [Verdict; 5] = [
+const VERDICTS: [Verdict; 6] = [
     Verdict::Allow,
     Verdict::Observe,
     Verdict::Reject,
     Verdict::Drop,
     Verdict::Redirect,
+    Verdict::Notice,
 ];
 
 /// Why a page could not be made.

@@ -103,7 +103,8 @@ pub struct Profile {
     pub mode: Mode,
     /// How a refusal is carried out.
     pub blocked: Blocked,
-    /// Where redirected connections go; nowhere unless [`Blocked::Redirect`].
+    /// Where redirected connections go with [`Blocked::Redirect`]; what [`Blocked::Notice`] names;
+    /// nothing otherwise.
     pub relay: Relay,
     /// Names of allowlists open to every customer of the profile, sorted.
     pub allow: Vec<String>,
@@ -129,6 +130,8 @@ pub enum Blocked {
     Drop,
     /// Send it to the profile's relay; answered as by `Reject` where there is none of its family.
     Redirect,
+    /// Send it to the agent's notice; answered as by `Reject` where there is none of its family.
+    Notice,
 }
 
 impl Blocked {
@@ -139,6 +142,7 @@ impl Blocked {
             Self::Reject => "reject",
             Self::Drop => "drop",
             Self::Redirect => "redirect",
+            Self::Notice => "notice",
         }
     }
 }

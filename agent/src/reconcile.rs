@@ -7,7 +7,7 @@ mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -60,6 +60,8 @@ pub struct Circumstances {
     pub policy_dir: PathBuf,
     /// How much a set may lose unasked.
     pub shrink: Limits,
+    /// Where the notice is told, at most once a family.
+    pub notice: Vec<SocketAddr>,
     /// By which interface packets to an address leave this host; why that is not known.
     pub way_to: fn(IpAddr) -> Result<Option<u32>, String>,
     /// Where it reports to.
@@ -464,7 +466,14 @@ impl<D: Dataplane> Reconciler<D> {
                 left
             }
         };
-        MapImage::new(image, self.offset.nanoseconds(), interfaces, cgroups)
+        let notice = &self.circumstances.notice;
+        MapImage::new(
+            image,
+            self.offset.nanoseconds(),
+            notice,
+            interfaces,
+            cgroups,
+        )
     }
 
     /// Whether an earlier agent has left a policy in the tables.

@@ -5,6 +5,7 @@ mod containers;
 mod guard;
 mod mounts;
 mod notice;
+mod senders;
 mod serve;
 mod sockets;
 mod store;
@@ -41,6 +42,7 @@ use crate::run::containers::Containers;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::notice::Notice;
+use crate::run::senders::Senders;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
@@ -149,6 +151,7 @@ async fn enforce<D: Dataplane>(
     let servers = reporting.serve(&settings, &host.name, commands, &shutdown);
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
+        notice: settings.notice.listen.clone(),
         way_to: |address| routes::way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
@@ -259,7 +262,11 @@ impl Reporting {
             choice,
         } = self;
         let counts = Arc::new(Counts::default());
-        let notice = notice_of(settings, host, &counts, listeners, shutdown);
+        let senders = Senders {
+            status: status.clone(),
+            figures: Arc::clone(&figures),
+        };
+        let notice = notice_of(settings, host, senders, &counts, listeners, shutdown);
         let constants = Constants {
             host: settings.host_mode(),
             backend: choice.name,
@@ -312,19 +319,18 @@ impl Reporting {
     }
 }
 
-/// The server of the notice. Nothing in the kernel leads connections to it in this version, so it
-/// knows no customers.
+/// The server of the notice.
 fn notice_of(
     settings: &Settings,
     host: &str,
+    senders: Senders,
     counts: &Arc<Counts>,
     listeners: watch::Sender<Vec<Listener>>,
     shutdown: &CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let notice = settings.notice.clone();
     let addresses = notice.listen.clone();
-    let customers = Arc::new(responder::Nobody);
-    let responder = Responder::new(notice, host, customers, Arc::clone(counts));
+    let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(counts));
     responder::server::serve(responder, addresses, listeners, shutdown.clone())
 }
 

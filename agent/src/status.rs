@@ -7,6 +7,7 @@ use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
 use crate::notice::server::Listener;
+use crate::policy::Relay;
 use crate::policy::loader::SetHash;
 use crate::workloads::{Claim, WorkloadId};
 
@@ -105,6 +106,8 @@ pub struct ExemptionStatus {
 pub struct PolicyStatus {
     /// Customers' ids by their number in the tables.
     pub customers: BTreeMap<CustomerId, String>,
+    /// The relays of their profiles, where those have any.
+    pub relays: BTreeMap<CustomerId, Relay>,
     /// Exemptions, expired ones included.
     pub exemptions: Vec<ExemptionStatus>,
 }
@@ -180,6 +183,11 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Reads the status; whoever reports waits meanwhile.
+    pub fn read<T>(&self, read: impl FnOnce(&Status) -> T) -> T {
+        read(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Changes the status.

@@ -24,6 +24,14 @@ pub enum WorkloadId {
 }
 
 impl WorkloadId {
+    /// The index, if it is an interface.
+    pub const fn interface(self) -> Option<u32> {
+        match self {
+            Self::Interface(index) => Some(index),
+            Self::Cgroup(_) => None,
+        }
+    }
+
     /// The word for its kind in metrics.
     pub const fn kind(self) -> &'static str {
         match self {

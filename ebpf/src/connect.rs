@@ -149,26 +149,28 @@ fn judge(
     match decision.verdict {
         // Its packets are judged and counted; dropped ones are to look lost, not refused.
         Verdict::Allow | Verdict::Observe | Verdict::Drop | Verdict::Throttle => PASS,
-        // No agent of this version writes it into a policy; the packets do not pass.
-        Verdict::Notice => PASS,
-        Verdict::Reject | Verdict::Redirect => {
+        Verdict::Reject | Verdict::Redirect | Verdict::Notice => {
             // It may be the container's own address: packets that leave are judged.
             if maybe_own(ctx, peer, port, bind) {
                 return PASS;
             }
-            if matches!(decision.verdict, Verdict::Redirect) {
-                return match redirect(ctx, &decision, peer, port) {
+            let target = match decision.verdict {
+                Verdict::Redirect | Verdict::Notice => redirect(ctx, &decision, peer, port),
+                _ => None,
+            };
+            if let Some(target) = target {
+                rewrite(&target);
+                if guarded(target.port()) {
                     // Its packets are counted.
-                    Some(target) => {
-                        rewrite(&target);
-                        PASS
-                    }
-                    // Its policy has just been changed, or memory is short.
-                    None => refuse(),
-                };
+                    return PASS;
+                }
             }
             judge::attempt::<Interrupted>(&workload, peer.family(), destination, port, &decision);
-            refuse()
+            match target {
+                Some(_) => PASS,
+                // Refused, or its policy has just been changed, or memory is short.
+                None => refuse(),
+            }
         }
     }
 }

@@ -97,11 +97,9 @@ fn act(decision: &Decision) -> i32 {
     match decision.verdict {
         Verdict::Allow | Verdict::Observe => PASS,
         Verdict::Drop | Verdict::Throttle => DROP,
-        // No agent of this version writes it into a policy.
-        Verdict::Notice => DROP,
         // The connect hook has redirected already; what still gets here comes from where rejected
         // packets do.
-        Verdict::Redirect => DROP,
+        Verdict::Redirect | Verdict::Notice => DROP,
         // The connect hook has answered already; what still gets here comes from connections that
         // were open before, from raw sockets, or from sockets handed over.
         Verdict::Reject => DROP,

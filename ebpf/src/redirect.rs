@@ -105,7 +105,7 @@ pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64) -> i32 {
 #[inline(always)]
 pub(crate) fn target(policy: &CustomerPolicy, family: Family) -> Option<Endpoint> {
     match policy.blocked() {
-        Some(Blocked::Redirect) => policy.target(family).map(Endpoint::of),
+        Some(Blocked::Redirect | Blocked::Notice) => policy.target(family).map(Endpoint::of),
         // It has just been changed.
         Some(Blocked::Reject | Blocked::Drop) | None => None,
     }

@@ -100,9 +100,7 @@ fn act(skb: *mut __sk_buff, decision: &Decision) -> i32 {
     match decision.verdict {
         Verdict::Allow | Verdict::Observe => pass_judged(skb),
         Verdict::Drop | Verdict::Throttle => DROP,
-        // No agent of this version writes it into a policy.
-        Verdict::Notice => DROP,
-        Verdict::Redirect => REDIRECT,
+        Verdict::Redirect | Verdict::Notice => REDIRECT,
         Verdict::Reject => REFUSE,
     }
 }

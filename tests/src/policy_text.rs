@@ -48,6 +48,16 @@ impl PolicyText {
         self
     }
 
+    /// Adds a profile that enforces by telling the notice, which names the relay of
+    /// [`Hosting`](crate::Hosting).
+    #[must_use]
+    pub fn noticing(mut self, name: &str) -> Self {
+        self.profiles.push_str(&format!(
+            "  - {{name: {name}, blocked: notice, relay: [192.0.2.25, \"2001:db8:25::25\"], allow: [relays]}}\n"
+        ));
+        self
+    }
+
     /// Adds a customer with the profile `default`.
     #[must_use]
     pub fn customer(self, id: &str, pattern: &str) -> Self {

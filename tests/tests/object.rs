@@ -270,6 +270,7 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                         ports,
                         host,
                         guard: Some(Mark::DEFAULT),
+                        notice: Vec::new(),
                         layout: skb::running_kernel().expect("the kernel describes its packets"),
                         debug_lines,
                         pins: None,

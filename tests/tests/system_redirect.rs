@@ -237,7 +237,7 @@ fn relay_behind_a_workload_gets_nobodys_connections() {
     let attempt = connect(&guest.ns, Hosting::EXCHANGER.v6_port(25), LIMIT).unwrap();
     assert_eq!(attempt.outcome, Outcome::Connected);
     let status = agent.command(&["status"]).unwrap().out;
-    let wanted = format!("relay {v4} is behind tap102i0, a workload");
+    let wanted = format!("{v4} is behind tap102i0, a workload");
     assert!(status.contains(&wanted), "{status}");
     assert_eq!(world.witness.settled().unwrap(), 0);
 }

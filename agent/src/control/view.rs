@@ -23,12 +23,13 @@ use crate::status::{self, ExemptionStatus, PolicyStatus, WorkloadStatus};
 use crate::workloads::{self, WorkloadId};
 
 /// Verdicts that are counted.
-const VERDICTS: [Verdict; 5] = [
+const VERDICTS: [Verdict; 6] = [
     Verdict::Allow,
     Verdict::Observe,
     Verdict::Reject,
     Verdict::Drop,
     Verdict::Redirect,
+    Verdict::Notice,
 ];
 
 /// How the agent is.

@@ -219,9 +219,9 @@ pub struct ProfileStep {
     pub default: bool,
     /// Whether refusals are carried out: `enforce` or `observe`.
     pub mode: &'static str,
-    /// How: `reject`, `drop` or `redirect`.
+    /// How: `reject`, `drop`, `redirect` or `notice`.
     pub blocked: &'static str,
-    /// Where redirected connections go.
+    /// The relay that connections are redirected to, or that the notice names.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub relay: Vec<IpAddr>,
     /// Where it was written.

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{io, iter};
 
 use aya::maps::{MapData, MapError, RingBuf};
 use aya::programs::{Program, ProgramError, ProgramType, SchedClassifier};
@@ -16,7 +17,7 @@ use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
-use gate25_common::redirect::MAX_TARGET_PORTS;
+use gate25_common::redirect::{Flow, MAX_TARGET_PORTS};
 
 use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
@@ -47,8 +48,6 @@ mod tables;
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25"));
 static OBJECT_WITH_LOG: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/gate25-log"));
 
-/// Ports from which redirected connections are answered, in network order; 0 for none.
-const TARGET_PORTS: [u16; MAX_TARGET_PORTS] = [RELAY_PORT.to_be(), 0];
 /// Lines of the verifier's log that an error shows: the reason is at its end.
 const VERIFIER_LINES: usize = 12;
 
@@ -196,6 +195,8 @@ pub struct LoadOptions {
     pub host: HostMode,
     /// The bit of the packet's mark by which the guard knows what was judged; `None` without one.
     pub guard: Option<Mark>,
+    /// Where the notice is told, at most once a family.
+    pub notice: Vec<SocketAddr>,
     /// Where the kernel keeps the state of its packets' checksums.
     pub layout: SkbLayout,
     /// Whether the object with debug lines is taken.
@@ -214,11 +215,13 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         ports,
         host,
         guard,
+        notice,
         layout,
         debug_lines,
         pins,
     } = options;
     let (ports, count) = guarded_ports(ports)?;
+    let targets = target_ports(notice);
     let observes = match host {
         HostMode::Policy => 0u8,
         HostMode::Observe => 1u8,
@@ -231,7 +234,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .override_global(names::GLOBAL_GUARDED_COUNT, &count, true)
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
         .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
-        .override_global(names::GLOBAL_TARGET_PORTS, &TARGET_PORTS, true)
+        .override_global(names::GLOBAL_TARGET_PORTS, &targets, true)
         .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
@@ -322,6 +325,16 @@ fn guarded_ports(ports: &[u16]) -> Result<([u16; MAX_GUARDED_PORTS], u8), BpfErr
     }
 }
 
+/// Ports from which connections that were led elsewhere are answered, in network order; 0 for none.
+fn target_ports(notice: &[SocketAddr]) -> [u16; MAX_TARGET_PORTS] {
+    let ports = iter::once(RELAY_PORT).chain(notice.iter().map(SocketAddr::port));
+    let mut slots = [0; MAX_TARGET_PORTS];
+    for (slot, port) in slots.iter_mut().zip(ports) {
+        *slot = port.to_be();
+    }
+    slots
+}
+
 fn load_error(error: EbpfError) -> BpfError {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(&error);
     while let Some(inner) = source {
@@ -358,6 +371,10 @@ impl Figures for Counters {
 
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
         self.tables().sketch(id).map_err(FiguresError::new)
+    }
+
+    fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+        self.tables().redirected(flow).map_err(FiguresError::new)
     }
 
     fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError> {

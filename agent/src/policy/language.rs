@@ -67,9 +67,10 @@ keys! {
         /// `enforce` (where nothing is said) refuses; `observe` counts only.
         optional mode: At<Mode>,
         /// How it is refused: `reject` (where nothing is said) answers, `drop` is silent, `redirect`
-        /// sends it to the relay.
+        /// sends it to the relay, `notice` answers with the provider's text.
         optional blocked: At<Blocked>,
-        /// With `blocked: redirect`: the relay's addresses, at most one of IPv4 and one of IPv6.
+        /// With `blocked: redirect`: the relay's addresses, at most one of IPv4 and one of IPv6. With
+        /// `blocked: notice`: what the text names.
         optional relay: Placed<Vec<At<RelayAddress>>>,
         /// Allowlists open to every customer of the profile.
         optional allow: Vec<At<ListName>>,

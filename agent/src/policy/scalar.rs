@@ -401,6 +401,7 @@ impl Words for Blocked {
         (Self::Reject.as_str(), Self::Reject),
         (Self::Drop.as_str(), Self::Drop),
         (Self::Redirect.as_str(), Self::Redirect),
+        (Self::Notice.as_str(), Self::Notice),
     ];
-    const LATER: &'static [&'static str] = &["notice"];
+    const LATER: &'static [&'static str] = &[];
 }

@@ -11,14 +11,14 @@ use crate::dataplane::{Dataplane, MapImage, Site};
 use crate::workloads::Framing;
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Interfaces of customers whose connections are redirected: replies pass there.
+    /// Interfaces of customers whose connections are led elsewhere: replies pass there.
     pub(super) fn replies(&self) -> impl Iterator<Item = Site> {
         let installed = self.dataplane.installed();
         let redirected = |owner: &InterfaceOwner| {
             let policy = installed.customers.get(&owner.customer());
             policy.is_some_and(|policy| {
                 let mut families = Family::ALL.into_iter();
-                policy.blocked() == Some(Blocked::Redirect)
+                matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
                     && families.any(|family| policy.target(family).is_some())
             })
         };
@@ -38,6 +38,7 @@ impl<D: Dataplane> Reconciler<D> {
         let targets = wanted.targets();
         match self.dataplane.redirects() {
             Ok(()) => {
+                why.extend(unanswered(wanted));
                 let unfit = self.unfit(&targets);
                 wanted.keep_targets(|address| !unfit.contains_key(address));
                 why.extend(unfit.into_values());
@@ -52,7 +53,7 @@ impl<D: Dataplane> Reconciler<D> {
         let why: Vec<String> = why.into_iter().collect();
         let complaint = (!why.is_empty()).then(|| {
             let why = why.join("; ");
-            format!("connections that the policy redirects are rejected: {why}")
+            format!("connections that are to be led elsewhere are rejected: {why}")
         });
         self.complain("redirect", complaint);
     }
@@ -65,7 +66,7 @@ impl<D: Dataplane> Reconciler<D> {
             let why = match (self.circumstances.way_to)(relay) {
                 Ok(Some(index)) => {
                     let workload = self.workloads.interfaces.get(&index)?;
-                    format!("relay {relay} is behind {}, a workload", workload.name)
+                    format!("{relay} is behind {}, a workload", workload.name)
                 }
                 // Nobody gets anything.
                 Ok(None) => return None,
@@ -75,4 +76,19 @@ impl<D: Dataplane> Reconciler<D> {
         });
         unfit.collect()
     }
+}
+
+/// Why nobody is told the notice over a family.
+fn unanswered(wanted: &MapImage) -> impl Iterator<Item = String> {
+    let is_silent = |family| {
+        let mut customers = wanted.customers.values();
+        customers.any(|policy| {
+            policy.blocked() == Some(Blocked::Notice) && policy.target(family).is_none()
+        })
+    };
+    let silent = Family::ALL.into_iter().filter(move |it| is_silent(*it));
+    silent.map(|family| match family {
+        Family::V4 => "`notice.listen` has no IPv4 address".to_owned(),
+        Family::V6 => "`notice.listen` has no IPv6 address".to_owned(),
+    })
 }

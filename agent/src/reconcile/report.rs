@@ -8,7 +8,7 @@ use tracing::{error, info};
 
 use super::Reconciler;
 use crate::dataplane::{Dataplane, Site};
-use crate::policy::Origin;
+use crate::policy::{Origin, Relay};
 use crate::source::Accepted;
 use crate::status::{ExemptionStatus, PolicyStatus, Source, State, WorkloadStatus};
 use crate::workloads::{Claim, Framing, WorkloadId};
@@ -30,6 +30,12 @@ impl<D: Dataplane> Reconciler<D> {
                 .customers
                 .iter()
                 .map(|(number, customer)| (*number, customer.id.clone()))
+                .collect(),
+            relays: image
+                .customers
+                .iter()
+                .filter(|(_, customer)| customer.relay != Relay::default())
+                .map(|(number, customer)| (*number, customer.relay))
                 .collect(),
             exemptions: policy
                 .exemptions

@@ -237,6 +237,7 @@ fn load_options(settings: &Settings) -> LoadOptions {
         ports: settings.guarded_ports.clone(),
         host: settings.host_mode(),
         guard: settings.guard,
+        notice: settings.notice.listen.clone(),
         layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,

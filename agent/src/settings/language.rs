@@ -170,7 +170,7 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
         judge.http(map, &mut settings.http);
     }
     if let Some(map) = notice {
-        judge.notice(map, &mut settings.notice);
+        judge.notice(map, &settings.guarded_ports, &mut settings.notice);
     }
     set_reload(reload, &mut settings.reload);
     set_control(control, &mut settings.control);

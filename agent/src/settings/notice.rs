@@ -69,7 +69,7 @@ impl Scalar for Url {
 }
 
 impl Judge<'_> {
-    pub(super) fn notice(&mut self, map: NoticeMap, notice: &mut Settings) {
+    pub(super) fn notice(&mut self, map: NoticeMap, guarded: &[u16], notice: &mut Settings) {
         let NoticeMap {
             listen,
             text,
@@ -81,7 +81,7 @@ impl Judge<'_> {
             connection_time,
         } = map;
         if let Some(listen) = listen {
-            notice.listen = self.reachable(listen);
+            notice.listen = self.reachable(listen, guarded);
         }
         self.text(text, url, &mut notice.text);
         let limits = &mut notice.limits;
@@ -112,7 +112,7 @@ impl Judge<'_> {
     }
 
     /// Addresses that packets of guests can be rewritten to.
-    fn reachable(&mut self, list: Vec<At<SocketAddr>>) -> Vec<SocketAddr> {
+    fn reachable(&mut self, list: Vec<At<SocketAddr>>, guarded: &[u16]) -> Vec<SocketAddr> {
         let mut seen = BTreeMap::new();
         let mut families = BTreeMap::new();
         for At { value, at } in list {
@@ -122,6 +122,15 @@ impl Judge<'_> {
                 self.problems.push(
                     Diagnostic::error("unreachable-address", location, message)
                         .help("what guests send is led here: write an address of this host that they can reach, and a port"),
+                );
+                continue;
+            }
+            if guarded.contains(&value.port()) {
+                let message = format!("port {} is guarded", value.port());
+                self.problems.push(
+                    Diagnostic::error("guarded-port", location, message).help(
+                        "take another one: guests do not see it, and anybody may connect to it",
+                    ),
                 );
                 continue;
             }

@@ -20,6 +20,7 @@ use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
+use gate25_common::redirect::Flow;
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -226,6 +227,10 @@ impl Figures for Counted {
     }
 
     fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
         Ok(None)
     }
 

@@ -14,6 +14,7 @@ use gate25::settings::Enforcement;
 use gate25::status::Shared;
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+use gate25_common::redirect::Flow;
 use nix::unistd::{Gid, Group};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -184,6 +185,10 @@ impl Figures for Nothing {
     }
 
     fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
         Ok(None)
     }
 

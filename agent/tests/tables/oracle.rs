@@ -136,8 +136,8 @@ fn oracle(
             (Mode::Observe, _) => "observe",
             (Mode::Enforce, Blocked::Reject) => "reject",
             (Mode::Enforce, Blocked::Drop) => "drop",
-            // None of these policies has a relay.
-            (Mode::Enforce, Blocked::Redirect) => "reject",
+            // None of these policies has a relay, nor its host a notice.
+            (Mode::Enforce, Blocked::Redirect | Blocked::Notice) => "reject",
         },
         reason: if owner.is_some() {
             "profile"

@@ -147,7 +147,7 @@ fn large_policy() -> Policy {
 
 fn tables(policy: &Policy) -> MapImage {
     let image = compile(policy, at(100)).unwrap();
-    MapImage::new(&image, 0, BTreeMap::new(), BTreeMap::new()).unwrap()
+    MapImage::new(&image, 0, &[], BTreeMap::new(), BTreeMap::new()).unwrap()
 }
 
 /// Tables in which nothing refers to what is not there.

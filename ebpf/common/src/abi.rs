@@ -335,6 +335,8 @@ pub enum Blocked {
     Drop = 2,
     /// Send it to the customer's target instead.
     Redirect = 3,
+    /// Send it to the agent, which says why it is refused.
+    Notice = 4,
 }
 
 /// Whether a customer is cut off entirely, as a table's byte.
@@ -419,6 +421,7 @@ impl CustomerPolicy {
             1 => Some(Blocked::Reject),
             2 => Some(Blocked::Drop),
             3 => Some(Blocked::Redirect),
+            4 => Some(Blocked::Notice),
             _ => None,
         }
     }

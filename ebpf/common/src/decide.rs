@@ -242,7 +242,7 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
     };
     // What is refused for other reasons than the profile's is not carried on elsewhere.
     let blocked = match rules.blocked {
-        Blocked::Reject | Blocked::Redirect => Verdict::Reject,
+        Blocked::Reject | Blocked::Redirect | Blocked::Notice => Verdict::Reject,
         Blocked::Drop => Verdict::Drop,
     };
     match rules.quarantine {
@@ -274,13 +274,15 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         return allow(Reason::Exemption, slot);
     }
     let reason = of_profile(customer);
-    match rules.blocked {
-        Blocked::Reject | Blocked::Drop => refuse(blocked, reason, None),
-        Blocked::Redirect => match redirect(policy, destination, port, family, form) {
-            Redirect::Possible => refuse(Verdict::Redirect, reason, None),
-            Redirect::Arrived => allow(reason, 0),
-            Redirect::Impossible => refuse(blocked, reason, None),
-        },
+    let elsewhere = match rules.blocked {
+        Blocked::Reject | Blocked::Drop => return refuse(blocked, reason, None),
+        Blocked::Redirect => Verdict::Redirect,
+        Blocked::Notice => Verdict::Notice,
+    };
+    match redirect(policy, destination, port, family, form) {
+        Redirect::Possible => refuse(elsewhere, reason, None),
+        Redirect::Arrived => allow(reason, 0),
+        Redirect::Impossible => refuse(blocked, reason, None),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::address::{Address, Family};
 /// Connections of guests that the kernel remembers; the least recently used make room.
 pub const MAX_REDIRECTS: usize = 65_536;
 /// Ports of targets that a host may have.
-pub const MAX_TARGET_PORTS: usize = 2;
+pub const MAX_TARGET_PORTS: usize = 3;
 /// How long a redirected connection that says nothing keeps its guest's port from being used for
 /// another one: longer than SMTP's longest timeout (RFC 5321, 4.5.3.2: ten minutes).
 pub const QUIET_NS: u64 = 11 * 60 * 1_000_000_000;

@@ -1,6 +1,7 @@
 //! The program and its tables in a network namespace of their own.
 
 use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::panic::resume_unwind;
 use std::path::Path;
 
@@ -30,6 +31,10 @@ use nix::unistd::Pid;
 
 /// The loopback interface of every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+
+/// Where the notice is told.
+pub(crate) const NOTICE: SocketAddr =
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 52), 2525));
 
 /// What the program made of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,6 +90,7 @@ impl Kernel {
             ports: vec![25],
             host,
             guard: Some(Mark::DEFAULT),
+            notice: vec![NOTICE],
             layout: skb::running_kernel().expect("the kernel describes its packets"),
             debug_lines: DebugLines::Off,
             pins: None,

@@ -153,6 +153,7 @@ fn digest(options: &LoadOptions) -> String {
         ports,
         host,
         guard,
+        notice,
         layout,
         debug_lines,
         pins: _,
@@ -160,7 +161,7 @@ fn digest(options: &LoadOptions) -> String {
     let mut hash = Sha256::new();
     hash.update(object(*debug_lines));
     hash.update(format!(
-        "{ports:?} {host:?} {guard:?} {layout:?} {debug_lines:?}"
+        "{ports:?} {host:?} {guard:?} {notice:?} {layout:?} {debug_lines:?}"
     ));
     let hash = hash.finalize();
     hash.iter()

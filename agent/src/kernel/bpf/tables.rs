@@ -11,6 +11,7 @@ use gate25_common::abi::{
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
+use gate25_common::redirect::{Flow, Redirected};
 
 use crate::compile::Prefix;
 use crate::dataplane::{MapImage, Step};
@@ -141,6 +142,7 @@ pub(super) struct CounterTables {
     host: PerCpuArray<MapData, HostCounters>,
     customers: PerCpuHashMap<MapData, CustomerId, CustomerCounters>,
     sketches: HashMap<MapData, CustomerId, Sketch>,
+    redirects: HashMap<MapData, Flow, Redirected>,
     cpus: usize,
 }
 
@@ -157,6 +159,9 @@ impl CounterTables {
             })?,
             sketches: typed(&open, names::MAP_SKETCHES, |map| {
                 HashMap::try_from(aya::maps::Map::HashMap(map))
+            })?,
+            redirects: typed(&open, names::MAP_REDIRECTS, |map| {
+                HashMap::try_from(aya::maps::Map::LruHashMap(map))
             })?,
             cpus: nr_cpus().map_err(|(file, source)| BpfError::Cpus { file, source })?,
         })
@@ -189,6 +194,12 @@ impl CounterTables {
     /// Destinations of a customer since its sketch was last cleared.
     pub(super) fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, BpfError> {
         present(self.sketches.get(&id, 0), names::MAP_SKETCHES)
+    }
+
+    /// Whose connection it is that was led elsewhere, if it is known.
+    pub(super) fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, BpfError> {
+        let known = present(self.redirects.get(flow, 0), names::MAP_REDIRECTS)?;
+        Ok(known.map(|known| known.customer()))
     }
 
     /// Starts a customer's sketch afresh.

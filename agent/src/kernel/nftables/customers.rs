@@ -122,7 +122,7 @@ impl Refusal {
         };
         let blocked = match policy.blocked() {
             // Rewriting would need netfilter's tracking of connections on the whole host.
-            Some(Blocked::Reject | Blocked::Redirect) => Verdict::Reject,
+            Some(Blocked::Reject | Blocked::Redirect | Blocked::Notice) => Verdict::Reject,
             // Bytes that no agent writes close the port.
             Some(Blocked::Drop) | None => Verdict::Drop,
         };

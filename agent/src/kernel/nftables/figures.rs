@@ -9,6 +9,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
+use gate25_common::redirect::Flow;
 use serde_json::Value;
 
 use super::names::{self, TABLE};
@@ -170,6 +171,11 @@ impl Figures for Counters {
 
     /// Nobody's: destinations are not counted here.
     fn sketch(&self, _id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    /// Nobody's: connections are not led elsewhere here.
+    fn redirected(&self, _flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
         Ok(None)
     }
 

@@ -18,22 +18,25 @@ impl Join<'_, '_> {
         blocked: Option<&At<Blocked>>,
         list: Option<&Placed<Vec<At<RelayAddress>>>>,
     ) -> Relay {
-        let redirects = blocked.filter(|blocked| blocked.value == Blocked::Redirect);
-        match (redirects, list) {
-            (None, None) => Relay::default(),
-            (None, Some(list)) => {
+        match (blocked.map(|it| (it.value, it.at)), list) {
+            (Some((Blocked::Notice, _)), Some(list)) => {
+                let relay = self.one_a_family(named, &list.value);
+                self.warn_of_unlisted(named, &list.value);
+                relay
+            }
+            (None | Some((Blocked::Reject | Blocked::Drop, _)), Some(list)) => {
                 let at = Location::at(named.file, list.at);
-                let message = "a relay is of no use without `blocked: redirect`";
+                let message = "a relay is of no use without `blocked: redirect` or `notice`";
                 self.problems.push(
                     Diagnostic::error("relay-without-redirect", at, message)
                         .help("write `blocked: redirect`, or remove `relay`"),
                 );
                 Relay::default()
             }
-            (Some(blocked), list) => {
+            (Some((Blocked::Redirect, at)), list) => {
                 let listed = list.map_or(&[][..], |list| &list.value);
                 if listed.is_empty() {
-                    let at = list.map_or(blocked.at, |list| list.at);
+                    let at = list.map_or(at, |list| list.at);
                     let message = "nothing says where connections are redirected to";
                     self.problems.push(
                         Diagnostic::error("no-relay", Location::at(named.file, at), message)
@@ -45,6 +48,7 @@ impl Join<'_, '_> {
                 self.warn_of_unlisted(named, listed);
                 relay
             }
+            (_, None) => Relay::default(),
         }
     }
 
