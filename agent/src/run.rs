@@ -137,7 +137,7 @@ async fn enforce<D: Dataplane>(
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
-    let (listeners, notice) = Notice::new(&settings.notice.listen);
+    let (listeners, notice) = Notice::new();
     let reporting = Reporting {
         status: status.clone(),
         listeners,
@@ -320,10 +320,9 @@ fn notice_of(
     shutdown: &CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let notice = settings.notice.clone();
-    let addresses = notice.listen.clone();
     let customers = Arc::new(responder::Nobody);
     let responder = Responder::new(notice, host, customers, Arc::clone(counts));
-    responder::server::serve(responder, addresses, listeners, shutdown.clone())
+    responder::server::serve(responder, listeners, shutdown.clone())
 }
 
 async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {
