@@ -140,7 +140,7 @@ async fn enforce<D: Dataplane>(
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
-    let (listeners, notice) = Notice::new(&settings.notice.listen);
+    let (listeners, notice) = Notice::new();
     let reporting = Reporting {
         status: status.clone(),
         listeners,
@@ -329,9 +329,8 @@ fn notice_of(
     shutdown: &CancellationToken,
 ) -> impl Future<Output = ()> + use<> {
     let notice = settings.notice.clone();
-    let addresses = notice.listen.clone();
     let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(counts));
-    responder::server::serve(responder, addresses, listeners, shutdown.clone())
+    responder::server::serve(responder, listeners, shutdown.clone())
 }
 
 async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -45,22 +45,26 @@ pub enum Listening {
     No(String),
 }
 
-/// Serves until `shutdown` is cancelled. Addresses that cannot be bound are tried again for as long;
+/// Serves on the addresses of the settings until `shutdown` is cancelled. Those that cannot be bound are tried again for as long;
 /// `listeners` says how that goes.
 pub async fn serve(
     responder: Responder,
-    addresses: Vec<SocketAddr>,
     listeners: watch::Sender<Vec<Listener>>,
     shutdown: CancellationToken,
 ) {
-    listeners.send_modify(|listeners| *listeners = starting(&addresses));
+    let starting = |address: &SocketAddr| Listener {
+        address: *address,
+        state: Listening::Starting,
+    };
+    let addresses = responder.settings.listen.clone();
+    listeners.send_replace(addresses.iter().map(starting).collect());
     let listeners = Arc::new(listeners);
     let mut tasks = JoinSet::new();
     for address in addresses {
         let (responder, shutdown) = (responder.clone(), shutdown.clone());
         let listeners = Arc::clone(&listeners);
         tasks.spawn(async move {
-            let failed = |error: &io::Error, wait: std::time::Duration| {
+            let failed = |error: &io::Error, wait: Duration| {
                 let retry = wait.as_secs_f64();
                 let error = in_full(error);
                 warn!(%address, error, retry, "cannot listen for the notice");
@@ -76,16 +80,6 @@ pub async fn serve(
         });
     }
     tasks.join_all().await;
-}
-
-/// Addresses that were not tried yet.
-#[must_use]
-pub fn starting(addresses: &[SocketAddr]) -> Vec<Listener> {
-    let starting = |address: &SocketAddr| Listener {
-        address: *address,
-        state: Listening::Starting,
-    };
-    addresses.iter().map(starting).collect()
 }
 
 fn tell(listeners: &watch::Sender<Vec<Listener>>, address: SocketAddr, state: Listening) {

@@ -123,8 +123,10 @@ impl Template {
             Part::Customer,
             text(").\nSend mail through "),
             Part::Relay,
-            text(", or by submission on port 587 with a password.\n"),
-            text("Your provider opens port 25 on request."),
+            text(
+                ", or by submission on port 587 with a password.\n\
+                 Your provider opens port 25 on request.",
+            ),
         ];
         if let Some(url) = url {
             parts.push(text(&format!("\nSee {}", shown(url, MAX_URL))));

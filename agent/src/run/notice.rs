@@ -1,10 +1,8 @@
 //! The notice's responder beside the loop: how its listening goes.
 
-use std::net::SocketAddr;
-
 use tokio::sync::watch;
 
-use crate::notice::server::{Listener, Listening, starting};
+use crate::notice::server::{Listener, Listening};
 
 /// Hears how listening goes.
 pub(super) struct Notice {
@@ -20,10 +18,9 @@ pub(super) struct Heard {
 }
 
 impl Notice {
-    /// Hears what is sent by the other half.
-    pub(super) fn new(addresses: &[SocketAddr]) -> (watch::Sender<Vec<Listener>>, Self) {
-        let (sender, mut listeners) = watch::channel(starting(addresses));
-        listeners.mark_changed();
+    /// Hears what the server is to say by the other half.
+    pub(super) fn new() -> (watch::Sender<Vec<Listener>>, Self) {
+        let (sender, listeners) = watch::channel(Vec::new());
         (sender, Self { listeners })
     }
 

@@ -255,7 +255,7 @@ async fn address_that_is_taken_is_told_and_bound_once_it_is_free() {
     let responder = Responder::new(settings, "hv1", Arc::new(Nobody), Arc::default());
     let (sender, mut heard) = watch::channel(Vec::new());
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(serve(responder, vec![address], sender, shutdown.clone()));
+    let server = tokio::spawn(serve(responder, sender, shutdown.clone()));
     let state = |listeners: &Vec<Listener>| listeners.first().map(|it| it.state.clone());
     let failed = |it: &Vec<Listener>| matches!(state(it), Some(Listening::No(why)) if why.contains("in use"));
     timeout(DEADLINE, heard.wait_for(failed))

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gate25::cli::{check, schema};
 use gate25::diagnostic::terminal::Colour;
@@ -272,6 +273,48 @@ fn settings_given_in_full_are_all_read() {
     assert_eq!(read.http.customer_series_limit, 7);
     assert!(read.http.listen.is_empty());
     assert_eq!(read.log.level, settings::LogLevel::Debug);
+}
+
+#[test]
+fn settings_of_the_notice_are_all_read() {
+    let text = concat!(
+        "schema: 1\nnotice:\n  listen: [\"192.0.2.1:26\", \"[2001:db8::1]:25\"]\n",
+        "  text: |\n    Ask at {url}\n    about {customer}\n  url: https://example.com/25\n",
+        "  max_connections: 5\n  max_connections_per_peer: 4\n  max_connections_per_second: 3\n",
+        "  idle_time: 2s\n  connection_time: 1m\n",
+    );
+    let path: Arc<Path> = Arc::from(Path::new("gate25.yaml"));
+    let notice = settings::parse(&path, text.as_bytes())
+        .unwrap()
+        .settings
+        .notice;
+    let listen: Vec<_> = notice.listen.iter().map(ToString::to_string).collect();
+    assert_eq!(listen, ["192.0.2.1:26", "[2001:db8::1]:25"]);
+    assert_eq!(
+        notice.text.reply(None),
+        "554-5.7.1 Ask at https://example.com/25\r\n554 5.7.1 about unassigned\r\n"
+    );
+    let limits = gate25::notice::Limits {
+        connections: 5,
+        per_peer: 4,
+        per_second: 3,
+        idle: Duration::from_secs(2),
+        connection: Duration::from_secs(60),
+    };
+    assert_eq!(notice.limits, limits);
+}
+
+#[test]
+fn settings_of_the_notice_with_a_page_alone_add_it_to_the_text() {
+    let text = "schema: 1\nnotice: {url: \"mailto:noc@example.com\"}\n";
+    let path: Arc<Path> = Arc::from(Path::new("gate25.yaml"));
+    let loaded = settings::parse(&path, text.as_bytes()).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let reply = loaded.settings.notice.text.reply(None);
+    assert!(
+        reply.ends_with("\r\n554 5.7.1 See mailto:noc@example.com\r\n"),
+        "{reply}"
+    );
 }
 
 #[test]
