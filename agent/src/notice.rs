@@ -34,19 +34,6 @@ pub struct Sender {
     pub relay: Option<String>,
 }
 
-/// Knows nobody: every sender is `unassigned`, and `{relay}` says so in general words.
-///
-/// This is what holds while nothing in the kernel leads connections to the server: whoever reaches
-/// it has connected to its address himself.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Nobody;
-
-impl Customers for Nobody {
-    fn of(&self, _: SocketAddr, _: SocketAddr) -> Option<Sender> {
-        None
-    }
-}
-
 /// Where to listen, what to say, and to how many.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {

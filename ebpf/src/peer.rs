@@ -99,9 +99,10 @@ pub(crate) fn redirected_from(skb: *mut __sk_buff, segment: &Segment) -> Option<
 #[inline(always)]
 pub(crate) fn set_v4(ctx: &SockAddrContext, to: &Endpoint) {
     let [.., word] = to.words();
-    let fields: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
+    let fields = unsafe { &mut *ctx.sock_addr };
     // SAFETY: a field of the kernel's, which takes whole words.
-    unsafe { (&raw mut (*fields).user_ip4).write_volatile(word) };
+    unsafe { (&raw mut fields.user_ip4).write_volatile(word) };
     set_port(fields, to);
 }
 
@@ -109,23 +110,24 @@ pub(crate) fn set_v4(ctx: &SockAddrContext, to: &Endpoint) {
 #[inline(always)]
 pub(crate) fn set_v6(ctx: &SockAddrContext, to: &Endpoint) {
     let [a, b, c, d] = to.words();
-    let fields: *mut bpf_sock_addr = ctx.sock_addr;
+    // SAFETY: the kernel hands every program a valid `bpf_sock_addr`.
+    let fields = unsafe { &mut *ctx.sock_addr };
     // SAFETY: as above.
-    unsafe { (&raw mut (*fields).user_ip6[0]).write_volatile(a) };
+    unsafe { (&raw mut fields.user_ip6[0]).write_volatile(a) };
     // SAFETY: as above.
-    unsafe { (&raw mut (*fields).user_ip6[1]).write_volatile(b) };
+    unsafe { (&raw mut fields.user_ip6[1]).write_volatile(b) };
     // SAFETY: as above.
-    unsafe { (&raw mut (*fields).user_ip6[2]).write_volatile(c) };
+    unsafe { (&raw mut fields.user_ip6[2]).write_volatile(c) };
     // SAFETY: as above.
-    unsafe { (&raw mut (*fields).user_ip6[3]).write_volatile(d) };
+    unsafe { (&raw mut fields.user_ip6[3]).write_volatile(d) };
     set_port(fields, to);
 }
 
 #[inline(always)]
-fn set_port(fields: *mut bpf_sock_addr, to: &Endpoint) {
+fn set_port(fields: &mut bpf_sock_addr, to: &Endpoint) {
     let port = u32::from(u16::from_ne_bytes(to.port()));
     // SAFETY: as above.
-    unsafe { (&raw mut (*fields).user_port).write_volatile(port) };
+    unsafe { (&raw mut fields.user_port).write_volatile(port) };
 }
 
 #[inline(always)]

@@ -180,12 +180,10 @@ fn program_taken_off_by_somebody_else_is_put_back_at_the_next_rescan() {
     };
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     world.check_closed(&guest).unwrap();
-    let pin = format!(
-        "/sys/fs/bpf/gate25/v2/links/interface-{}",
-        world.index("tap101i0").unwrap()
-    );
     let host = &world.hosting.hypervisor;
-    host.exec("bpftool", &["link", "detach", "pinned", &pin])
+    let pin = world.pinned_link("tap101i0").unwrap();
+    let pin = pin.to_str().unwrap();
+    host.exec("bpftool", &["link", "detach", "pinned", pin])
         .unwrap();
     let repairs = |value| value == 1.0;
     agent

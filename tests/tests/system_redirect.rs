@@ -111,16 +111,9 @@ impl Scene {
 
 /// Waits until replies to the guest behind `interface` are rewritten.
 fn wait_replies(world: &World, agent: &Agent, interface: &str) {
-    let index = world.index(interface).unwrap();
-    let pin = format!("replies-{index}");
-    poll("the program for replies", LIMIT, || {
-        let links = world
-            .hosting
-            .hypervisor
-            .exec("find", &["/sys/fs/bpf/gate25", "-name", &pin])?;
-        Ok(links.contains(&pin).then_some(()))
-    })
-    .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
+    world
+        .wait_replies(interface)
+        .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
 }
 
 #[test]

@@ -4,9 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
+
+/// How long a program that an agent was about to start may outlive it: until its exec(2).
+const GRACE: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the lock was not acquired.
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +55,21 @@ pub struct ExclusiveLock {
 }
 
 impl ExclusiveLock {
-    /// Locks `directory` without waiting.
+    /// Locks `directory`, which nobody keeps longer than [`GRACE`] who is not an agent that runs.
     ///
     /// # Errors
     /// [`LockError`].
     pub fn acquire(directory: &Path) -> Result<Self, LockError> {
+        let end = Instant::now() + GRACE;
+        loop {
+            match Self::try_acquire(directory) {
+                Err(LockError::Held { .. }) if Instant::now() < end => thread::sleep(PAUSE),
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn try_acquire(directory: &Path) -> Result<Self, LockError> {
         // The standard library opens everything close-on-exec.
         let file = OpenOptions::new()
             .read(true)

@@ -8,7 +8,17 @@ use std::time::{Duration, Instant};
 use gate25::notice::counts::{Counts, Ended};
 use gate25::notice::server::{Listener, Listening, Responder, serve};
 use gate25::notice::template::Template;
-use gate25::notice::{Customers, Limits, Nobody, Sender, Settings};
+use gate25::notice::{Customers, Limits, Sender, Settings};
+
+/// Knows nobody.
+struct Nobody;
+
+impl Customers for Nobody {
+    fn of(&self, _: SocketAddr, _: SocketAddr) -> Option<Sender> {
+        None
+    }
+}
+
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;

@@ -39,6 +39,31 @@ impl World {
         })?
     }
 
+    /// Where the link of an interface is pinned.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn pinned_link(&self, interface: &str) -> anyhow::Result<PathBuf> {
+        let pin = format!("interface-{}", self.index(interface)?);
+        let host = &self.hosting.hypervisor;
+        host.run(|| pins().join("links").join(pin))
+    }
+
+    /// Waits until replies to the guest behind `interface` are rewritten.
+    ///
+    /// # Errors
+    /// When they are not before the deadline.
+    pub fn wait_replies(&self, interface: &str) -> anyhow::Result<()> {
+        let pin = format!("replies-{}", self.index(interface)?);
+        poll("the program for replies", PROMPT, || {
+            let pinned = self
+                .hosting
+                .hypervisor
+                .run(|| pins().join("links").join(&pin).exists())?;
+            Ok(pinned.then_some(()))
+        })
+    }
+
     /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
     /// as bpftool tells them.
     ///

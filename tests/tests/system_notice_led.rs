@@ -1,0 +1,211 @@
+//! Connections that are led to the notice: `blocked: notice`.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::time::Duration;
+
+use gate25_tests::{
+    Agent, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings, World, connect,
+    poll, send,
+};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const PORT: u16 = 2525;
+
+#[test]
+fn routed_guest_is_told_the_notice_in_its_customers_name() {
+    told(Link::RoutedVeth);
+}
+
+#[test]
+fn bridged_guest_is_told_the_notice_in_its_customers_name() {
+    told(Link::BridgedVeth);
+}
+
+#[test]
+fn guest_behind_a_tap_is_told_the_notice_in_its_customers_name() {
+    told(Link::BridgedTap);
+}
+
+fn told(link: Link) {
+    let world = World::new().unwrap();
+    let guest = world.guest_by(101, "tap101i0", link).unwrap();
+    let agent = world.agent_with(settings(""), &policy()).unwrap();
+    wait_replies(&world, &agent, "tap101i0");
+    for to in exchangers() {
+        let delivery = send(&guest.ns, to, "somebody@example.org", "news").unwrap();
+        assert!(!delivery.accepted, "{to}");
+        check_told(&delivery.transcript, "c-101");
+    }
+    assert_eq!(world.witness.settled().unwrap(), 0);
+    let page = agent.metrics().unwrap();
+    let led = [("verdict", "notice"), ("reason", "profile")];
+    let counted = page.sum("gate25_connections_total", &led);
+    assert!(counted >= Some(2.0), "{counted:?}");
+    // An exemption opens the way, and its end closes it.
+    let text = policy().exempt("c-101").text();
+    agent.apply_policy("policy.yaml", &text).unwrap();
+    world.wait_open(&guest).unwrap();
+    agent.apply_policy("policy.yaml", &policy().text()).unwrap();
+    let delivery = send(&guest.ns, exchangers()[0], "somebody@example.org", "news").unwrap();
+    check_told(&delivery.transcript, "c-101");
+}
+
+#[test]
+fn postfix_of_a_guest_bounces_with_its_customers_notice() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let agent = world.agent_with(settings(""), &policy()).unwrap();
+    wait_replies(&world, &agent, "tap101i0");
+    let role = Role::Relay {
+        networks: "127.0.0.0/8".to_owned(),
+        next_hop: format!("[{}]:25", Hosting::EXCHANGER.v4),
+    };
+    let server = Postfix::start(&guest.ns, &role).unwrap();
+    let local = ([127, 0, 0, 1], 25).into();
+    let delivery = send(&guest.ns, local, "somebody@example.org", "news").unwrap();
+    assert!(delivery.accepted, "{}", delivery.transcript);
+    let line = poll("Postfix to give the message up", LIMIT, || {
+        let log = server.log();
+        let ours = |line: &&str| line.contains("to=<somebody@example.org>");
+        Ok(log.lines().find(ours).map(str::to_owned))
+    });
+    let line = line.unwrap();
+    for part in [
+        "dsn=5.7.1",
+        "status=bounced",
+        "Port 25 is closed for c-101.",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+#[test]
+fn container_is_told_the_notice() {
+    let world = World::new().unwrap();
+    let text =
+        PolicyText::default()
+            .noticing("told")
+            .container_of("told", "c-1", &world.below("box"));
+    let settings = Settings {
+        cgroups: world.settings().cgroups,
+        ..settings("")
+    };
+    let agent = world.agent_with(settings, &text).unwrap();
+    let container = world
+        .container("box", &Network::own(104, "veth104i0"))
+        .unwrap();
+    for to in exchangers() {
+        poll("the notice", LIMIT, || {
+            let greeting = container.tenant.hold("one", to)?;
+            Ok(greeting.starts_with("220 hv1").then_some(()))
+        })
+        .unwrap();
+        let refusal = container
+            .tenant
+            .say("one", "MAIL FROM:<a@example.org>")
+            .unwrap();
+        assert!(
+            refusal.starts_with("554-5.7.1 Port 25 is closed for c-1."),
+            "{to}: {refusal}"
+        );
+        assert_eq!(container.tenant.peer(to).unwrap(), to);
+    }
+    assert_eq!(world.witness.settled().unwrap(), 0);
+    let led = [("verdict", "notice")];
+    let counted = agent
+        .metrics()
+        .unwrap()
+        .sum("gate25_connections_total", &led);
+    assert!(counted >= Some(4.0), "{counted:?}");
+}
+
+#[test]
+fn guest_is_refused_where_nobody_tells_the_notice() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    // One connection at once, and nobody listens for IPv6.
+    let more = "  max_connections: 1\n";
+    let settings = Settings {
+        more: format!(
+            "notice:\n  listen: [\"{}\"]\n{more}",
+            Hosting::GATEWAY.v4_port(PORT)
+        ),
+        ..Settings::default()
+    };
+    let mut agent = world.agent_with(settings, &policy()).unwrap();
+    wait_replies(&world, &agent, "tap101i0");
+    let [v4, v6] = exchangers();
+    assert_eq!(
+        connect(&guest.ns, v6, LIMIT).unwrap().outcome,
+        Outcome::Refused
+    );
+    let status = agent.command(&["status"]).unwrap().out;
+    let why = "`notice.listen` has no IPv6 address";
+    assert!(status.contains(why), "{status}");
+    let held = gate25_tests::Held::open(&guest.ns, v4, LIMIT).unwrap();
+    assert!(
+        held.greeting().starts_with("220 hv1"),
+        "{}",
+        held.greeting()
+    );
+    let delivery = send(&guest.ns, v4, "somebody@example.org", "news").unwrap();
+    assert!(!delivery.accepted, "{}", delivery.transcript);
+    assert!(
+        !delivery.transcript.contains("554"),
+        "{}",
+        delivery.transcript
+    );
+    drop(held);
+    agent.signal(Signal::SIGKILL).unwrap();
+    poll("refusals", LIMIT, || {
+        let attempt = connect(&guest.ns, v4, LIMIT)?;
+        Ok((attempt.outcome == Outcome::Refused).then_some(()))
+    })
+    .unwrap();
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+fn check_told(transcript: &str, customer: &str) {
+    for line in [
+        format!("554-5.7.1 Port 25 is closed for {customer}."),
+        "554-5.7.1 Use 192.0.2.25 or 2001:db8:25::25.".to_owned(),
+        "554 5.7.1 Ask at https://noc.example.net/25".to_owned(),
+    ] {
+        assert!(transcript.contains(&line), "{line}: {transcript}");
+    }
+}
+
+fn exchangers() -> [std::net::SocketAddr; 2] {
+    [
+        Hosting::EXCHANGER.v4_port(25),
+        Hosting::EXCHANGER.v6_port(25),
+    ]
+}
+
+fn policy() -> PolicyText {
+    PolicyText::default()
+        .noticing("told")
+        .customer_of("told", "c-101", "tap101i0")
+}
+
+fn settings(more: &str) -> Settings {
+    Settings {
+        more: format!(
+            "notice:\n  listen: [\"{}\", \"{}\"]\n  text: |\n    Port 25 is closed for {{customer}}.\n    \
+             Use {{relay}}.\n    Ask at {{url}}\n  url: https://noc.example.net/25\n{more}",
+            Hosting::GATEWAY.v4_port(PORT),
+            Hosting::GATEWAY.v6_port(PORT),
+        ),
+        ..Settings::default()
+    }
+}
+
+/// Waits until replies to the guest behind `interface` are rewritten.
+fn wait_replies(world: &World, agent: &Agent, interface: &str) {
+    world
+        .wait_replies(interface)
+        .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
+}
