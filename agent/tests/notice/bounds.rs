@@ -226,8 +226,14 @@ async fn client_that_reads_nothing_is_reset() {
 async fn client_that_does_not_hang_up_after_the_last_reply_is_reset() {
     let lab = Lab::of(LIMITS).await;
     let mut client = lab.client().await;
+    let began = Instant::now();
     client.write_all(b"QUIT\r\n").await.unwrap();
     assert!(rest(&mut client).await.unwrap().ends_with("closes\r\n"));
+    // Not at once: a reset could overtake the reply.
+    client.write_all(b"x").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let written = client.write_all(b"x").await;
+    assert!(written.is_ok() || began.elapsed() > Duration::from_millis(900));
     lab.wait_open(0).await;
     lab.wait(Ended::Unanswered, 1).await;
     // The other direction was left open.
