@@ -154,9 +154,10 @@ fn judge(
             if maybe_own(ctx, peer, port, bind) {
                 return PASS;
             }
-            let target = match decision.verdict {
-                Verdict::Redirect | Verdict::Notice => redirect(ctx, &decision, peer, port),
-                _ => None,
+            let target = if matches!(decision.verdict, Verdict::Reject) {
+                None
+            } else {
+                redirect(ctx, &decision, peer, port)
             };
             if let Some(target) = target {
                 rewrite(&target);

@@ -148,7 +148,6 @@ fn tc_egress(ctx: TcContext) -> i32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
-    let ctx = TcContext::new(skb);
     let Ok(Link::Ip {
         family, network, ..
     }) = packed::unpack_link(link)

@@ -277,6 +277,7 @@ fn sample() -> Status {
     Status {
         source: Source::Files,
         policy: Arc::new(PolicyStatus {
+            relays: BTreeMap::new(),
             customers,
             exemptions: vec![
                 exemption("past", Some("2020-01-01T00:00:00Z"), "2020-02-01T00:00:00Z"),

@@ -42,7 +42,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         "repairs": 0,
         "guard_repairs": 0,
         "tables": {"CUSTOMERS": 3},
-        "connections": {"allow": 2, "observe": 0, "reject": 1, "drop": 0},
+        "connections": {"allow": 2, "observe": 0, "reject": 1, "drop": 0, "redirect": 0, "notice": 0},
         "notice": [
             {"address": "192.0.2.1:25", "listening": true, "error": null},
             {"address": "[2001:db8::1]:25", "listening": false, "error": "in use"},
@@ -111,7 +111,8 @@ async fn customers_and_exemptions_are_listed_by_id_with_times_in_utc() {
         (&customers[0]["workloads"], &customers[0]["exemptions"]),
         (&json!(1), &json!(1))
     );
-    let attempts = json!({"allow": 1, "observe": 0, "reject": 1, "drop": 0});
+    let attempts =
+        json!({"allow": 1, "observe": 0, "reject": 1, "drop": 0, "redirect": 0, "notice": 0});
     assert_eq!(customers[0]["connections"], attempts);
     assert_eq!(customers[1]["connections"], json!(null));
     // Conflicting workloads are nobody's.
