@@ -142,6 +142,7 @@ impl Lab {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
+            notice: Vec::new(),
             way_to: |_| Ok(None),
             host: Host {
                 name: "hv-1".to_owned(),

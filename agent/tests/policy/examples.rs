@@ -278,7 +278,7 @@ fn settings_given_in_full_are_all_read() {
 #[test]
 fn settings_of_the_notice_are_all_read() {
     let text = concat!(
-        "schema: 1\nnotice:\n  listen: [\"192.0.2.1:26\", \"[2001:db8::1]:25\"]\n",
+        "schema: 1\nnotice:\n  listen: [\"192.0.2.1:26\", \"[2001:db8::1]:27\"]\n",
         "  text: |\n    Ask at {url}\n    about {customer}\n  url: https://example.com/25\n",
         "  max_connections: 5\n  max_connections_per_peer: 4\n  max_connections_per_second: 3\n",
         "  idle_time: 2s\n  connection_time: 1m\n",
@@ -289,7 +289,7 @@ fn settings_of_the_notice_are_all_read() {
         .settings
         .notice;
     let listen: Vec<_> = notice.listen.iter().map(ToString::to_string).collect();
-    assert_eq!(listen, ["192.0.2.1:26", "[2001:db8::1]:25"]);
+    assert_eq!(listen, ["192.0.2.1:26", "[2001:db8::1]:27"]);
     assert_eq!(
         notice.text.reply(None),
         "554-5.7.1 Ask at https://example.com/25\r\n554 5.7.1 about unassigned\r\n"

@@ -676,3 +676,31 @@ fn quarantine_form_and_observation_redirect_nothing() {
     let decision = policy_mode(&watched, &to(OUTSIDE));
     told(decision, Verdict::Observe, Reason::Profile, 0);
 }
+
+#[test]
+fn profile_with_a_notice_sends_away_what_nothing_allows_and_rejects_what_it_cannot() {
+    const PORT: [u8; 2] = 2525u16.to_be_bytes();
+    let v4 = Target::new(TARGET_V4, PORT).expect("a port");
+    let noticing = rules(Mode::Enforce, Blocked::Notice, Quarantine::No);
+    let noticing = tables(noticing.with_targets(v4, Target::NONE));
+    for (subject, verdict) in [
+        (to(OUTSIDE), Verdict::Notice),
+        (at(OUTSIDE, 465, Family::V4, Form::Plain), Verdict::Notice),
+        // Nobody answers over IPv6, and such headers are not rewritten.
+        (at(OUTSIDE, 25, Family::V6, Form::Plain), Verdict::Reject),
+        (at(OUTSIDE, 25, Family::V4, Form::Unusual), Verdict::Reject),
+        // Another port of who answers was asked for by name.
+        (to(TARGET_V4), Verdict::Reject),
+    ] {
+        told(
+            policy_mode(&noticing, &subject),
+            verdict,
+            Reason::Profile,
+            0,
+        );
+    }
+    let quarantined = rules(Mode::Enforce, Blocked::Notice, Quarantine::Yes);
+    let quarantined = tables(quarantined.with_targets(v4, Target::NONE));
+    let decision = policy_mode(&quarantined, &to(OUTSIDE));
+    told(decision, Verdict::Reject, Reason::Quarantine, 0);
+}
