@@ -108,7 +108,7 @@ fn schema_refuses_what_the_reader_refuses() {
         "{schema: 1, customers: [{id: a, workloads: [{cgroup: x/**}]}]}",
         "{schema: 1, allowlists: [{name: a}]}",
         "{schema: 1, allowlists: [{name: a, to: [mail.example.net]}]}",
-        "{schema: 1, profiles: [{name: a, blocked: notice}]}",
+        "{schema: 1, profiles: [{name: a, blocked: notify}]}",
         "{schema: 1, profiles: [{name: a, blocked: redirect, relay: [192.0.2.0/24]}]}",
         "{schema: 1, profiles: [{name: a, blocked: redirect, relay: 192.0.2.25}]}",
         "{schema: 1, rules: {min_prefix_v4: 33}}",
