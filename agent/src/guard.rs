@@ -5,6 +5,7 @@
 //! yet. It goes by the names of interfaces, in `bridge` and `inet` `prerouting`, before anything
 //! else (priority -450).
 
+mod marks;
 mod ruleset;
 
 use gate25_common::decide::HostMode;
@@ -15,6 +16,7 @@ use crate::kernel::nft::{Nft, NftError, family_word};
 use crate::policy::Pattern;
 use crate::settings::Settings;
 
+pub use marks::{MarksError, in_ruleset, users};
 pub use ruleset::{FAMILIES, TABLE};
 
 /// One bit of a packet's mark.
@@ -74,6 +76,12 @@ impl Guard {
             others: names(others),
             unguarded: unguarded.into_iter().cloned().collect(),
         })
+    }
+
+    /// The bit by which it knows what was judged.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.mark
     }
 
     /// Patterns of guests' interfaces that it does not cover: nftables knows names and their

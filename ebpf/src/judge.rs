@@ -9,7 +9,7 @@ use gate25_common::abi::{
     Counting, CustomerId, CustomerPolicy, Exemption, PrefixKey, PrefixValue, SetId,
 };
 use gate25_common::address::{Address, Family};
-use gate25_common::counters::{Add, Event, Report, Sketch};
+use gate25_common::counters::{Add, Event, Report, Sketch, Uninterrupted};
 use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, Verdict, decide};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
@@ -59,7 +59,11 @@ impl Buffer {
 
 /// Judges and counts a packet for a guarded port.
 #[inline(always)]
-pub(crate) fn segment<A: Add>(workload: &Workload, buffer: &Buffer, segment: &Segment) -> Decision {
+pub(crate) fn segment<A: Counts>(
+    workload: &Workload,
+    buffer: &Buffer,
+    segment: &Segment,
+) -> Decision {
     let decision = guarded(workload, &segment.subject());
     count::<A>(workload, buffer, segment, segment.destination, &decision);
     decision
@@ -67,7 +71,7 @@ pub(crate) fn segment<A: Add>(workload: &Workload, buffer: &Buffer, segment: &Se
 
 /// Counts a packet that was judged, and that its sender meant for `destination`.
 #[inline(always)]
-pub(crate) fn count<A: Add>(
+pub(crate) fn count<A: Counts>(
     workload: &Workload,
     buffer: &Buffer,
     segment: &Segment,
@@ -157,40 +161,85 @@ fn counts(workload: &Workload, decision: &Decision) -> bool {
 
 /// Counts an attempt to connect.
 #[inline(always)]
-pub(crate) fn attempt<A: Add>(
+pub(crate) fn attempt<A: Counts>(
     workload: &Workload,
     family: Family,
     destination: Address,
     port: [u8; 2],
     decision: &Decision,
 ) {
+    A::attempt(&Event::new(
+        decision,
+        workload.origin,
+        family,
+        destination,
+        port,
+    ));
+}
+
+/// Who counts attempts, each in a function of its own for the verifier, which would otherwise go
+/// through it once for every decision there is.
+pub(crate) trait Counts: Add {
+    fn attempt(event: &Event);
+}
+
+impl Counts for Uninterrupted {
+    #[inline(always)]
+    fn attempt(event: &Event) {
+        let _counted = attempt_of_guest(event);
+    }
+}
+
+impl Counts for Interrupted {
+    #[inline(always)]
+    fn attempt(event: &Event) {
+        let _counted = attempt_of_container(event);
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn attempt_of_guest(event: *const Event) -> i32 {
+    count_attempt::<Uninterrupted>(event)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn attempt_of_container(event: *const Event) -> i32 {
+    count_attempt::<Interrupted>(event)
+}
+
+const COUNTED: i32 = 0;
+/// Null: no caller has that.
+const NOT_COUNTED: i32 = 1;
+
+#[inline(always)]
+fn count_attempt<A: Add>(event: *const Event) -> i32 {
+    // SAFETY: null, or the caller's own.
+    let Some(event) = (unsafe { event.as_ref() }) else {
+        return NOT_COUNTED;
+    };
+    let (place, customer) = (event.place(), event.customer());
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
         // SAFETY: this CPU's own value, moved as `A` says.
-        unsafe { (*counters).count_attempt::<A>(decision, family) };
+        unsafe { (*counters).count_attempt_at::<A>(place) };
     }
-    let Some(counters) = CUSTOMER_COUNT.get_ptr_mut(decision.customer) else {
+    let Some(counters) = CUSTOMER_COUNT.get_ptr_mut(customer) else {
         if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {
             // SAFETY: this CPU's own value, moved as `A` says.
             unsafe { (*counters).count_untracked::<A>() };
         }
-        return;
+        return COUNTED;
     };
     // SAFETY: this CPU's own value, moved as `A` says and kept by RCU while the program runs.
-    let report = unsafe { (*counters).count_attempt::<A>(decision) };
-    match decision.reason {
-        Reason::Allowlist => {}
-        Reason::Exemption
-        | Reason::Profile
-        | Reason::Unassigned
-        | Reason::Throttled
-        | Reason::Quarantine
-        | Reason::Malformed => sketch(decision.customer, &destination),
+    let report = unsafe { (*counters).count_attempt_at::<A>(place.verdict, place.reason) };
+    if place.reason != Reason::Allowlist as usize {
+        sketch(customer, &event.destination());
     }
     match report {
         Report::Skip => {}
         Report::Send => {
-            let event = Event::new(decision, workload.origin, family, destination, port);
-            if EVENTS.output_untyped::<Event>(event, 0).is_err()
+            if EVENTS.output_untyped::<Event>(*event, 0).is_err()
                 && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)
             {
                 // SAFETY: this CPU's own value, moved as `A` says.
@@ -198,6 +247,7 @@ pub(crate) fn attempt<A: Add>(
             }
         }
     }
+    COUNTED
 }
 
 #[inline(always)]

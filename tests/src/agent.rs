@@ -151,6 +151,19 @@ impl Agent {
         self.ns.ask(command, READY)
     }
 
+    /// A shell's words for a gate25 command with the agent's settings file.
+    ///
+    /// # Errors
+    /// When there is no such program.
+    pub fn in_shell(&self, command: &str) -> anyhow::Result<String> {
+        let (program, config) = (binary()?, self.config());
+        Ok(format!(
+            "{} {command} --config {}",
+            program.display(),
+            config.display()
+        ))
+    }
+
     /// Waits until `/readyz` says yes.
     ///
     /// # Errors

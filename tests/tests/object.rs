@@ -26,7 +26,7 @@ use gate25_tests::Lab;
 const NO_PREALLOC: u32 = 1;
 /// The kernel gives up at a million (`BPF_COMPLEXITY_LIMIT_INSNS`); this leaves room for older
 /// kernels' less patient verifiers.
-const MAX_PROCESSED: u32 = 120_000;
+const MAX_PROCESSED: u32 = 100_000;
 
 fn path(kind: &str) -> PathBuf {
     [

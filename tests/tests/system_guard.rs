@@ -247,6 +247,99 @@ fn guard_that_cannot_be_put_in_place_is_complained_of_and_tried_again() {
     .unwrap();
 }
 
+#[test]
+fn tables_of_others_by_the_guards_name_are_replaced() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    for line in [
+        "add table bridge gate25_guard",
+        "add chain bridge gate25_guard prerouting { type filter hook input priority 5; }",
+        "add rule bridge gate25_guard prerouting accept",
+        "add table inet gate25_guard",
+        "add set inet gate25_guard guest { type ipv4_addr; }",
+    ] {
+        host.exec("nft", &[line]).unwrap();
+    }
+    let agent = world.agent(&PolicyText::default()).unwrap();
+    wait_guard(&world);
+    let bridge = host
+        .exec("nft", &["list", "table", "bridge", "gate25_guard"])
+        .unwrap();
+    assert!(bridge.contains("hook prerouting"), "{bridge}");
+    assert!(!bridge.contains("hook input"), "{bridge}");
+    assert!(agent.log().contains("somebody else's, replaced"));
+}
+
+#[test]
+fn others_who_use_the_bit_are_named_until_it_is_another() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    for line in [
+        "add table inet theirs",
+        "add chain inet theirs output { type route hook output priority 0; }",
+        "add rule inet theirs output meta mark set meta mark or 0x10000000",
+    ] {
+        host.exec("nft", &[line]).unwrap();
+    }
+    host.ip("rule add priority 77 fwmark 0x10000000/0xf0000000 table 77")
+        .unwrap();
+    host.ip("-6 rule add priority 78 fwmark 0x8 table 77")
+        .unwrap();
+    let mut agent = world.agent(&PolicyText::default()).unwrap();
+    let warned = poll("a warning", LIMIT, || {
+        let status = agent.command(&["status", "-j"])?.out;
+        Ok(status.contains("used by others").then_some(status))
+    });
+    let warned = warned.unwrap();
+    for user in [
+        "nftables inet theirs output",
+        "routing rule 77 (fwmark 0x10000000/0xf0000000)",
+    ] {
+        assert!(warned.contains(user), "{user}: {warned}");
+    }
+    assert!(!warned.contains("rule 78"), "{warned}");
+    agent.stop().unwrap();
+    agent.settings().more = "guard_mark: 0x4\n".to_owned();
+    agent.restart().unwrap();
+    wait_guard(&world);
+    let status = agent.command(&["status", "-j"]).unwrap().out;
+    assert!(!status.contains("used by others"), "{status}");
+}
+
+#[test]
+fn boot_unit_closes_guests_before_any_agent_runs() {
+    let world = World::new().unwrap();
+    let mut agent = world.agent(&PolicyText::default()).unwrap();
+    agent.stop().unwrap();
+    assert_eq!(agent.command(&["teardown"]).unwrap().code, Some(0));
+    let Wires { mut guest, mut far } = Wires::new(&world);
+    let unit = include_str!("../../deploy/gate25-guard.service");
+    let start = unit
+        .lines()
+        .find_map(|line| line.strip_prefix("ExecStart="));
+    let script = start
+        .and_then(|line| line.strip_prefix("/bin/sh -ec '"))
+        .and_then(|line| line.strip_suffix('\''))
+        .unwrap();
+    let print = agent.in_shell("guard --print").unwrap();
+    let script = script
+        .replace("/usr/bin/gate25 guard --print", &print)
+        .replace("%%", "%");
+    let host = &world.hosting.hypervisor;
+    host.exec("sh", &["-ec", &script]).unwrap();
+    assert!(guarded_by_tables(&world));
+    for (name, frame) in guarded() {
+        guest.send(&frame).unwrap();
+        assert_marker(&mut guest, &mut far, name);
+    }
+    // Settings that cannot be read fail the unit and leave what is there.
+    fs::write(agent.config(), "schema: 1\nguard_mark: 3\n").unwrap();
+    let failed = host.exec("sh", &["-ec", &script]).unwrap_err();
+    let failed = format!("{failed:#}");
+    assert!(failed.contains("guard_mark: 3"), "{failed}");
+    assert!(guarded_by_tables(&world));
+}
+
 /// A guest's tap and one behind the same bridge.
 struct Wires {
     guest: Tap,

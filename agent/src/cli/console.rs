@@ -97,12 +97,18 @@ impl Console<'_> {
             Reader::Programs => {
                 self.json(&serde_json::json!({ "valid": false, "diagnostics": diagnostics }))?;
             }
-            Reader::People => {
-                for diagnostic in diagnostics {
-                    writeln!(self.out, "{}\n", render(diagnostic, colour))?;
-                }
-            }
+            Reader::People => write(&mut *self.out, diagnostics, colour)?,
         }
+        Ok(ExitCode::from(FAILED))
+    }
+
+    /// Prints what is wrong with the settings beside an answer that another program reads.
+    pub(super) fn refuse_beside(
+        &mut self,
+        colour: Colour,
+        diagnostics: &[Diagnostic],
+    ) -> io::Result<ExitCode> {
+        write(&mut *self.complaints, diagnostics, colour)?;
         Ok(ExitCode::from(FAILED))
     }
 
@@ -174,4 +180,11 @@ fn aligned(row: &[String], all: &[&Vec<String>]) -> String {
     }
     line.truncate(line.trim_end().len());
     line
+}
+
+fn write(to: &mut dyn Write, diagnostics: &[Diagnostic], colour: Colour) -> io::Result<()> {
+    for diagnostic in diagnostics {
+        writeln!(to, "{}\n", render(diagnostic, colour))?;
+    }
+    Ok(())
 }

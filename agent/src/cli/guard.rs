@@ -3,7 +3,8 @@
 use std::io;
 use std::process::ExitCode;
 
-use crate::cli::console::{Console, Reader, Surroundings};
+use crate::cli::console::{Console, Surroundings};
+use crate::cli::files;
 use crate::guard::Guard;
 
 /// Shows the guard: an nftables ruleset that closes guests' ports while no program does
@@ -24,9 +25,9 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let Args { print: _required } = args;
-    let settings = match console.settings(Reader::People, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
+    let settings = match files::settings(surroundings.config, surroundings.missing) {
+        Ok(loaded) => loaded.settings,
+        Err(diagnostics) => return console.refuse_beside(surroundings.colour, &diagnostics),
     };
     let commands = match Guard::new(&settings) {
         Some(guard) => {

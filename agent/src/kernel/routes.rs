@@ -1,5 +1,6 @@
-//! Which way packets for an address go.
+//! Which way packets for an address go, and what decides it.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use super::netlink::{self, NetlinkError, Request, Requests};
@@ -59,4 +60,71 @@ fn ask(address: IpAddr) -> Result<Option<u32>, NetlinkError> {
         Err(NetlinkError::Refused { .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+const RTM_GETRULE: u16 = 34;
+/// Bytes of `fib_rule_hdr`.
+const RULE: usize = 12;
+const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
+const FRA_FWMASK: u16 = 16;
+
+/// Why the routing rules could not be listed.
+#[derive(Debug, thiserror::Error)]
+#[error("ask the kernel for the routing rules")]
+pub struct RuleError(#[from] NetlinkError);
+
+/// A routing rule that looks at the mark (ip-rule(8)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MarkRule {
+    /// Where it stands among the others.
+    pub priority: u32,
+    /// What is compared.
+    pub mark: u32,
+    /// Which bits are.
+    pub mask: u32,
+}
+
+impl fmt::Display for MarkRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            priority,
+            mark,
+            mask,
+        } = self;
+        write!(f, "routing rule {priority} (fwmark {mark:#x}/{mask:#x})")
+    }
+}
+
+/// The routing rules of both families that look at the mark.
+///
+/// # Errors
+///
+/// [`RuleError`].
+pub fn mark_rules() -> Result<Vec<MarkRule>, RuleError> {
+    let mut rules = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        let mut fixed = [0; RULE];
+        fixed[0] = family as u8;
+        let request = Request::new(RTM_GETRULE, 0, &fixed);
+        Requests::open()?.list(request, |payload| {
+            let attributes = payload.get(RULE..).ok_or(NetlinkError::Malformed)?;
+            let (mut priority, mut mark, mut mask) = (0, None, u32::MAX);
+            for attribute in netlink::attributes(attributes) {
+                match attribute? {
+                    (FRA_PRIORITY, value) => priority = netlink::number(value, 0)?,
+                    (FRA_FWMARK, value) => mark = Some(netlink::number(value, 0)?),
+                    (FRA_FWMASK, value) => mask = netlink::number(value, 0)?,
+                    _ => {}
+                }
+            }
+            rules.extend(mark.map(|mark| MarkRule {
+                priority,
+                mark,
+                mask,
+            }));
+            Ok(())
+        })?;
+    }
+    Ok(rules)
 }

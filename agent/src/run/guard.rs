@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use super::timing::{PAUSE, until};
 use crate::chain::in_full;
-use crate::guard::{self, FAMILIES, Guard, TABLE};
+use crate::guard::{self, FAMILIES, Guard, Mark, TABLE};
 use crate::kernel::bpf::leftover::Removal;
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::ruleset::Changes;
@@ -29,6 +29,8 @@ pub(super) struct Keeper {
     task: Option<JoinHandle<Result<Look, NftError>>>,
     /// What is in place.
     known: Option<Placed>,
+    /// Who else uses the mark's bit, as far as the first look told.
+    shared: Option<String>,
 }
 
 /// What a look at the guard came to.
@@ -50,6 +52,8 @@ struct Placed {
 struct Look {
     placed: Placed,
     repaired: bool,
+    /// Who else uses the mark's bit; looked for once.
+    shared: Option<String>,
 }
 
 impl Keeper {
@@ -68,6 +72,7 @@ impl Keeper {
             due: None,
             task: None,
             known: None,
+            shared: None,
         }
     }
 
@@ -122,7 +127,11 @@ impl Keeper {
     }
 
     fn looked(&mut self, result: Result<Result<Look, NftError>, JoinError>) -> Kept {
-        let Look { placed, repaired } = match result {
+        let Look {
+            placed,
+            repaired,
+            shared,
+        } = match result {
             Ok(Ok(look)) => look,
             Ok(Err(error)) => return self.failed(&error, "the guard is not in place"),
             Err(error) => return self.failed(&error, "the guard is not in place"),
@@ -132,10 +141,14 @@ impl Keeper {
         } else if self.known.is_none() && self.guard.is_some() {
             info!("guard in place");
         }
+        if let Some(shared) = shared {
+            warn!("{shared}");
+            self.shared = Some(shared);
+        }
         self.known = Some(placed);
         Kept {
             repairs: repaired.into(),
-            complaint: None,
+            complaint: self.shared.clone(),
         }
     }
 
@@ -165,6 +178,7 @@ fn keep(nft: &Nft, guard: &Guard, known: Option<Placed>) -> Result<Look, NftErro
         return Ok(Look {
             placed: known.clone(),
             repaired: false,
+            shared: None,
         });
     }
     let told = nft.apply_and_tell(&guard.commands()).or_else(|error| {
@@ -182,6 +196,10 @@ fn keep(nft: &Nft, guard: &Guard, known: Option<Placed>) -> Result<Look, NftErro
             NfObject::CmdObject(_) | NfObject::ListObject(_) => None,
         })),
         repaired: known.is_some(),
+        shared: match known {
+            Some(_) => None,
+            None => shared(nft, guard.mark()),
+        },
     })
 }
 
@@ -192,7 +210,24 @@ fn remove(nft: &Nft) -> Result<Look, NftError> {
     Ok(Look {
         placed: Placed::of(std::iter::empty()),
         repaired: false,
+        shared: None,
     })
+}
+
+/// Who else uses the bit, in a sentence.
+fn shared(nft: &Nft, mark: Mark) -> Option<String> {
+    let bit = mark.get();
+    match guard::users(nft, mark) {
+        Ok(users) if users.is_empty() => None,
+        Ok(users) => Some(format!(
+            "the guard's bit {bit:#x} of the mark is used by others: {}; `guard_mark` takes another",
+            users.join(", ")
+        )),
+        Err(error) => Some(format!(
+            "whether others use the guard's bit {bit:#x} of the mark is not known: {}",
+            in_full(&error)
+        )),
+    }
 }
 
 /// What the guard's tables hold.

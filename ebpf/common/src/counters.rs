@@ -35,6 +35,17 @@ impl Add for Uninterrupted {
     }
 }
 
+/// Which counter of attempts, by the numbers of what was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The verdict's.
+    pub verdict: usize,
+    /// The reason's.
+    pub reason: usize,
+    /// The family's.
+    pub family: usize,
+}
+
 /// Totals of a host; one per CPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -94,11 +105,21 @@ impl HostCounters {
     /// Counts a connection attempt.
     #[inline(always)]
     pub fn count_attempt<A: Add>(&mut self, decision: &Decision, family: Family) {
+        self.count_attempt_at::<A>(Place {
+            verdict: decision.verdict as usize,
+            reason: decision.reason as usize,
+            family: family as usize,
+        });
+    }
+
+    /// The same by numbers; ones that there are not count nothing.
+    #[inline(always)]
+    pub fn count_attempt_at<A: Add>(&mut self, place: Place) {
         if let Some(connections) = self
             .connections
-            .get_mut(decision.verdict as usize)
-            .and_then(|rows| rows.get_mut(decision.reason as usize))
-            .and_then(|row| row.get_mut(family as usize))
+            .get_mut(place.verdict)
+            .and_then(|rows| rows.get_mut(place.reason))
+            .and_then(|row| row.get_mut(place.family))
         {
             A::add(connections, 1);
         }
@@ -226,10 +247,16 @@ impl CustomerCounters {
     /// Counts an attempt; tells whether it is one of those to be reported.
     #[inline(always)]
     pub fn count_attempt<A: Add>(&mut self, decision: &Decision) -> Report {
-        if let Some(connections) = self.connections.get_mut(decision.verdict as usize) {
+        self.count_attempt_at::<A>(decision.verdict as usize, decision.reason as usize)
+    }
+
+    /// The same by numbers; ones that there are not count nothing.
+    #[inline(always)]
+    pub fn count_attempt_at<A: Add>(&mut self, verdict: usize, reason: usize) -> Report {
+        if let Some(connections) = self.connections.get_mut(verdict) {
             A::add(connections, 1);
         }
-        if matches!(decision.reason, Reason::Allowlist) {
+        if reason == Reason::Allowlist as usize {
             return Report::Skip;
         }
         let uncovered = self.uncovered;
@@ -411,6 +438,7 @@ impl Event {
     }
 
     /// Where it went.
+    #[inline(always)]
     pub fn destination(&self) -> Address {
         Address::from_v6(self.destination)
     }
@@ -418,6 +446,16 @@ impl Event {
     /// The port it went to.
     pub fn port(&self) -> u16 {
         u16::from_be_bytes(self.port)
+    }
+
+    /// Where it is counted.
+    #[inline(always)]
+    pub const fn place(&self) -> Place {
+        Place {
+            verdict: self.verdict as usize,
+            reason: self.reason as usize,
+            family: self.family as usize,
+        }
     }
 
     /// What was decided; `None` for a number this version does not know.

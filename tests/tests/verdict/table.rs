@@ -573,7 +573,7 @@ impl Setting {
             Blocked::Reject => Verdict::Reject,
             Blocked::Drop => Verdict::Drop,
             // Without a target.
-            Blocked::Redirect => Verdict::Reject,
+            Blocked::Redirect | Blocked::Notice => Verdict::Reject,
         }
     }
 
