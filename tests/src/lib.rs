@@ -30,6 +30,7 @@ mod tap;
 mod tenant;
 mod topology;
 mod vm;
+mod wires;
 mod world;
 
 pub use agent::{Agent, Settings, binary};
@@ -54,4 +55,5 @@ pub use tap::{Offload, Pump, Tap, pump_stdio};
 pub use tenant::{Frame, Tenant, program as tenant_program, tenant};
 pub use topology::{Addresses, Guest, Hosting, Link};
 pub use vm::Vm;
+pub use wires::{Wires, spare_bridges};
 pub use world::World;

@@ -100,6 +100,21 @@ impl Postfix {
         fs::read_to_string(self.dir.join("log/mail.log")).unwrap_or_default()
     }
 
+    /// The line of its log that says what became of the message to `recipient`.
+    ///
+    /// # Errors
+    /// When there is none before the deadline.
+    pub fn outcome_for(&self, recipient: &str, limit: Duration) -> anyhow::Result<String> {
+        let to = format!("to=<{recipient}>");
+        poll("Postfix to be done with the message", limit, || {
+            let log = self.log();
+            Ok(log
+                .lines()
+                .find(|line| line.contains(&to))
+                .map(str::to_owned))
+        })
+    }
+
     /// The messages delivered so far, headers included.
     ///
     /// # Errors

@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use gate25_common::testing::frames::{
@@ -11,7 +10,7 @@ use gate25_common::testing::frames::{
     ethernet, frame_v4, frame_v6,
 };
 use gate25_tests::{
-    Agent, Guest, Hosting, Link, NetNs, Offload, Outcome, PolicyText, Sender, Settings, Tap, World,
+    Agent, Guest, Hosting, Link, NetNs, Outcome, PolicyText, Sender, Settings, Tap, Wires, World,
     connect, poll,
 };
 use nix::sys::signal::Signal;
@@ -94,7 +93,7 @@ fn guard_without_an_agent_stops_guarded_packets_in_every_frame_and_nothing_else(
     agent.stop().unwrap();
     let done = agent.command(&["teardown"]).unwrap();
     assert_eq!(done.code, Some(0), "{done:?}");
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     load(&world, &world.hosting.hypervisor, &printed.out);
     for (name, frame) in guarded().into_iter().chain(hidden()) {
         guest.send(&frame).unwrap();
@@ -114,7 +113,7 @@ fn guard_without_an_agent_stops_guarded_packets_in_every_frame_and_nothing_else(
 #[test]
 fn guard_lets_pass_what_the_program_allows_in_every_frame() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default()
         .customer("c-1", "tap101i0")
         .exempt("c-1");
@@ -283,8 +282,7 @@ fn others_who_use_the_bit_are_named_until_it_is_another() {
     }
     host.ip("rule add priority 77 fwmark 0x10000000/0xf0000000 table 77")
         .unwrap();
-    host.ip("-6 rule add priority 78 fwmark 0x8 table 77")
-        .unwrap();
+    host.ip("rule add priority 78 fwmark 0x8 table 77").unwrap();
     let mut agent = world.agent(&PolicyText::default()).unwrap();
     let warned = poll("a warning", LIMIT, || {
         let status = agent.command(&["status", "-j"])?.out;
@@ -312,7 +310,7 @@ fn boot_unit_closes_guests_before_any_agent_runs() {
     let mut agent = world.agent(&PolicyText::default()).unwrap();
     agent.stop().unwrap();
     assert_eq!(agent.command(&["teardown"]).unwrap().code, Some(0));
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let unit = include_str!("../../deploy/gate25-guard.service");
     let start = unit
         .lines()
@@ -338,34 +336,6 @@ fn boot_unit_closes_guests_before_any_agent_runs() {
     let failed = format!("{failed:#}");
     assert!(failed.contains("guard_mark: 3"), "{failed}");
     assert!(guarded_by_tables(&world));
-}
-
-/// A guest's tap and one behind the same bridge.
-struct Wires {
-    guest: Tap,
-    far: Tap,
-}
-
-impl Wires {
-    #[track_caller]
-    fn new(world: &World) -> Self {
-        let host = &world.hosting.hypervisor;
-        // br_netfilter would drop these frames: their headers have no checksums.
-        for family in ["ip", "ip6"] {
-            let switch = format!("/proc/sys/net/bridge/bridge-nf-call-{family}tables");
-            if Path::new(&switch).exists() {
-                host.run(|| fs::write(switch, "0")).unwrap().unwrap();
-            }
-        }
-        let guest = Tap::new(host, "tap101i0", Offload::None).unwrap();
-        let far = Tap::new(host, "wire0", Offload::None).unwrap();
-        host.ip("link add br9 type bridge\nlink set br9 up")
-            .unwrap();
-        for port in ["tap101i0", "wire0"] {
-            host.ip(&format!("link set {port} master br9 up")).unwrap();
-        }
-        Self { guest, far }
-    }
 }
 
 /// A packet that is let pass arrives before anything of what was sent earlier.

@@ -8,7 +8,7 @@ use gate25_common::testing::frames::{
     ACK, Extension, IPV4, IPV6, Ipv4, Ipv6, OLD_TAG, RST, SERVER_V4, SERVICE_TAG, Step, TAG, Tcp,
     ethernet, frame_v4, frame_v6,
 };
-use gate25_tests::{Agent, Offload, PolicyText, Settings, Tap, World, poll};
+use gate25_tests::{Agent, PolicyText, Settings, Tap, Wires, World, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const GUARDED: u16 = 25;
@@ -22,7 +22,7 @@ const AUTHENTICATION: u8 = 51;
 #[test]
 fn closed_guest_gets_no_guarded_packet_out_in_any_frame() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let _agent = start(&world, &policy);
     for (name, frame) in whole()
@@ -38,7 +38,7 @@ fn closed_guest_gets_no_guarded_packet_out_in_any_frame() {
 #[test]
 fn exempt_guest_gets_out_all_that_can_be_looked_up() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default()
         .customer("c-1", "tap101i0")
         .exempt("c-1");
@@ -56,7 +56,7 @@ fn exempt_guest_gets_out_all_that_can_be_looked_up() {
 #[test]
 fn what_is_not_guarded_passes_in_every_frame() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let _agent = start(&world, &PolicyText::default());
     for (name, frame) in others() {
         guest.send(&frame).unwrap();
@@ -67,7 +67,7 @@ fn what_is_not_guarded_passes_in_every_frame() {
 #[test]
 fn observed_guest_gets_everything_out() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default()
         .profile("watch", "observe", "reject")
         .customer_of("watch", "c-1", "tap101i0");
@@ -85,7 +85,7 @@ fn observed_guest_gets_everything_out() {
 #[test]
 fn what_is_wrong_with_packets_is_counted_by_kind() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = start(&world, &policy);
     for (kind, frame) in malformed_frames() {
@@ -118,7 +118,7 @@ fn what_is_wrong_with_packets_is_counted_by_kind() {
 #[test]
 fn allowlist_of_ipv4_holds_for_mapped_and_nat64_addresses_and_no_others() {
     let world = World::new().unwrap();
-    let Wires { mut guest, mut far } = Wires::new(&world);
+    let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let [a, b, c, d] = SERVER_V4;
     let text = format!(
         "schema: 1\nallowlists:\n  - {{name: server, to: [{a}.{b}.{c}.{d}]}}\nprofiles:\n  - {{name: default, allow: [server]}}\n"
@@ -322,42 +322,6 @@ fn authenticated(segment: &[u8]) -> Vec<u8> {
         ..Ipv4::to(SERVER_V4)
     };
     frame_v4(&header, &payload)
-}
-
-/// A guest's tap and one behind the same bridge.
-struct Wires {
-    guest: Tap,
-    far: Tap,
-}
-
-impl Wires {
-    #[track_caller]
-    fn new(world: &World) -> Self {
-        let host = &world.hosting.hypervisor;
-        // Where br_netfilter is loaded, it drops bridged packets whose checksums are wrong.
-        for file in
-            ["ip", "ip6"].map(|it| format!("/proc/sys/net/bridge/bridge-nf-call-{it}tables"))
-        {
-            let off = format!("[ ! -e {file} ] || echo 0 > {file}");
-            host.exec("sh", &["-c", &off]).unwrap();
-        }
-        let mut guest = Tap::new(host, "tap101i0", Offload::None).unwrap();
-        let mut far = Tap::new(host, "wire0", Offload::None).unwrap();
-        host.ip("link add br9 type bridge\nlink set br9 up")
-            .unwrap();
-        for port in ["tap101i0", "wire0"] {
-            host.ip(&format!("link set {port} master br9 up")).unwrap();
-        }
-        // What is sent before the kernel has noticed that the links are up is lost.
-        let hello = ethernet(&[], 0x88b5, &[0; 46]);
-        poll("the bridge", LIMIT, || {
-            guest.send(&hello)?;
-            let brief = Duration::from_millis(100);
-            Ok(far.receive(brief, |seen| seen == hello).ok())
-        })
-        .unwrap();
-        Self { guest, far }
-    }
 }
 
 #[track_caller]

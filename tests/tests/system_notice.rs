@@ -37,12 +37,7 @@ fn postfix_bounces_with_the_notice_in_its_log() {
         let local = SocketAddr::from(([127, 0, 0, 1], 25));
         let delivery = send(&guest.ns, local, "somebody@example.org", "news").unwrap();
         assert!(delivery.accepted, "{}", delivery.transcript);
-        let line = poll("Postfix to give the message up", LIMIT, || {
-            let log = server.log();
-            let ours = |line: &&str| line.contains("to=<somebody@example.org>");
-            Ok(log.lines().find(ours).map(str::to_owned))
-        });
-        let line = line.unwrap();
+        let line = server.outcome_for("somebody@example.org", LIMIT).unwrap();
         for part in [
             "dsn=5.7.1",
             "status=bounced",

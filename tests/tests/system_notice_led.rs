@@ -66,12 +66,7 @@ fn postfix_of_a_guest_bounces_with_its_customers_notice() {
     let local = ([127, 0, 0, 1], 25).into();
     let delivery = send(&guest.ns, local, "somebody@example.org", "news").unwrap();
     assert!(delivery.accepted, "{}", delivery.transcript);
-    let line = poll("Postfix to give the message up", LIMIT, || {
-        let log = server.log();
-        let ours = |line: &&str| line.contains("to=<somebody@example.org>");
-        Ok(log.lines().find(ours).map(str::to_owned))
-    });
-    let line = line.unwrap();
+    let line = server.outcome_for("somebody@example.org", LIMIT).unwrap();
     for part in [
         "dsn=5.7.1",
         "status=bounced",
@@ -97,6 +92,8 @@ fn container_is_told_the_notice() {
     let container = world
         .container("box", &Network::own(104, "veth104i0"))
         .unwrap();
+    // The group and, once its threads have been looked at, the veth.
+    world.wait_workloads(&agent, "enforced", 2).unwrap();
     for to in exchangers() {
         poll("the notice", LIMIT, || {
             let greeting = container.tenant.hold("one", to)?;

@@ -9,7 +9,7 @@ const RTM_GETROUTE: u16 = 26;
 /// Bytes of `rtmsg`.
 const RTMSG: usize = 12;
 const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
+pub(super) const RTA_OIF: u16 = 4;
 
 /// Why the way could not be found out.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +31,10 @@ pub fn way_to(address: IpAddr) -> Result<Option<u32>, RouteError> {
     ask(address).map_err(|source| RouteError { address, source })
 }
 
-fn ask(address: IpAddr) -> Result<Option<u32>, NetlinkError> {
+/// Asks for the route to `address`.
+pub(super) fn route_to(address: IpAddr) -> Request {
     let mut fixed = [0; RTMSG];
-    let request = match address {
+    match address {
         IpAddr::V4(v4) => {
             fixed[..2].copy_from_slice(&[libc::AF_INET as u8, 32]);
             Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v4.octets())
@@ -42,9 +43,12 @@ fn ask(address: IpAddr) -> Result<Option<u32>, NetlinkError> {
             fixed[..2].copy_from_slice(&[libc::AF_INET6 as u8, 128]);
             Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v6.octets())
         }
-    };
+    }
+}
+
+fn ask(address: IpAddr) -> Result<Option<u32>, NetlinkError> {
     let mut interface = None;
-    let outcome = Requests::open()?.get(request, |payload| {
+    let outcome = Requests::open()?.get(route_to(address), |payload| {
         let attributes = payload.get(RTMSG..).ok_or(NetlinkError::Malformed)?;
         for attribute in netlink::attributes(attributes) {
             let (kind, value) = attribute?;

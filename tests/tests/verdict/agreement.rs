@@ -17,12 +17,12 @@ use gate25_common::decide::{HostMode, Reason, Route, Subject, Verdict, decide};
 use gate25_common::packet::{self, Malformed, Tunnel, parse};
 use gate25_common::testing::frames::{MemoryFrame, ethernet};
 use gate25_common::testing::tables::MemoryTables;
-use gate25_tests::{NetNs, Offload, Tap, poll};
+use gate25_tests::{NetNs, Offload, Tap, poll, spare_bridges};
 use nix::net::if_::if_nametoindex;
 
 use super::form::{Form, Shape};
 use super::kernel::{Kernel, LOOPBACK, Meta, in_namespace};
-use super::pure::{carried_out, judge, passes};
+use super::pure::{carried_out, judge, passes, possible};
 use super::random::{Random, frame, policies};
 
 const POLICIES: u32 = 16;
@@ -43,13 +43,7 @@ pub(crate) struct Bridge {
 
 impl Bridge {
     fn new(namespace: &NetNs) -> Self {
-        // Where br_netfilter is loaded, it drops bridged packets whose checksums are wrong.
-        for file in
-            ["ip", "ip6"].map(|it| format!("/proc/sys/net/bridge/bridge-nf-call-{it}tables"))
-        {
-            let off = format!("[ ! -e {file} ] || echo 0 > {file}");
-            namespace.exec("sh", &["-c", &off]).expect("switch it off");
-        }
+        spare_bridges(namespace).expect("bridges without netfilter");
         let tap = |name| Tap::new(namespace, name, Offload::None).expect("a tap");
         let (judged, unjudged, far) = (tap("judged"), tap("unjudged"), tap("far"));
         namespace
@@ -349,17 +343,8 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
     report(&format!(
         "{host:?}: {plain} packets decided alike by all three, {seen:?}; others {forms:?}; {rate:.0} a second"
     ));
-    let all = match host {
-        HostMode::Policy => &[
-            Verdict::Allow,
-            Verdict::Observe,
-            Verdict::Reject,
-            Verdict::Drop,
-        ][..],
-        HostMode::Observe => &[Verdict::Allow, Verdict::Observe],
-    };
     assert!(plain > 60_000, "{plain}");
-    for verdict in all {
+    for verdict in possible(host) {
         assert!(
             seen[*verdict as usize] > plain as u32 / 100,
             "{verdict:?} in {seen:?}"

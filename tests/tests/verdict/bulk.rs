@@ -13,7 +13,7 @@ use gate25_tests::NetNs;
 use super::cgroup::Cgroups;
 use super::egress::{family, make_way_out, out, parse_packet};
 use super::kernel::{Action, Kernel, LOOPBACK, Meta, in_namespace};
-use super::pure::{carried_out, judge};
+use super::pure::{carried_out, judge, possible};
 use super::random::{Random, frame, policies};
 
 const PACKETS: u32 = 40_000;
@@ -101,16 +101,7 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         "{hook:?}, {host:?}: {PACKETS} packets, {rate:.0} a second, {seen:?}, {answered} answered"
     ));
     // Not vacuous: a fair share of each.
-    let all = match host {
-        HostMode::Policy => &[
-            Verdict::Allow,
-            Verdict::Observe,
-            Verdict::Reject,
-            Verdict::Drop,
-        ][..],
-        HostMode::Observe => &[Verdict::Allow, Verdict::Observe],
-    };
-    for verdict in all {
+    for verdict in possible(host) {
         assert!(
             seen[*verdict as usize] > PACKETS / 100,
             "{verdict:?} in {seen:?}"

@@ -38,6 +38,19 @@ pub(crate) fn judge(
     Some(decision)
 }
 
+/// Verdicts that random policies come to; redirection wants a target.
+pub(crate) fn possible(host: HostMode) -> &'static [Verdict] {
+    match host {
+        HostMode::Policy => &[
+            Verdict::Allow,
+            Verdict::Observe,
+            Verdict::Reject,
+            Verdict::Drop,
+        ],
+        HostMode::Observe => &[Verdict::Allow, Verdict::Observe],
+    }
+}
+
 /// Whether a packet is let go by this verdict, or by none.
 pub(crate) fn passes(verdict: Option<Verdict>) -> bool {
     match verdict {

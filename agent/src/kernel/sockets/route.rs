@@ -4,13 +4,9 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 
 use super::SocketsError;
-use crate::kernel::netlink::{NetlinkError, Request, Requests};
+use crate::kernel::netlink::{NetlinkError, Requests};
+use crate::kernel::routes::{RTA_OIF, route_to};
 
-const RTM_GETROUTE: u16 = 26;
-/// Bytes of `rtmsg`.
-const RTMSG: usize = 12;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
 /// Where `rtmsg` says what kind of route it is.
 const TYPE: usize = 7;
 const RTN_LOCAL: u8 = 2;
@@ -48,17 +44,7 @@ impl Routes {
     }
 
     fn ask(&mut self, destination: IpAddr, interface: u32) -> Result<bool, SocketsError> {
-        let mut fixed = [0; RTMSG];
-        let request = match destination {
-            IpAddr::V4(v4) => {
-                fixed[..2].copy_from_slice(&[libc::AF_INET as u8, 32]);
-                Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v4.octets())
-            }
-            IpAddr::V6(v6) => {
-                fixed[..2].copy_from_slice(&[libc::AF_INET6 as u8, 128]);
-                Request::new(RTM_GETROUTE, 0, &fixed).attribute(RTA_DST, &v6.octets())
-            }
-        };
+        let request = route_to(destination);
         let request = if interface == 0 {
             request
         } else {
