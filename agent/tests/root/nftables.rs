@@ -1,8 +1,11 @@
 //! The nftables backend's table in the real kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
+use gate25::chain::in_full;
 use gate25::compile::Prefix;
 use gate25::dataplane::{Attached, Dataplane as _, MapImage, Site};
 use gate25::figures::Figures as _;
@@ -189,6 +192,23 @@ fn missing_nft_is_said() {
     let missing = Nftables::open(Nft::new("/nonexistent/nft"), options()).err();
     let text = missing.unwrap().to_string();
     assert_eq!(text, "run /nonexistent/nft to list tables");
+}
+
+#[test]
+fn nft_that_does_not_know_the_ruleset_is_said_and_nothing_is_changed() {
+    within(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let old = folder.path().join("nft");
+        let script = "#!/bin/sh\nfor word; do\n  [ \"$word\" != -c ] || { echo 'Error: syntax error' >&2; exit 1; }\ndone\nexec nft \"$@\"\n";
+        fs::write(&old, script).unwrap();
+        fs::set_permissions(&old, Permissions::from_mode(0o755)).unwrap();
+        let refused = Nftables::open(Nft::new(&old), options()).err().unwrap();
+        let text = in_full(&refused);
+        assert!(matches!(refused, NftablesError::Unsupported(_)), "{text}");
+        assert!(text.contains("nft 1.0.6 and Linux 5.17"), "{text}");
+        assert!(text.contains("syntax error"), "{text}");
+        assert!(!output(LIST).1);
+    });
 }
 
 fn options() -> Options {
