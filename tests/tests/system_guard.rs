@@ -260,13 +260,17 @@ fn tables_of_others_by_the_guards_name_are_replaced() {
         host.exec("nft", &[line]).unwrap();
     }
     let agent = world.agent(&PolicyText::default()).unwrap();
-    wait_guard(&world);
-    let bridge = host
-        .exec("nft", &["list", "table", "bridge", "gate25_guard"])
-        .unwrap();
-    assert!(bridge.contains("hook prerouting"), "{bridge}");
+    let bridge = poll("the guard's own table", LIMIT, || {
+        let table = host.exec("nft", &["list", "table", "bridge", "gate25_guard"])?;
+        Ok(table.contains("hook prerouting").then_some(table))
+    });
+    let bridge = bridge.unwrap();
     assert!(!bridge.contains("hook input"), "{bridge}");
-    assert!(agent.log().contains("somebody else's, replaced"));
+    let said = "somebody else's, replaced";
+    poll("the log", LIMIT, || {
+        Ok(agent.log().contains(said).then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]
