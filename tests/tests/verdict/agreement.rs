@@ -15,6 +15,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::HostCounters;
 use gate25_common::decide::{HostMode, Reason, Route, Subject, Verdict, decide};
 use gate25_common::packet::{self, Malformed, Tunnel, parse};
+use gate25_common::redirect::Target;
 use gate25_common::testing::frames::{MemoryFrame, ethernet};
 use gate25_common::testing::tables::MemoryTables;
 use gate25_tests::{NetNs, Offload, Tap, poll, spare_bridges};
@@ -100,6 +101,8 @@ impl Bridge {
 /// The three who decide.
 pub(crate) struct Deciders {
     pub(crate) tables: MemoryTables,
+    /// The same without targets: nftables leads nobody elsewhere.
+    untargeted: MemoryTables,
     pub(crate) kernel: Kernel,
     pub(crate) nftables: Nftables,
     interface: u32,
@@ -126,13 +129,14 @@ impl Deciders {
         };
         let mut nftables = Nftables::open(Nft::default(), options).expect("nftables");
         nftables
-            .apply(&image(&tables, interface))
+            .apply(&image(&untargeted(&tables), interface))
             .expect("apply the policy");
         let attached = nftables.attach_interface(interface).expect("hook the tap");
         assert_eq!(attached, Attached::Yes);
         let mut kernel = Kernel::load(host);
         kernel.fill(LOOPBACK, &tables);
         Self {
+            untargeted: untargeted(&tables),
             tables,
             kernel,
             nftables,
@@ -146,13 +150,15 @@ impl Deciders {
     fn follow(&mut self, tables: MemoryTables) {
         self.kernel = Kernel::load(self.host);
         self.kernel.fill(LOOPBACK, &tables);
+        self.untargeted = untargeted(&tables);
         self.tables = tables;
     }
 
     pub(crate) fn own(&mut self, owner: Option<CustomerId>) {
         self.tables.owner = owner;
+        self.untargeted.owner = owner;
         self.kernel.own(LOOPBACK, owner);
-        let image = image(&self.tables, self.interface);
+        let image = image(&self.untargeted, self.interface);
         self.nftables.apply(&image).expect("apply the policy");
     }
 
@@ -161,7 +167,7 @@ impl Deciders {
         let counters = self.nftables.counters();
         let nft_before = figures(&counters.host().expect("nftables counts"));
         let kernel_before = figures(&self.kernel.host_counters());
-        let mut expected = HostCounters::ZERO;
+        let (mut of_nft, mut of_kernel) = (HostCounters::ZERO, HostCounters::ZERO);
         for (number, frame, shape) in frames {
             let context = format!("{context}, packet {number}: {frame:02x?}");
             // What the kernel itself does not bridge is never judged.
@@ -169,34 +175,37 @@ impl Deciders {
             let action = self.kernel.run(frame, Meta::default());
             let parsed = parse(&MemoryFrame::new(frame));
             let length = frame.len() - shape.stripped;
-            let mut counted = HostCounters::ZERO;
-            let decision = judge(&self.tables, self.host, parsed, length, &mut counted);
+            let decision = judge(&self.tables, self.host, parsed, length, &mut of_kernel);
             let verdict = decision.map(|decision| decision.verdict);
             assert!(
-                carried_out(verdict, &action),
+                carried_out(&self.tables, decision, &action),
                 "{context}: {action:?} for {verdict:?}"
             );
+            let without = judge(&self.untargeted, self.host, parsed, length, &mut of_nft);
+            let without = without.map(|decision| decision.verdict);
             let passed = self.bridge.pass(frame, true);
-            assert_eq!(passed, bridged && passes(verdict), "{context}: {verdict:?}");
-            expected.add(&counted);
+            assert_eq!(passed, bridged && passes(without), "{context}: {without:?}");
             if let Some(verdict) = verdict {
                 seen[verdict as usize] += 1;
             }
         }
-        let expected = figures(&expected);
         let nft = grown(
             &nft_before,
             &figures(&counters.host().expect("nftables counts")),
         );
         assert_eq!(
-            unlike(&nft, &expected),
+            unlike(&nft, &figures(&of_nft)),
             [],
             "nftables, {context}: {frames:02x?}"
         );
         let mut kernel = grown(&kernel_before, &figures(&self.kernel.host_counters()));
         // It sees the tags.
         kernel.retain(|name, _| !name.starts_with("bytes"));
-        assert_eq!(unlike(&kernel, &expected), [], "programs, {context}");
+        assert_eq!(
+            unlike(&kernel, &figures(&of_kernel)),
+            [],
+            "programs, {context}"
+        );
     }
 
     /// Packets that nftables cannot look into: it lets no packet go that the programs stop, but
@@ -216,7 +225,7 @@ impl Deciders {
             let decision = judge(&self.tables, self.host, parsed, frame.len(), &mut uncounted);
             let verdict = decision.map(|decision| decision.verdict);
             assert!(
-                carried_out(verdict, &action),
+                carried_out(&self.tables, decision, &action),
                 "{context}: {action:?} for {verdict:?}"
             );
             let passed = self.bridge.pass(frame, true);
@@ -240,10 +249,18 @@ impl Deciders {
                 family: Family::V6,
                 form: packet::Form::Plain,
             };
-            decide(&self.tables, self.host, &subject).verdict
+            decide(&self.untargeted, self.host, &subject).verdict
         });
         shape.further && passes(verdict)
     }
+}
+
+fn untargeted(tables: &MemoryTables) -> MemoryTables {
+    let mut tables = tables.clone();
+    for policy in tables.policies.values_mut() {
+        *policy = policy.with_targets(Target::NONE, Target::NONE);
+    }
+    tables
 }
 
 /// The tables as the backend takes them.
@@ -349,6 +366,10 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
             seen[*verdict as usize] > plain as u32 / 100,
             "{verdict:?} in {seen:?}"
         );
+    }
+    if host == HostMode::Policy {
+        let [.., redirected, told, _] = seen;
+        assert!(redirected > 50 && told > 50, "{seen:?}");
     }
     for form in [
         Form::Hidden,

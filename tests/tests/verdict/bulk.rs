@@ -80,7 +80,7 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         let verdict = decision.map(|decision| decision.verdict);
         let action = hook.run(&kernel, &frame);
         assert!(
-            carried_out(verdict, &action),
+            carried_out(&tables, decision, &action),
             "seed {seed}, packet {number}: {action:?} for {verdict:?}: {frame:02x?}"
         );
         if let Some(verdict) = verdict {

@@ -2,10 +2,11 @@
 
 use gate25_common::counters::{HostCounters, Uninterrupted};
 use gate25_common::decide::{Decision, HostMode, Subject, Verdict, decide};
-use gate25_common::packet::{Malformed, ParseError, Parsed};
+use gate25_common::packet::{Malformed, ParseError, Parsed, parse};
+use gate25_common::testing::frames::MemoryFrame;
 use gate25_common::testing::tables::MemoryTables;
 
-use super::kernel::Action;
+use super::kernel::{Action, NOTICE};
 
 /// Judges a packet of `length` bytes and counts it as the program should; `None` if it is not
 /// judged.
@@ -38,7 +39,7 @@ pub(crate) fn judge(
     Some(decision)
 }
 
-/// Verdicts that random policies come to; redirection wants a target.
+/// Verdicts that random policies come to often.
 pub(crate) fn possible(host: HostMode) -> &'static [Verdict] {
     match host {
         HostMode::Policy => &[
@@ -65,12 +66,41 @@ pub(crate) fn passes(verdict: Option<Verdict>) -> bool {
     }
 }
 
-/// Whether the program did what the verdict says.
-pub(crate) fn carried_out(verdict: Option<Verdict>, action: &Action) -> bool {
-    match verdict {
-        None | Some(Verdict::Allow | Verdict::Observe) => *action == Action::Passed,
-        Some(Verdict::Drop) => *action == Action::Dropped,
-        Some(Verdict::Reject) => *action != Action::Passed,
-        Some(Verdict::Redirect | Verdict::Notice | Verdict::Throttle) => false,
+/// Whether the program did what was decided.
+pub(crate) fn carried_out(
+    tables: &MemoryTables,
+    decision: Option<Decision>,
+    action: &Action,
+) -> bool {
+    let Some(decision) = decision else {
+        return *action == Action::Passed;
+    };
+    match decision.verdict {
+        Verdict::Allow | Verdict::Observe => *action == Action::Passed,
+        Verdict::Drop => *action == Action::Dropped,
+        Verdict::Reject => matches!(action, Action::Dropped | Action::Answered(_)),
+        Verdict::Redirect | Verdict::Notice => match action {
+            Action::Led(packet) => is_led(tables, decision, packet),
+            // It belongs to no connection that was led elsewhere.
+            Action::Dropped | Action::Answered(_) => true,
+            Action::Passed => false,
+        },
+        Verdict::Throttle => false,
     }
+}
+
+/// Whether the packet goes to its customer's target.
+fn is_led(tables: &MemoryTables, decision: Decision, packet: &[u8]) -> bool {
+    let frame = MemoryFrame {
+        ports: vec![25, NOTICE.port()],
+        ..MemoryFrame::new(packet)
+    };
+    let Ok(Parsed::Guarded(segment)) = parse(&frame) else {
+        return false;
+    };
+    let policy = tables.policies.get(&decision.customer);
+    let target = policy.and_then(|policy| policy.target(segment.family));
+    target.is_some_and(|target| {
+        target.address() == segment.destination && target.port() == segment.port
+    })
 }

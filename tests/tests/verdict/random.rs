@@ -2,12 +2,15 @@
 
 use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
 use gate25_common::address::Address;
+use gate25_common::redirect::Target;
 use gate25_common::testing::frames::{
     Extension, IPV4, IPV6, Ipv4, Ipv6, OLD_TAG, SERVICE_TAG, Step, TAG, Tcp, ethernet,
 };
 use gate25_common::testing::tables::MemoryTables;
 
-use super::kernel::boot_time;
+use super::kernel::{NOTICE, boot_time};
+
+const TARGET_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 3];
 
 /// SplitMix64 (Steele, Lea and Flood 2014).
 pub(crate) struct Random(pub(crate) u64);
@@ -189,7 +192,12 @@ pub(crate) fn policies(random: &mut Random) -> MemoryTables {
     for number in 0..24 {
         let policy = CustomerPolicy::new(
             random.of(&[Mode::Enforce, Mode::Enforce, Mode::Observe]),
-            random.of(&[Blocked::Reject, Blocked::Drop]),
+            random.of(&[
+                Blocked::Reject,
+                Blocked::Drop,
+                Blocked::Redirect,
+                Blocked::Notice,
+            ]),
             random.of(&[
                 Quarantine::No,
                 Quarantine::No,
@@ -199,6 +207,19 @@ pub(crate) fn policies(random: &mut Random) -> MemoryTables {
             set(random),
             set(random),
         );
+        let port = match policy.blocked() {
+            Some(Blocked::Notice) => NOTICE.port(),
+            _ => 25,
+        };
+        let [v4, v6] = [
+            Address::from_v4(v4_address(random)),
+            Address::from_v6(TARGET_V6),
+        ]
+        .map(|address| match random.below(5) {
+            0 => Target::NONE,
+            _ => Target::new(address, port.to_be_bytes()).expect("a port"),
+        });
+        let policy = policy.with_targets(v4, v6);
         let exemptions: Vec<_> = (0..random.below(17))
             .map(|_| {
                 // Long over, not yet begun, in force.
