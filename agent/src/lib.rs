@@ -8,6 +8,7 @@ pub mod control;
 pub mod dataplane;
 pub mod diagnostic;
 pub mod explain;
+pub mod features;
 pub mod figures;
 pub mod guard;
 pub mod http;

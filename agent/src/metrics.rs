@@ -21,6 +21,7 @@ use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
 use crate::notice::counts::Counts;
@@ -128,6 +129,8 @@ pub struct Constants {
     pub hook: &'static str,
     /// Why the backend was chosen.
     pub backend_reason: &'static str,
+    /// What the backend cannot do here.
+    pub lacks: &'static [Feature],
     /// Customers with series of their own on the main page.
     pub customer_series_limit: usize,
 }
@@ -230,6 +233,7 @@ impl Metrics {
             backend,
             hook,
             backend_reason,
+            lacks,
             customer_series_limit,
         } = &self.constants;
         let (policy, observe) = match host {
@@ -242,6 +246,10 @@ impl Metrics {
         families.gauge(names_of::HOST_MODE, &["policy"], policy)?;
         families.gauge(names_of::HOST_MODE, &["observe"], observe)?;
         families.gauge(names_of::BACKEND_INFO, &[backend, backend_reason], 1.0)?;
+        for feature in Feature::ALL {
+            let can = f64::from(u8::from(!lacks.contains(&feature)));
+            families.gauge(names_of::BACKEND_FEATURE, &[feature.as_str()], can)?;
+        }
         families.gauge(
             names_of::CUSTOMER_SERIES_LIMIT,
             &[],

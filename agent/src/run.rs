@@ -272,6 +272,7 @@ impl Reporting {
             backend: choice.name,
             hook: choice.hook,
             backend_reason: choice.reason,
+            lacks: choice.lacks,
             customer_series_limit: settings.http.customer_series_limit as usize,
         };
         let metrics = Metrics::new(

@@ -53,6 +53,11 @@ fn every_kind_of_guest_is_closed_opened_by_exemption_and_counted() {
     assert_eq!(of_customer, Some(2.0));
     let info = [("backend", "nftables"), ("reason", "configured")];
     assert_eq!(metrics.sum("gate25_backend_info", &info), Some(1.0));
+    let can = |feature| metrics.sum("gate25_backend_feature", &[("feature", feature)]);
+    assert_eq!(
+        (can("redirection"), can("container_sockets")),
+        (Some(0.0), Some(0.0))
+    );
     let enforcing = [("backend", "nftables"), ("hook", "netdev")];
     assert_eq!(metrics.sum("gate25_enforcing", &enforcing), Some(1.0));
 }

@@ -111,6 +111,7 @@ fn pages_are_there_and_the_metrics_are_clean_and_complete_from_the_start() {
         "host_mode",
         "policy_source",
         "backend_info",
+        "backend_feature",
         "workloads",
         "connections_total",
         "packets_total",

@@ -1,7 +1,9 @@
 //! Asks the running agent, for commands.
 
+use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -20,6 +22,8 @@ use super::messages::{
 
 /// Longer than the agent takes to say that it is busy.
 const PATIENCE: Duration = Duration::from_secs(80);
+/// Longer than from fork(2) to exec(2).
+const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of an answer: a policy set comes in one.
 const ANSWER_BYTES: usize = 1 << 30;
 
@@ -73,6 +77,16 @@ impl ClientError {
             | Self::Request(_)
             | Self::Runtime(_) => false,
         }
+    }
+
+    /// Whether the connection was cut, as by an agent that was killed just now: a program that it was
+    /// about to start keeps its socket open until the exec(2).
+    fn is_reset(&self) -> bool {
+        let Self::Http(error) = self else {
+            return false;
+        };
+        let source = error.source().and_then(|it| it.downcast_ref::<io::Error>());
+        source.is_some_and(|it| it.kind() == io::ErrorKind::ConnectionReset)
     }
 
     /// Whether no agent serves the socket.
@@ -179,16 +193,29 @@ impl Client {
         path: &str,
         content: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
-        let body = match content {
-            Some(content) => Body::from(serde_json::to_vec(content)?),
-            None => Body::empty(),
-        };
+        let body = content.map(serde_json::to_vec).transpose()?;
+        let body = Bytes::from(body.unwrap_or_default());
+        match self.ask_once(&method, path, &body) {
+            Err(error) if error.is_reset() => {
+                thread::sleep(PAUSE);
+                self.ask_once(&method, path, &body)
+            }
+            answered => answered,
+        }
+    }
+
+    fn ask_once<T: DeserializeOwned>(
+        &self,
+        method: &Method,
+        path: &str,
+        body: &Bytes,
+    ) -> Result<T, ClientError> {
         let request = Request::builder()
             .method(method)
             .uri(path)
             .header(HOST, "gate25")
             .header(CONTENT_TYPE, "application/json")
-            .body(body)?;
+            .body(Body::from(body.clone()))?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

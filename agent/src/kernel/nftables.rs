@@ -45,6 +45,7 @@ use serde_json::Value;
 
 use crate::clock::{self, ClockError};
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::features::Feature;
 use crate::kernel::bpf::leftover::Removal;
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
@@ -105,14 +106,8 @@ pub enum NftablesError {
     },
 }
 
-/// What this backend cannot do where it runs, for status.
-pub const LACKS: [&str; 5] = [
-    "containers' sockets: only their veths are covered",
-    "checksums left to the host",
-    "redirection: rejected instead",
-    "distinct destinations and events of attempts",
-    "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead",
-];
+/// What this backend cannot do, whatever the kernel.
+pub const LACKS: &[Feature] = &Feature::ALL;
 
 /// The nftables backend.
 pub struct Nftables {

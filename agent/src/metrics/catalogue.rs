@@ -71,6 +71,8 @@ catalogue! {
         "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused).";
     BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]
         "The enforcement backend and why it was chosen; always 1.";
+    BACKEND_FEATURE = Gauge "backend_feature" ["feature"]
+        "1 for what the enforcement backend can do on this kernel, 0 for what it cannot (status says what is done instead).";
     WORKLOADS = Gauge "workloads" ["kind", "state"]
         "Workloads by state: enforced, unassigned (no customer's), conflict (several customers'), failed (without a program).";
     WORKLOAD_ENFORCEMENT_DELAY = Histogram "workload_enforcement_delay_seconds" []

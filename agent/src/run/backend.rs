@@ -11,6 +11,7 @@ use tracing::{info, warn};
 
 use super::tables::Tables;
 use crate::chain::in_full;
+use crate::features::Feature;
 use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, Removal};
 use crate::kernel::bpf::pins::Pins;
@@ -41,6 +42,8 @@ pub(super) struct Choice {
     pub(super) name: &'static str,
     pub(super) reason: &'static str,
     pub(super) hook: &'static str,
+    /// What it cannot do here.
+    pub(super) lacks: &'static [Feature],
 }
 
 /// Either backend.
@@ -132,7 +135,9 @@ fn open_ebpf(
     attachment: Attachment,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
-    let mut bpf = Bpf::open(load_options(settings), pins.clone(), attachment)?;
+    let options = load_options(settings);
+    let sees_checksums = options.layout.is_known();
+    let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
     let hook = bpf.hook();
     info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
     let events = events::log(bpf.take_events()?);
@@ -146,6 +151,12 @@ fn open_ebpf(
             name: "ebpf",
             reason,
             hook,
+            lacks: match (hook == "tcx", sees_checksums) {
+                (true, true) => &[],
+                (true, false) => &[Feature::LateChecksums],
+                (false, true) => &[Feature::Redirection],
+                (false, false) => &[Feature::LateChecksums, Feature::Redirection],
+            },
         },
         subscription: if hook == "tcx" {
             Subscription::Links
@@ -180,6 +191,7 @@ fn open_nftables(
             name: "nftables",
             reason,
             hook: nftables::HOOK,
+            lacks: nftables::LACKS,
         },
         subscription: Subscription::Links,
         dataplane: backend,
@@ -189,10 +201,11 @@ fn open_nftables(
             Some(pins) => Other::Programs(pins.clone()),
             None => Other::None,
         },
-        lacks: Some(format!(
-            "backend nftables cannot do everything: {}",
-            nftables::LACKS.join("; ")
-        )),
+        lacks: {
+            let lacks: Vec<&str> = nftables::LACKS.iter().map(|it| it.lack()).collect();
+            let lacks = lacks.join("; ");
+            Some(format!("backend nftables cannot do everything: {lacks}"))
+        },
     })))
 }
 

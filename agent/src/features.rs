@@ -1,0 +1,53 @@
+//! What not every backend can do on every kernel.
+
+/// Something that a backend can do, or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Feature {
+    /// Sockets of control groups are judged, not only what crosses a veth.
+    ContainerSockets,
+    /// Checksums that guests leave to the host cannot change what was judged.
+    LateChecksums,
+    /// Connections are led to a relay or to the notice.
+    Redirection,
+    /// Distinct destinations are counted, and attempts are told one by one.
+    Destinations,
+    /// Headers in unusual places are looked up.
+    HiddenHeaders,
+}
+
+impl Feature {
+    /// Every one.
+    pub const ALL: [Self; 5] = [
+        Self::ContainerSockets,
+        Self::LateChecksums,
+        Self::Redirection,
+        Self::Destinations,
+        Self::HiddenHeaders,
+    ];
+
+    /// The word for it in metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ContainerSockets => "container_sockets",
+            Self::LateChecksums => "late_checksums",
+            Self::Redirection => "redirection",
+            Self::Destinations => "destinations",
+            Self::HiddenHeaders => "hidden_headers",
+        }
+    }
+
+    /// What is so without it.
+    #[must_use]
+    pub const fn lack(self) -> &'static str {
+        match self {
+            Self::ContainerSockets => "containers' sockets: only their veths are covered",
+            Self::LateChecksums => "checksums left to the host",
+            Self::Redirection => "redirection and the notice: rejected instead",
+            Self::Destinations => "distinct destinations and events of attempts",
+            Self::HiddenHeaders => {
+                "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead"
+            }
+        }
+    }
+}
