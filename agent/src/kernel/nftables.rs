@@ -21,8 +21,8 @@
 //!   further segments; distinct destinations and events are not there.
 //! - Exemptions end up to a second early, and those that are still to begin need the agent.
 //!   Time in suspend does not count before the agent is told of the resume.
-//! - Sockets of containers are not seen: nftables looks from within one network namespace, and
-//!   a container has its own. Their veths on the host are covered, and count all that they send.
+//! - Sockets of containers are not seen: nft knows control groups by their path alone, which the
+//!   next one may get. Their veths on the host are covered, and count all that they send.
 //! - A start writes the table anew; without any policy of files, everything guarded is refused.
 
 mod customers;
