@@ -52,7 +52,7 @@ pub struct Limits {
     pub connections: usize,
     /// Connections at once from one IPv4 address or IPv6 /64.
     pub per_peer: usize,
-    /// New connections a second; as many may come at once after quiet.
+    /// New connections a second; as many may come at once after quiet. One peer gets an eighth.
     pub per_second: u32,
     /// How long a client may take to send something, and to read an answer.
     pub idle: Duration,

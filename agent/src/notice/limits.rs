@@ -10,6 +10,8 @@ use super::counts::Counts;
 
 /// Bits of an IPv6 address that a guest does not choose.
 const NETWORK: u32 = 64;
+/// How many peers it takes to use up what there is in a second.
+const SHARES: u32 = 8;
 
 /// Places for connections.
 pub(super) struct Places {
@@ -20,7 +22,13 @@ pub(super) struct Places {
 
 struct Taken {
     total: usize,
-    peers: BTreeMap<IpAddr, usize>,
+    peers: BTreeMap<IpAddr, Peer>,
+    pace: Pace,
+}
+
+/// Kept while it has connections or has just had some.
+struct Peer {
+    connections: usize,
     pace: Pace,
 }
 
@@ -43,19 +51,30 @@ impl Places {
         }
     }
 
-    /// A place for a connection from `peer`, if there is one. What finds none spends nothing of the
-    /// others' rate.
+    /// A place for a connection from `peer`, if there is one. What finds none spends nothing of a
+    /// rate.
     pub(super) fn take(self: &Arc<Self>, peer: IpAddr, now: Instant) -> Option<Place> {
         let peer = network(peer);
         let mut taken = self.lock();
-        let theirs = taken.peers.get(&peer).copied().unwrap_or(0);
-        if theirs >= self.limits.per_peer || taken.total >= self.limits.connections {
+        if taken.total >= self.limits.connections {
             return None;
         }
-        taken.pace.take(now).ok()?;
-        taken.total += 1;
-        taken.peers.insert(peer, theirs + 1);
-        self.counts.set_open(taken.total);
+        let Taken { total, peers, pace } = &mut *taken;
+        peers.retain(|_, peer| peer.connections > 0 || !peer.pace.is_rested(now));
+        let share = self.limits.per_second.div_ceil(SHARES);
+        let theirs = peers.entry(peer).or_insert_with(|| Peer {
+            connections: 0,
+            pace: Pace::new(share, share, now),
+        });
+        if theirs.connections >= self.limits.per_peer {
+            return None;
+        }
+        let even = theirs.pace.next(now).ok()?;
+        pace.take(now).ok()?;
+        theirs.pace.even = even;
+        *total += 1;
+        theirs.connections += 1;
+        self.counts.set_open(*total);
         Some(Place {
             peer,
             places: Arc::clone(self),
@@ -73,11 +92,8 @@ impl Drop for Place {
         let mut taken = self.places.lock();
         taken.total = taken.total.saturating_sub(1);
         self.places.counts.set_open(taken.total);
-        match taken.peers.get_mut(&self.peer) {
-            Some(theirs) if *theirs > 1 => *theirs -= 1,
-            Some(_) | None => {
-                taken.peers.remove(&self.peer);
-            }
+        if let Some(theirs) = taken.peers.get_mut(&self.peer) {
+            theirs.connections = theirs.connections.saturating_sub(1);
         }
     }
 }
@@ -116,13 +132,23 @@ impl Pace {
     /// # Errors
     /// How long it would have to wait.
     pub(super) fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        self.even = self.next(now)?;
+        Ok(())
+    }
+
+    /// What `even` is after one more.
+    fn next(&self, now: Instant) -> Result<Instant, Duration> {
         let even = self.even.max(now) + self.interval;
         let ahead = even.duration_since(now);
         if ahead > self.burst {
             return Err(ahead - self.burst);
         }
-        self.even = even;
-        Ok(())
+        Ok(even)
+    }
+
+    /// Whether it lets as much through as a new one would.
+    fn is_rested(&self, now: Instant) -> bool {
+        self.even <= now
     }
 }
 
@@ -199,8 +225,42 @@ mod tests {
             ..Limits::default()
         };
         let places = Arc::new(Places::new(limits, Arc::default(), now));
-        let take = |at| places.take("192.0.2.1".parse().unwrap(), at).is_some();
-        assert_eq!([take(now), take(now), take(now)], [true, true, false]);
-        assert!(take(now + Duration::from_millis(500)));
+        let take = |last: u8, at| places.take([192, 0, 2, last].into(), at).is_some();
+        assert_eq!(
+            [take(1, now), take(2, now), take(3, now)],
+            [true, true, false]
+        );
+        assert!(take(3, now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn peer_that_comes_too_quickly_leaves_the_others_their_places() {
+        let now = Instant::now();
+        let limits = Limits {
+            per_second: 16,
+            ..Limits::default()
+        };
+        let places = Arc::new(Places::new(limits, Arc::default(), now));
+        let take = |last: u8, at| places.take([192, 0, 2, last].into(), at).is_some();
+        assert_eq!(
+            [take(1, now), take(1, now), take(1, now)],
+            [true, true, false]
+        );
+        assert!((2..=8).all(|peer| take(peer, now) && take(peer, now)));
+        assert!(!take(9, now), "beyond what there is for all");
+        assert!(take(1, now + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn peer_is_forgotten_when_it_has_gone_and_rested() {
+        let now = Instant::now();
+        let places = Arc::new(Places::new(Limits::default(), Arc::default(), now));
+        for peer in 1..=50 {
+            assert!(places.take([192, 0, 2, peer].into(), now).is_some());
+        }
+        assert_eq!(places.lock().peers.len(), 50);
+        let later = now + Duration::from_secs(2);
+        assert!(places.take([192, 0, 2, 51].into(), later).is_some());
+        assert_eq!(places.lock().peers.len(), 1);
     }
 }
