@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 mod cargo;
 mod demo;
+mod ledger;
 mod lint;
 mod table;
 mod test;

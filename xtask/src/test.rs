@@ -12,6 +12,7 @@ use clap::ValueEnum as _;
 
 use crate::{
     cargo::{self, Count, LIMIT, cargo, count_tests, root, target},
+    ledger::{self, Ledger},
     lint,
 };
 
@@ -26,6 +27,9 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md.
+    #[arg(long)]
+    publish: bool,
 }
 
 impl Options {
@@ -70,6 +74,7 @@ impl Tier {
 
 /// Runs the tiers; the last line of the output counts all their tests.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let ledger = Ledger::begin()?;
     let chosen = |tier: &Tier| {
         if options.tiers.is_empty() {
             *tier != Tier::Slow || options.full
@@ -82,7 +87,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     for tier in Tier::value_variants().iter().copied().filter(chosen) {
         println!("=== {}", tier.prefix());
         let start = Instant::now();
-        let count = tier_result(tier, options);
+        let count = tier_result(tier, options, &ledger);
         lines.push(format!(
             "{:8} {:>6.1} s  {}",
             tier.prefix(),
@@ -92,6 +97,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         all.add(count);
     }
     println!();
+    if let Some(table) = ledger.table()? {
+        println!("{table}");
+        if options.publish {
+            ledger::publish(&table)?;
+        }
+    }
     for line in lines {
         println!("{line}");
     }
@@ -118,8 +129,8 @@ fn closing_line(count: Count) -> String {
 }
 
 /// A tier that cannot be run, or runs nothing, has failed.
-fn tier_result(tier: Tier, options: &Options) -> Count {
-    let result = run_tier(tier, options).and_then(|count| {
+fn tier_result(tier: Tier, options: &Options, ledger: &Ledger) -> Count {
+    let result = run_tier(tier, options, ledger).and_then(|count| {
         if count.total() == 0 && options.filter.is_none() {
             bail!("the tier {} ran no test", tier.prefix());
         }
@@ -134,11 +145,13 @@ fn tier_result(tier: Tier, options: &Options) -> Count {
     })
 }
 
-fn run_tier(tier: Tier, options: &Options) -> anyhow::Result<Count> {
+fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Count> {
     match tier {
         Tier::Lint => lint::run(),
         Tier::Unit => unit(options),
-        Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => root_tests(tier, options),
+        Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => {
+            root_tests(tier, options, ledger)
+        }
     }
 }
 
@@ -162,7 +175,7 @@ fn unit(options: &Options) -> anyhow::Result<Count> {
 }
 
 /// Runs the test binaries of a tier as root, in labs of their own.
-fn root_tests(tier: Tier, options: &Options) -> anyhow::Result<Count> {
+fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Count> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the tier {} needs root", tier.prefix());
     }
@@ -184,7 +197,8 @@ fn root_tests(tier: Tier, options: &Options) -> anyhow::Result<Count> {
     fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
     command
         .env("GATE25_ROOT_TESTS", "1")
-        .env("GATE25_SKIPS", &skips);
+        .env("GATE25_SKIPS", &skips)
+        .env("GATE25_LEDGER", ledger.path());
     command.env("GATE25_BIN", agent);
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
