@@ -9,6 +9,8 @@ pub enum Feature {
     LateChecksums,
     /// Connections are led to a relay or to the notice.
     Redirection,
+    /// Packets that come back from guarded ports are judged (`block_return`).
+    ReturnPackets,
     /// Distinct destinations are counted, and attempts are told one by one.
     Destinations,
     /// Headers in unusual places are looked up.
@@ -17,10 +19,11 @@ pub enum Feature {
 
 impl Feature {
     /// Every one.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::ContainerSockets,
         Self::LateChecksums,
         Self::Redirection,
+        Self::ReturnPackets,
         Self::Destinations,
         Self::HiddenHeaders,
     ];
@@ -32,6 +35,7 @@ impl Feature {
             Self::ContainerSockets => "container_sockets",
             Self::LateChecksums => "late_checksums",
             Self::Redirection => "redirection",
+            Self::ReturnPackets => "return_packets",
             Self::Destinations => "destinations",
             Self::HiddenHeaders => "hidden_headers",
         }
@@ -44,6 +48,9 @@ impl Feature {
             Self::ContainerSockets => "containers' sockets: only their veths are covered",
             Self::LateChecksums => "checksums left to the host",
             Self::Redirection => "redirection and the notice: rejected instead",
+            Self::ReturnPackets => {
+                "packets that come back from guarded ports (`block_return`): they pass"
+            }
             Self::Destinations => "distinct destinations and events of attempts",
             Self::HiddenHeaders => {
                 "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead"

@@ -17,6 +17,7 @@ use gate25_common::counters::HostCounters;
 use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::names;
 use gate25_common::packet::{Malformed, Tunnel};
+use gate25_common::returns::Fate;
 use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
@@ -203,8 +204,14 @@ impl Metrics {
 
     fn kernel(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
         let host: HostCounters = self.figures.host()?;
+        let returns = self.figures.returns()?;
         for family in Family::ALL {
             let version = version(family);
+            for fate in Fate::ALL {
+                let labels = [fate.as_str(), version];
+                let packets = returns.packets(fate, family);
+                families.counter(names_of::RETURN_PACKETS, &labels, packets)?;
+            }
             for (verdict, reason) in OUTCOMES {
                 let labels = [verdict.as_str(), reason.as_str(), version];
                 let value = host.connections(verdict, reason, family);
@@ -274,11 +281,13 @@ fn workloads(
     constants: &Constants,
 ) -> Result<(), MetricsError> {
     let backend = constants.backend;
-    let containers = match constants.host {
-        HostMode::Policy if status.roots > 0 => 1.0,
-        HostMode::Policy | HostMode::Observe => 0.0,
-    };
-    families.gauge(names_of::ENFORCING, &[backend, "cgroup"], containers)?;
+    for (hook, places) in [("cgroup", status.roots), ("return", status.returns)] {
+        let enforcing = match constants.host {
+            HostMode::Policy if places > 0 => 1.0,
+            HostMode::Policy | HostMode::Observe => 0.0,
+        };
+        families.gauge(names_of::ENFORCING, &[backend, hook], enforcing)?;
+    }
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status

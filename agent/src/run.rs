@@ -152,6 +152,7 @@ async fn enforce<D: Dataplane>(
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
         notice: settings.notice.listen.clone(),
+        returns: settings.block_return,
         way_to: |address| routes::way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),

@@ -18,6 +18,7 @@ use std::time::Duration;
 use gate25_common::decide::HostMode;
 use serde::Serialize;
 
+use crate::dataplane::Returns;
 use crate::diagnostic::{Diagnostic, Problems};
 use crate::guard::Mark;
 use crate::policy::Pattern;
@@ -43,6 +44,8 @@ pub struct Settings {
     pub guard: Option<Mark>,
     /// Destination ports that are judged: 1 to 8, distinct, sorted.
     pub guarded_ports: Vec<u16>,
+    /// What becomes of packets that come back to guests from these ports.
+    pub block_return: Returns,
     /// Which interfaces are workloads.
     pub interfaces: Interfaces,
     /// Which cgroups are workloads.
@@ -189,6 +192,7 @@ impl Default for Settings {
             backend: Backend::Auto,
             guard: Some(Mark::DEFAULT),
             guarded_ports: vec![25],
+            block_return: Returns::Open,
             interfaces: Interfaces {
                 matched: ["tap*", "vnet*", "veth*i*"].map(Pattern::new).to_vec(),
                 ignored: Vec::new(),

@@ -141,6 +141,8 @@ pub struct Status {
     pub entries: BTreeMap<&'static str, usize>,
     /// Control groups that carry the programs for all below them.
     pub roots: usize,
+    /// Interfaces on which packets that come back from guarded ports are judged.
+    pub returns: usize,
     /// Where the SMTP notice listens, or not.
     pub notice: Vec<Listener>,
     /// Why enforcement is not complete; empty when it is.
@@ -165,6 +167,7 @@ impl Default for Status {
             guard_repairs: 0,
             entries: BTreeMap::new(),
             roots: 0,
+            returns: 0,
             notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
             warnings: Vec::new(),

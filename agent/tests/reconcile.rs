@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use gate25::clock::Offset;
-use gate25::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use gate25::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, MapImage, Returns, Site, Step, plan,
+};
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;
 use gate25::policy::Pattern;
@@ -91,7 +93,7 @@ impl Dataplane for Memory {
         Ok(Attached::Yes)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
+    fn replies(&self) -> Result<(), &'static str> {
         Ok(())
     }
 
@@ -143,6 +145,7 @@ impl Lab {
         let status = Shared::default();
         let circumstances = Circumstances {
             notice: Vec::new(),
+            returns: Returns::Open,
             way_to: |_| Ok(None),
             host: Host {
                 name: "hv-1".to_owned(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 use aya::programs::{CgroupSkbAttachType, CgroupSockAddrAttachType, CgroupSockAttachType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
+use gate25::dataplane::Returns;
 use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
@@ -20,6 +21,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
+use gate25_common::returns::ReturnCounters;
 use gate25_tests::Lab;
 
 /// `BPF_F_NO_PREALLOC`.
@@ -228,6 +230,26 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
             ),
         ),
         (
+            names::MAP_RETURN_COUNTERS,
+            (
+                BPF_MAP_TYPE_PERCPU_ARRAY,
+                4,
+                size_of::<ReturnCounters>(),
+                1,
+                0,
+            ),
+        ),
+        (
+            names::MAP_RETURN_CUSTOMERS,
+            (
+                BPF_MAP_TYPE_PERCPU_HASH,
+                id,
+                size_of::<ReturnCounters>(),
+                MAX_CUSTOMERS,
+                NO_PREALLOC,
+            ),
+        ),
+        (
             names::MAP_EVENTS,
             (BPF_MAP_TYPE_RINGBUF, 0, 0, EVENTS_BYTES, 0),
         ),
@@ -271,6 +293,7 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                         host,
                         guard: Some(Mark::DEFAULT),
                         notice: Vec::new(),
+                        returns: Returns::Judged,
                         layout: skb::running_kernel().expect("the kernel describes its packets"),
                         debug_lines,
                         pins: None,

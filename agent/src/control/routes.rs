@@ -47,7 +47,8 @@ async fn status(State(desk): State<Desk>) -> Response {
         status, constants, ..
     } = desk.agent.clone();
     let now = Timestamp::now();
-    match figures(&desk.agent, |figures| figures.host()).await {
+    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?));
+    match figures(&desk.agent, read).await {
         Ok(counters) => success(&view::status(
             status.get(),
             &constants,

@@ -93,8 +93,8 @@ pub enum NftablesError {
         /// What the kernel said.
         source: Errno,
     },
-    /// Nothing is redirected.
-    #[error("backend nftables redirects no connections")]
+    /// What goes to guests is not looked at.
+    #[error("backend nftables has no rules for what goes to guests")]
     Replies,
     /// Sockets are not seen.
     #[error(
@@ -300,8 +300,8 @@ impl Dataplane for Nftables {
         Ok(Attached::Yes)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
-        Err("backend nftables redirects nothing")
+    fn replies(&self) -> Result<(), &'static str> {
+        Err("backend nftables does not look at what goes to guests")
     }
 
     fn attach_replies(&mut self, _index: u32) -> Result<Attached, NftablesError> {

@@ -87,10 +87,14 @@ catalogue! {
         "Packets judged by their form, or without their policy; refused except where only observing.";
     TUNNEL_PACKETS = Counter "tunnel_packets_total" ["protocol"]
         "Packets of IP protocols 4, 41 and 47, whose inside is not seen; they pass.";
+    RETURN_PACKETS = Counter "return_packets_total" ["verdict", "family"]
+        "Packets that came back to guests from guarded ports and acknowledge something, where `block_return` is on: allow, observe (would be dropped), drop.";
     CUSTOMER_CONNECTIONS = Counter "customer_connections_total" ["customer", "verdict"]
         "Connection attempts of customers with workloads here, from the first that no allowlist covered.";
     CUSTOMER_DISTINCT_DESTINATIONS = Gauge "customer_distinct_destinations" ["customer"]
         "Estimate of distinct destinations of attempts that no allowlist covered, within the current window of an hour.";
+    CUSTOMER_RETURN_PACKETS = Counter "customer_return_packets_total" ["customer", "verdict"]
+        "The same of customers with workloads here; only on /metrics/customers.";
     CUSTOMER_SERIES_LIMIT = Gauge "customer_series_limit" []
         "Customers with series of their own on this page at most.";
     CUSTOMER_SERIES_SUPPRESSED = Gauge "customer_series_suppressed" []

@@ -1,42 +1,20 @@
-//! Redirected connections: where they may be sent, and where replies to them pass.
+//! Redirected connections: where they may be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gate25_common::abi::{Blocked, InterfaceOwner};
+use gate25_common::abi::Blocked;
 use gate25_common::address::{Address, Family};
 
 use super::Reconciler;
-use crate::dataplane::{Dataplane, MapImage, Site};
-use crate::workloads::Framing;
+use crate::dataplane::{Dataplane, MapImage};
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Interfaces of customers whose connections are led elsewhere: replies pass there.
-    pub(super) fn replies(&self) -> impl Iterator<Item = Site> {
-        let installed = self.dataplane.installed();
-        let redirected = |owner: &InterfaceOwner| {
-            let policy = installed.customers.get(&owner.customer());
-            policy.is_some_and(|policy| {
-                let mut families = Family::ALL.into_iter();
-                matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
-                    && families.any(|family| policy.target(family).is_some())
-            })
-        };
-        let interfaces = installed.interfaces.iter();
-        interfaces
-            .filter(move |(_, owner)| redirected(owner))
-            .filter(|(index, _)| {
-                let workload = self.workloads.interfaces.get(index);
-                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
-            })
-            .map(|(index, _)| Site::Replies(*index))
-    }
-
     /// Has rejected what cannot be redirected.
     pub(super) fn check_redirects(&mut self, wanted: &mut MapImage) {
         let mut why = BTreeSet::new();
         let targets = wanted.targets();
-        match self.dataplane.redirects() {
+        match self.dataplane.replies() {
             Ok(()) => {
                 why.extend(unanswered(wanted));
                 let unfit = self.unfit(&targets);

@@ -154,8 +154,12 @@ fn open_ebpf(
             lacks: match (hook == "tcx", sees_checksums) {
                 (true, true) => &[],
                 (true, false) => &[Feature::LateChecksums],
-                (false, true) => &[Feature::Redirection],
-                (false, false) => &[Feature::LateChecksums, Feature::Redirection],
+                (false, true) => &[Feature::Redirection, Feature::ReturnPackets],
+                (false, false) => &[
+                    Feature::LateChecksums,
+                    Feature::Redirection,
+                    Feature::ReturnPackets,
+                ],
             },
         },
         subscription: if hook == "tcx" {
@@ -251,6 +255,7 @@ fn load_options(settings: &Settings) -> LoadOptions {
         host: settings.host_mode(),
         guard: settings.guard,
         notice: settings.notice.listen.clone(),
+        returns: settings.block_return,
         layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,

@@ -21,6 +21,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
 use gate25_common::redirect::Flow;
+use gate25_common::returns::{Fate, ReturnCounters};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -230,6 +231,18 @@ impl Figures for Counted {
         Ok(None)
     }
 
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        let mut counters = ReturnCounters::ZERO;
+        counters.count::<Uninterrupted>(Fate::Allow, Family::V4, 1);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V4, 2);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V6, 5);
+        Ok(counters)
+    }
+
+    fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
+        Ok(None)
+    }
+
     fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
         Ok(None)
     }
@@ -319,6 +332,7 @@ fn sample() -> Status {
         repairs: 0,
         guard_repairs: 0,
         roots: 2,
+        returns: 3,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         notice: vec![
             Listener {

@@ -3,6 +3,7 @@
 use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
 use crate::redirect::{Flow, Redirected, SocketPeer};
+use crate::returns::ReturnCounters;
 
 macro_rules! pod {
     ($($t:ty),+ $(,)?) => {$(
@@ -25,5 +26,6 @@ pod!(
     HostCounters,
     CustomerCounters,
     Sketch,
+    ReturnCounters,
     Event,
 );

@@ -154,6 +154,7 @@ fn digest(options: &LoadOptions) -> String {
         host,
         guard,
         notice,
+        returns,
         layout,
         debug_lines,
         pins: _,
@@ -161,7 +162,7 @@ fn digest(options: &LoadOptions) -> String {
     let mut hash = Sha256::new();
     hash.update(object(*debug_lines));
     hash.update(format!(
-        "{ports:?} {host:?} {guard:?} {notice:?} {layout:?} {debug_lines:?}"
+        "{ports:?} {host:?} {guard:?} {notice:?} {returns:?} {layout:?} {debug_lines:?}"
     ));
     let hash = hash.finalize();
     hash.iter()

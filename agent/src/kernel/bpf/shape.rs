@@ -10,6 +10,7 @@ use gate25_common::abi::{
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
 use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
+use gate25_common::returns::ReturnCounters;
 
 /// Bytes of a trie's key before its data.
 const TRIE_LENGTH: usize = 4;
@@ -67,6 +68,18 @@ impl Shape {
                 MapType::Hash,
                 size_of::<CustomerId>(),
                 size_of::<Sketch>(),
+                MAX_CUSTOMERS,
+            ),
+            names::MAP_RETURN_COUNTERS => (
+                MapType::PerCpuArray,
+                size_of::<u32>(),
+                size_of::<ReturnCounters>(),
+                1,
+            ),
+            names::MAP_RETURN_CUSTOMERS => (
+                MapType::PerCpuHash,
+                size_of::<CustomerId>(),
+                size_of::<ReturnCounters>(),
                 MAX_CUSTOMERS,
             ),
             names::MAP_SOCKET_PEERS => (

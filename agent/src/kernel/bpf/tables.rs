@@ -18,7 +18,7 @@ use crate::dataplane::{MapImage, Step};
 use crate::kernel::bpf::BpfError;
 
 /// `BPF_NOEXIST`: what is counted stays.
-const NO_REPLACE: u64 = 1;
+pub(super) const NO_REPLACE: u64 = 1;
 
 /// The tables that the policy is written into.
 pub(super) struct PolicyTables {
@@ -253,7 +253,7 @@ impl CounterTables {
     }
 }
 
-fn typed<T>(
+pub(super) fn typed<T>(
     open: impl Fn(&'static str) -> Result<MapData, BpfError>,
     name: &'static str,
     wrap: impl FnOnce(MapData) -> Result<T, MapError>,
@@ -272,7 +272,10 @@ fn key(set: SetId, prefix: &Prefix) -> Key<PrefixKey> {
     )
 }
 
-fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V>, BpfError> {
+pub(super) fn present<V>(
+    result: Result<V, MapError>,
+    map: &'static str,
+) -> Result<Option<V>, BpfError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
@@ -284,7 +287,7 @@ fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V
     }
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
@@ -296,7 +299,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::EEXIST) =>

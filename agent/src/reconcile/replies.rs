@@ -1,0 +1,63 @@
+//! Where programs look at what goes to guests, and whether they can.
+
+use std::collections::BTreeSet;
+
+use gate25_common::abi::{Blocked, CustomerId};
+use gate25_common::address::Family;
+
+use super::Reconciler;
+use crate::dataplane::{Dataplane, Returns, Site};
+use crate::workloads::Framing;
+
+impl<D: Dataplane> Reconciler<D> {
+    /// Every guest's interface where what comes back is judged, else those of customers whose
+    /// connections are led elsewhere.
+    pub(super) fn replies(&self) -> BTreeSet<Site> {
+        let interfaces = self.workloads.interfaces.iter();
+        interfaces
+            .filter(|(_, workload)| workload.framing == Framing::Ethernet)
+            .filter(|(index, _)| self.judges_returns() || self.is_led_elsewhere(**index))
+            .map(|(index, _)| Site::Replies(*index))
+            .collect()
+    }
+
+    /// Interfaces, `covered` ones, where what comes back is judged.
+    pub(super) fn return_sites(&self, covered: &BTreeSet<Site>) -> usize {
+        if self.judges_returns() {
+            covered.intersection(&self.replies()).count()
+        } else {
+            0
+        }
+    }
+
+    /// Says so where packets that come back are to be judged and cannot be.
+    pub(super) fn check_returns(&mut self) {
+        let complaint = match (self.circumstances.returns, self.dataplane.replies()) {
+            (Returns::Open, _) | (Returns::Judged, Ok(())) => None,
+            (Returns::Judged, Err(why)) => Some(format!(
+                "`block_return` is without effect, packets from guarded ports reach guests: {why}"
+            )),
+        };
+        self.complain("returns", complaint);
+    }
+
+    fn judges_returns(&self) -> bool {
+        match self.circumstances.returns {
+            Returns::Open => false,
+            Returns::Judged => self.dataplane.replies().is_ok(),
+        }
+    }
+
+    /// Whether connections of the interface's owner go to a relay or to the notice, as the tables
+    /// have it.
+    fn is_led_elsewhere(&self, index: u32) -> bool {
+        let installed = self.dataplane.installed();
+        let owner = installed.interfaces.get(&index).map(|it| it.customer());
+        let policy = owner.and_then(|it: CustomerId| installed.customers.get(&it));
+        policy.is_some_and(|policy| {
+            let mut families = Family::ALL.into_iter();
+            matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
+                && families.any(|family| policy.target(family).is_some())
+        })
+    }
+}
