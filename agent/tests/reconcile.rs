@@ -5,6 +5,8 @@
 
 #[path = "reconcile/files.rs"]
 mod files;
+#[path = "reconcile/returns.rs"]
+mod returns;
 #[path = "reconcile/sites.rs"]
 mod sites;
 
@@ -40,6 +42,8 @@ struct Kernel {
     covered: BTreeSet<Site>,
     calls: Vec<&'static str>,
     refuses: bool,
+    /// Why there is no hook for what goes to guests, if there is none.
+    no_replies: Option<&'static str>,
 }
 
 /// A backend in memory; what it is made from stays with the test.
@@ -94,7 +98,7 @@ impl Dataplane for Memory {
     }
 
     fn replies(&self) -> Result<(), &'static str> {
-        Ok(())
+        self.kernel.borrow().no_replies.map_or(Ok(()), Err)
     }
 
     fn attach_replies(&mut self, index: u32) -> Result<Attached, Refusal> {
@@ -141,11 +145,16 @@ impl Lab {
 
     /// On what an earlier agent left.
     fn on(kernel: Kernel) -> Self {
+        Self::with(kernel, Returns::Open)
+    }
+
+    /// The same with packets that come back judged or not.
+    fn with(kernel: Kernel, returns: Returns) -> Self {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
             notice: Vec::new(),
-            returns: Returns::Open,
+            returns,
             way_to: |_| Ok(None),
             host: Host {
                 name: "hv-1".to_owned(),

@@ -108,6 +108,7 @@ fn pages_are_there_and_the_metrics_are_clean_and_complete_from_the_start() {
     for name in [
         "build_info",
         "enforcing",
+        "return_packets_total",
         "host_mode",
         "policy_source",
         "backend_info",

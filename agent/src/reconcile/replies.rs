@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use gate25_common::abi::{Blocked, CustomerId};
+use gate25_common::abi::{Blocked, InterfaceOwner};
 use gate25_common::address::Family;
+use tracing::warn;
 
 use super::Reconciler;
 use crate::dataplane::{Dataplane, Returns, Site};
 use crate::workloads::Framing;
+
+/// What is complained of where packets that come back cannot be judged.
+const SUBJECT: &str = "returns";
 
 impl<D: Dataplane> Reconciler<D> {
     /// Every guest's interface where what comes back is judged, else those of customers whose
@@ -38,7 +42,12 @@ impl<D: Dataplane> Reconciler<D> {
                 "`block_return` is without effect, packets from guarded ports reach guests: {why}"
             )),
         };
-        self.complain("returns", complaint);
+        if let Some(complaint) = &complaint
+            && self.complaints.get(SUBJECT) != Some(complaint)
+        {
+            warn!("{complaint}");
+        }
+        self.complain(SUBJECT, complaint);
     }
 
     fn judges_returns(&self) -> bool {
@@ -52,8 +61,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// have it.
     fn is_led_elsewhere(&self, index: u32) -> bool {
         let installed = self.dataplane.installed();
-        let owner = installed.interfaces.get(&index).map(|it| it.customer());
-        let policy = owner.and_then(|it: CustomerId| installed.customers.get(&it));
+        let owner = installed
+            .interfaces
+            .get(&index)
+            .map(InterfaceOwner::customer);
+        let policy = owner.and_then(|it| installed.customers.get(&it));
         policy.is_some_and(|policy| {
             let mut families = Family::ALL.into_iter();
             matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
