@@ -9,9 +9,9 @@ use gate25_common::decide::{Reason, Verdict};
 use jiff::Timestamp;
 
 use super::messages::{
-    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Kind, Mode,
-    NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload,
-    Workloads,
+    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
+    Mode, NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term,
+    Workload, Workloads,
 };
 use super::{Constants, ReloadOutcome};
 use crate::diagnostic::terminal::{Colour, render};
@@ -31,6 +31,15 @@ const VERDICTS: [Verdict; 6] = [
     Verdict::Redirect,
     Verdict::Notice,
 ];
+
+/// What the agent found wrong with the coverage of workloads.
+pub(super) fn findings(status: &status::Status) -> Findings {
+    let status::Examined { looked, findings } = &status.examined;
+    Findings {
+        looked: *looked,
+        findings: findings.clone(),
+    }
+}
 
 /// How the agent is.
 pub(super) fn status(
@@ -56,6 +65,7 @@ pub(super) fn status(
         notice,
         problems,
         warnings,
+        examined: _,
     } = status;
     let Constants {
         host,
