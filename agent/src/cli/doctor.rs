@@ -16,7 +16,7 @@ use crate::cli::files;
 use crate::control::client::{Client, ClientError};
 use crate::diagnostic::{Diagnostic, Severity as Bad, escape};
 use crate::doctor::{
-    Agent, Area, Facts, Finding, Host, Look, NftFacts, Sampling, Severity, Survey, judge,
+    Agent, Area, Facts, Finding, Host, Kind, Look, NftFacts, Sampling, Severity, Survey, judge,
 };
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use crate::policy::loader::{Circumstances, Purpose};
@@ -87,10 +87,16 @@ pub fn run(
     let survey = Survey::new(settings, &args.bpffs);
     let mut facts = survey.facts(agent, mistakes);
     let mut findings = settled(&survey, &mut facts);
-    if !is_root() {
+    if !is_root() && matches!(facts.agent, Agent::Running(_)) {
         // The agent has looked where the caller may not.
-        let known = client.findings().map(|told| told.findings);
-        findings.extend(known.unwrap_or_default());
+        match client.findings() {
+            Ok(told) => findings.extend(told.findings),
+            Err(error) => findings.push(Finding::new(
+                Kind::NotExamined,
+                "what the agent found",
+                in_full(&error),
+            )),
+        }
         findings.sort();
         findings.dedup();
     }
