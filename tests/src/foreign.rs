@@ -34,7 +34,6 @@ const TCX_NEXT: i32 = -1;
 pub struct ForeignProgram {
     program: OwnedFd,
     cgroup: File,
-    flags: u32,
 }
 
 /// A program that lets every packet pass, attached to an interface. It goes with this value.
@@ -100,18 +99,17 @@ impl ForeignProgram {
         let foreign = Self {
             program: load(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, PASS)?,
             cgroup: File::open(cgroup.dir()).context("open a cgroup")?,
-            flags,
         };
-        bpf(BPF_PROG_ATTACH, &mut foreign.place()).context("attach a foreign program")?;
+        bpf(BPF_PROG_ATTACH, &mut foreign.place(flags)).context("attach a foreign program")?;
         Ok(foreign)
     }
 
-    fn place(&self) -> Attach {
+    fn place(&self, flags: u32) -> Attach {
         Attach {
             target: self.cgroup.as_raw_fd() as u32,
             program: self.program.as_raw_fd() as u32,
             attach_type: BPF_CGROUP_INET_EGRESS,
-            flags: self.flags,
+            flags,
         }
     }
 }
@@ -196,7 +194,7 @@ fn descriptor(number: libc::c_long) -> anyhow::Result<OwnedFd> {
 impl Drop for ForeignProgram {
     fn drop(&mut self) {
         // Gone with its cgroup, if not now.
-        drop(bpf(BPF_PROG_DETACH, &mut self.place()));
+        drop(bpf(BPF_PROG_DETACH, &mut self.place(0)));
     }
 }
 

@@ -416,9 +416,8 @@ fn doctor_names_files_that_are_open_or_not_valid() {
         close(pins, 0o700);
     })
     .unwrap();
-    agent
-        .write_policy("policy.yaml", "schema: 1\nnonsense: 7\n")
-        .unwrap();
+    let mistaken = PolicyText::default().text() + "nonsense: 7\n";
+    agent.write_policy("policy.yaml", &mistaken).unwrap();
     let report = wait_for(&world, &agent, |report| report.names("reload-refused"));
     report.is(1, &[("reload-refused", "policy"), ("policy-invalid", name)]);
     assert!(report.text.contains("nonsense"), "{}", report.text);

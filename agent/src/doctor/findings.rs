@@ -87,13 +87,13 @@ kinds! {
         "Give the other chain a priority above -450: until then it may send packets on unseen.";
     /// A covered interface has no owner in the tables.
     OwnerMissing = "owner-missing" Error Coverage
-        "Its packets are judged as nobody's; `gate25 reload --wait` has the agent write its tables, else restart it.";
+        "Its packets are judged as nobody's; restart the agent, which then compares the tables with what they should be.";
     /// Replies to a guest are not rewritten.
     RepliesNotFirst = "replies-not-first" Error Coverage
         "Redirected connections of this guest fail; a running agent goes in front again within a minute, else restart it.";
     /// A root of cgroups lacks one of our programs.
     CgroupProgramMissing = "cgroup-program-missing" Error Coverage
-        "A running agent attaches it within a second; where somebody attached exclusively (`bpftool cgroup tree`), stop them.";
+        "A running agent attaches it within a minute, or a second after it failed to; where somebody attached exclusively (`bpftool cgroup tree`), stop them.";
     /// Somebody else's program is on a root of cgroups.
     CgroupProgramForeign = "cgroup-program-foreign" Warning Coverage
         "It cannot open what gate25 refuses, but it may refuse or lead elsewhere what gate25 allows: know whose it is.";
