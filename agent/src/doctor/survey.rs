@@ -68,7 +68,7 @@ impl Survey {
     }
 
     /// What covers workloads: interfaces whose names say so, those that have an owner in the tables,
-    /// and those that are `known` to be some. Blocks, for some 20 us an interface.
+    /// and those that are `known` to be some. Blocks, for some 50 us an interface.
     #[must_use]
     pub fn coverage(&self, known: &BTreeSet<u32>, sampling: Sampling) -> Coverage {
         let leftover = Leftover::at(&self.filesystem);

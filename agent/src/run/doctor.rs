@@ -69,25 +69,23 @@ impl Doctor {
 
     /// Waits for what is next. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Next {
-        loop {
-            if let Some(task) = &mut self.task {
-                let looked = task.await;
-                self.task = None;
-                match looked {
-                    Ok((findings, took)) => {
-                        self.rested = Some(Instant::now() + took * REST);
-                        return Next::Done(self.found(findings));
-                    }
-                    Err(error) => {
-                        warn!(error = in_full(&error), "coverage not looked at");
-                        self.soon();
-                    }
+        if let Some(task) = &mut self.task {
+            let looked = task.await;
+            self.task = None;
+            match looked {
+                Ok((findings, took)) => {
+                    self.rested = Some(Instant::now() + took * REST);
+                    return Next::Done(self.found(findings));
+                }
+                Err(error) => {
+                    warn!(error = in_full(&error), "coverage not looked at");
+                    self.soon();
                 }
             }
-            until(self.due).await;
-            self.due = None;
-            return Next::Due;
         }
+        until(self.due).await;
+        self.due = None;
+        Next::Due
     }
 
     fn found(&mut self, findings: Vec<Finding>) -> Examined {
