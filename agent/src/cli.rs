@@ -3,6 +3,7 @@
 pub mod check;
 pub mod console;
 pub mod diff;
+pub mod doctor;
 pub mod explain;
 mod files;
 pub mod guard;

@@ -3,8 +3,11 @@
 pub mod bpf;
 pub mod cgroups;
 pub mod filter;
+pub mod functions;
 pub mod links;
+pub mod machines;
 pub mod namespaces;
+pub mod netfilter;
 mod netlink;
 pub mod nft;
 pub mod nftables;
@@ -12,4 +15,6 @@ pub(crate) mod peer;
 pub(crate) mod readiness;
 pub mod routes;
 pub mod ruleset;
+pub mod services;
 pub mod sockets;
+pub mod surroundings;

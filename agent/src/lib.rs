@@ -7,6 +7,7 @@ pub mod compile;
 pub mod control;
 pub mod dataplane;
 pub mod diagnostic;
+pub mod doctor;
 pub mod explain;
 pub mod features;
 pub mod figures;

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
-use gate25::cli::{check, diff, guard, list, metrics, reload, schema, status, teardown};
+use gate25::cli::{check, diff, doctor, guard, list, metrics, reload, schema, status, teardown};
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
@@ -46,6 +46,7 @@ enum Command {
     Reload(reload::Args),
     Status(status::Args),
     List(list::Args),
+    Doctor(doctor::Args),
     Teardown(teardown::Args),
     Explain(explain::Args),
     Guard(guard::Args),
@@ -88,6 +89,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => asking(&cli, |at, console| reload::run(args, at, console)),
         Command::Status(args) => asking(&cli, |at, console| status::run(args, at, console)),
         Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
+        Command::Doctor(args) => asking(&cli, |at, console| doctor::run(args, at, console)),
         Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
         Command::Guard(args) => asking(&cli, |at, console| guard::run(args, at, console)),

@@ -22,6 +22,7 @@ use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::doctor;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
@@ -177,6 +178,7 @@ impl Metrics {
         workloads(&mut families, &status, &self.constants)?;
         policy(&mut families, &status, Timestamp::now())?;
         notice::collect(&mut families, &status, &self.notice)?;
+        findings(&mut families, &status)?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
             let seconds = elapsed.as_secs_f64();
@@ -342,6 +344,20 @@ fn policy(
     families.gauge(names_of::RELOAD_SUCCESS_TIMESTAMP, &[], success)?;
     families.counter(names_of::RELOADS, &[], status.reloads)?;
     families.counter(names_of::RELOAD_FAILURES, &[], status.reload_failures)
+}
+
+/// Of findings that are about other things nobody here knows.
+fn findings(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
+    let found = &status.examined.findings;
+    let counted = |kind: &doctor::Kind| {
+        kind.area() == doctor::Area::Coverage || *kind == doctor::Kind::NotExamined
+    };
+    for kind in doctor::Kind::ALL.iter().filter(|kind| counted(kind)) {
+        let count = found.iter().filter(|it| it.kind == *kind).count();
+        families.gauge(names_of::COVERAGE_FINDINGS, &[kind.as_str()], count as f64)?;
+    }
+    let looked = status.examined.looked.map_or(0.0, seconds);
+    families.gauge(names_of::COVERAGE_LOOKED, &[], looked)
 }
 
 fn exemption_state(exemption: &ExemptionStatus, now: Timestamp) -> &'static str {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod containers;
+mod doctor;
 mod guard;
 mod mounts;
 mod notice;
@@ -39,6 +40,7 @@ use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::backend::{Choice, Either, Opened, Place};
 use crate::run::containers::Containers;
+use crate::run::doctor::Doctor;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::notice::Notice;
@@ -92,6 +94,7 @@ pub async fn run(
             roots: settings.cgroups.roots.clone(),
         },
         mounts: Mounts::watch(folder, lock)?,
+        doctor: Doctor::new(&settings, &surroundings.bpf_filesystem),
         settings,
     };
     match opened {
@@ -113,6 +116,7 @@ struct Base {
     notifier: Notifier,
     host: Host,
     mounts: Mounts,
+    doctor: Doctor,
 }
 
 async fn enforce<D: Dataplane>(
@@ -126,6 +130,7 @@ async fn enforce<D: Dataplane>(
         notifier,
         host,
         mounts,
+        doctor,
     } = base;
     let Opened {
         mut dataplane,
@@ -177,6 +182,7 @@ async fn enforce<D: Dataplane>(
         tables,
         other,
         guard: Keeper::new(Guard::new(&settings)),
+        doctor,
         notice,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),

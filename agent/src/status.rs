@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
+use crate::doctor::Finding;
 use crate::notice::server::Listener;
 use crate::policy::Relay;
 use crate::policy::loader::SetHash;
@@ -149,6 +150,17 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What else somebody should look at.
     pub warnings: Vec<String>,
+    /// What is wrong with the coverage of workloads.
+    pub examined: Examined,
+}
+
+/// What was found when the kernel was last asked what covers workloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Examined {
+    /// When that was; `None` before the first time.
+    pub looked: Option<Timestamp>,
+    /// Errors first.
+    pub findings: Vec<Finding>,
 }
 
 impl Default for Status {
@@ -171,6 +183,7 @@ impl Default for Status {
             notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
             warnings: Vec::new(),
+            examined: Examined::default(),
         }
     }
 }

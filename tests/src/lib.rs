@@ -38,7 +38,7 @@ pub use agent::{Agent, Settings, binary};
 pub use cgroup::Cgroup;
 pub use container::{Container, Containers, Network, Runtime};
 pub use far_side::{Witness, greet};
-pub use foreign::ForeignProgram;
+pub use foreign::{ForeignLink, ForeignProgram};
 pub use http::get;
 pub use lab::{Lab, Remover};
 pub use ledger::{Trial, Tried};

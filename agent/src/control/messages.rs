@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::doctor::Finding;
+
 /// Who tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -321,6 +323,15 @@ pub struct Exemption {
     pub starts: Option<Timestamp>,
     /// First moment at which it holds no longer.
     pub expires: Timestamp,
+}
+
+/// What the agent found wrong with the coverage of workloads: `GET /v1/findings`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// When it last looked; none before the first time.
+    pub looked: Option<Timestamp>,
+    /// Errors first.
+    pub findings: Vec<Finding>,
 }
 
 /// The running set: `GET /v1/policy`.

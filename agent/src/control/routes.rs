@@ -36,6 +36,7 @@ pub(super) fn router(agent: Agent, reply: Duration) -> Router {
         .route("/v1/workloads", get(workloads).fallback(refuse))
         .route("/v1/customers", get(customers).fallback(refuse))
         .route("/v1/exemptions", get(exemptions).fallback(refuse))
+        .route("/v1/findings", get(findings).fallback(refuse))
         .route("/v1/policy", get(policy).fallback(refuse))
         .route("/v1/reload", post(reload).fallback(refuse))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing here") })
@@ -84,6 +85,10 @@ async fn customers(State(desk): State<Desk>) -> Response {
 async fn exemptions(State(desk): State<Desk>) -> Response {
     let status = desk.agent.status.get();
     success(&view::exemptions(&status.policy, Timestamp::now()))
+}
+
+async fn findings(State(desk): State<Desk>) -> Response {
+    success(&desk.agent.status.read(view::findings))
 }
 
 async fn policy(State(desk): State<Desk>) -> Response {

@@ -10,8 +10,9 @@ use gate25_common::returns::{Fate, ReturnCounters};
 use jiff::Timestamp;
 
 use super::messages::{
-    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Kind, Mode,
-    NoticeListener, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status, Teller, Term,
+    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
+    Mode, NoticeListener, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status, Teller,
+    Term,
     Workload, Workloads,
 };
 use super::{Constants, ReloadOutcome};
@@ -32,6 +33,15 @@ const VERDICTS: [Verdict; 6] = [
     Verdict::Redirect,
     Verdict::Notice,
 ];
+
+/// What the agent found wrong with the coverage of workloads.
+pub(super) fn findings(status: &status::Status) -> Findings {
+    let status::Examined { looked, findings } = &status.examined;
+    Findings {
+        looked: *looked,
+        findings: findings.clone(),
+    }
+}
 
 /// How the agent is.
 pub(super) fn status(
@@ -58,6 +68,7 @@ pub(super) fn status(
         notice,
         problems,
         warnings,
+        examined: _,
     } = status;
     let Constants {
         host,

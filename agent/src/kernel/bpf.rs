@@ -39,6 +39,8 @@ use crate::policy::RELAY_PORT;
 mod attachments;
 pub mod debug_lines;
 pub mod events;
+pub mod features;
+pub mod hooks;
 mod inherit;
 pub mod leftover;
 mod link;

@@ -51,7 +51,7 @@ use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
 
 pub use figures::Counters;
-pub use names::TABLE;
+pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
 pub use ruleset::{Commands, Options};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
@@ -382,6 +382,25 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
         Err(NftablesError::Nft(error)) if error.is_missing() => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Interfaces whose chain in our table calls the rules for guests.
+///
+/// # Errors
+/// [`NftError`].
+pub fn chained(nft: &Nft) -> Result<BTreeSet<u32>, NftError> {
+    let listed = nft.list_json("list a table", &["table", "netdev", TABLE])?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let rules = objects.filter_map(|object| object.get("rule"));
+    let calling = rules.filter(|rule| {
+        let statements = rule["expr"].as_array().into_iter().flatten();
+        statements
+            .filter_map(|it| it.get("jump").or(it.get("goto")))
+            .any(|it| it["target"] == names::GUEST)
+    });
+    Ok(calling
+        .filter_map(|rule| names::interface_of(rule["chain"].as_str()?))
+        .collect())
 }
 
 /// What is in our table; `None` without one.

@@ -137,6 +137,10 @@ catalogue! {
         "Connections to the SMTP notice that are open.";
     NOTICE_LISTENERS = Gauge "notice_listeners" ["state"]
         "Addresses of the SMTP notice by state: listening, waiting (not bound).";
+    COVERAGE_FINDINGS = Gauge "coverage_findings" ["kind"]
+        "What is wrong with the coverage of workloads by kind, as the kernel tells it (gate25 doctor names each); looked at after changes of interfaces and at every rescan.";
+    COVERAGE_LOOKED = Gauge "coverage_last_look_timestamp_seconds" []
+        "When the kernel was last asked what covers workloads; 0 before the first time.";
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }

@@ -18,6 +18,7 @@ use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::backend::Other;
 use crate::run::containers::{Containers, Happened};
+use crate::run::doctor::{self, Doctor};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::notice::{Heard, Notice};
@@ -43,6 +44,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) other: Other,
     pub(super) containers: Containers,
     pub(super) guard: Keeper,
+    pub(super) doctor: Doctor,
     pub(super) notice: Notice,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
@@ -105,6 +107,7 @@ impl<D: Dataplane> Agent<D> {
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
         self.take(loaded);
+        self.doctor.soon();
         Ok(())
     }
 
@@ -169,6 +172,7 @@ impl<D: Dataplane> Agent<D> {
                 },
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
+                next = self.doctor.next() => self.examine(next),
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -198,6 +202,20 @@ impl<D: Dataplane> Agent<D> {
         self.guard.begin();
         if self.reconciler.take_revoked() {
             self.sweeper.now();
+        }
+    }
+
+    /// While programs are still to be attached, that they are missing is no news.
+    fn examine(&mut self, next: doctor::Next) {
+        match next {
+            doctor::Next::Due if self.dirty || self.reconciler.has_waiting() => self.doctor.soon(),
+            doctor::Next::Due => {
+                let interfaces = self.reconciler.workloads().interfaces.keys();
+                self.doctor.look(interfaces.copied().collect());
+            }
+            doctor::Next::Done(examined) => {
+                self.status.update(|status| status.examined = examined);
+            }
         }
     }
 
@@ -288,6 +306,7 @@ impl<D: Dataplane> Agent<D> {
             LinkEvent::Lost => self.rescan().await?,
         }
         self.dirty = true;
+        self.doctor.soon();
         Ok(())
     }
 
@@ -353,6 +372,7 @@ impl<D: Dataplane> Agent<D> {
         }
         self.reconciler
             .complain("cgroups", self.containers.complaint());
+        self.doctor.soon();
         self.dirty = true;
     }
 
@@ -365,6 +385,7 @@ impl<D: Dataplane> Agent<D> {
         self.mounts.lock_again()?;
         self.store.retry();
         self.sweeper.now();
+        self.doctor.soon();
         self.dirty = true;
         Ok(())
     }

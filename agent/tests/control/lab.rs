@@ -13,7 +13,7 @@ use gate25::notice::server::{Listener, Listening};
 use gate25::policy::Origin;
 use gate25::settings::Enforcement;
 use gate25::status::{
-    ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
+    Examined, ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
 };
 use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
@@ -346,5 +346,6 @@ fn sample() -> Status {
         ],
         problems: Vec::new(),
         warnings: Vec::new(),
+        examined: Examined::default(),
     }
 }

@@ -14,6 +14,7 @@ use super::place::{CgroupHook, Place};
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -228,9 +229,19 @@ fn unknown() -> io::Error {
 
 /// The kernel's numbers of the tcx programs in that direction of `interface`, first to last.
 pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u32>> {
+    query(interface, direction.attach_type())
+}
+
+/// The kernel's numbers of the programs that are attached to a hook of the cgroup itself whose
+/// directory `cgroup` is.
+pub(super) fn programs_of_cgroup(cgroup: BorrowedFd<'_>, hook: CgroupHook) -> io::Result<Vec<u32>> {
+    query(raw(cgroup), hook.attach_type())
+}
+
+fn query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Attr {
-        interface: u32,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
@@ -244,8 +255,8 @@ pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u
     }
     let mut programs = vec![0u32; MAX_PROGRAMS];
     let mut attr = Attr {
-        interface,
-        attach_type: direction.attach_type(),
+        target,
+        attach_type,
         query_flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,
@@ -259,6 +270,22 @@ pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u
     bpf(BPF_PROG_QUERY, &mut attr)?;
     programs.truncate(attr.count as usize);
     Ok(programs)
+}
+
+/// Opens the program of this number.
+pub(super) fn open_program(number: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        number: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut attr = Attr {
+        number,
+        next: 0,
+        flags: 0,
+    };
+    bpf_fd(BPF_PROG_GET_FD_BY_ID, &mut attr)
 }
 
 #[repr(C)]
