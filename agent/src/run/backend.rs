@@ -19,6 +19,7 @@ use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables};
+use crate::kernel::privileges;
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -135,6 +136,7 @@ fn open_ebpf(
     attachment: Attachment,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
     let sees_checksums = options.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
@@ -176,6 +178,7 @@ fn open_nftables(
     pins: Option<&Pins>,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_NFTABLES)?;
     // Before the first look, so that no change falls between the two.
     let tables = Tables::watched()?;
     let options = nftables::Options {
