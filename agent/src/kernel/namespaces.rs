@@ -291,9 +291,7 @@ impl Walk<'_> {
         };
         let thread = match Thread::open_directory(pid) {
             Ok(thread) => thread,
-            Err(Errno::ENOENT) if lives(pid) => return Err(NamespaceError::Hidden { pid }),
-            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return unless_ended(pid, error),
         };
         let opened = thread.open(DEVICES);
         let inode = match &opened {
@@ -312,8 +310,7 @@ impl Walk<'_> {
         // Last, since no other has had its number before it is gone, and only this says that it is.
         let text = match thread.cgroup() {
             Ok(text) => text,
-            Err(Errno::ENOENT | Errno::ESRCH) => return Ok(()),
-            Err(error) => return Err(failed(error)),
+            Err(error) => return unless_ended(pid, error),
         };
         let within = self.hierarchy.path_in(&text);
         if !within.is_some_and(|within| within.starts_with(&cgroup.path)) {
@@ -379,12 +376,23 @@ impl Thread {
     }
 }
 
+/// Whether `error` says that the thread has ended, which is none, or that it is hidden.
+fn unless_ended(pid: u32, error: Errno) -> Result<(), NamespaceError> {
+    match error {
+        // What is hidden looks as if it had ended, but it can be sent signals: not by us, is the answer.
+        Errno::ENOENT if lives(pid) => Err(NamespaceError::Hidden { pid }),
+        Errno::ENOENT | Errno::ESRCH => Ok(()),
+        Errno::EPERM => Err(NamespaceError::Hidden { pid }),
+        error => Err(NamespaceError::Process {
+            pid,
+            source: error.into(),
+        }),
+    }
+}
+
 /// Whether there is a process of this number, shown or not.
 fn lives(pid: u32) -> bool {
-    let Ok(pid) = i32::try_from(pid) else {
-        return false;
-    };
-    !matches!(kill(Pid::from_raw(pid), None), Err(Errno::ESRCH))
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
 }
 
 /// This namespace's number for the one that a thread is in.

@@ -14,7 +14,7 @@ use crate::chain::in_full;
 use crate::features::Feature;
 use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, Removal};
-use crate::kernel::bpf::pins::Pins;
+use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
@@ -75,6 +75,10 @@ impl Place {
     pub(super) fn lock(settings: &Settings, filesystem: &Path) -> anyhow::Result<Self> {
         let (folder, pins) = match Pins::open(filesystem) {
             Ok(pins) => (pins.own_folder(), Some(pins)),
+            // There may be an agent of another user, who holds the lock there.
+            Err(error @ (PinsError::Closed { .. } | PinsError::Exposed(_))) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 let folder = match settings.backend {
                     Backend::Ebpf => return Err(error.into()),

@@ -37,8 +37,8 @@ fn pins_state_and_socket_are_the_agents_users_alone() {
         ("/run/gate25", format!("d {own} {own} 755")),
         // There is no group gate25 on the machine.
         ("/run/gate25/control.sock", format!("s {own} {own} 600")),
-        // The agent's group may pass, and see nothing.
-        ("/sys/fs/bpf", format!("d 0 {own} 710")),
+        // The agent's group may pass, and see nothing. The kernel adds the sticky bit.
+        ("/sys/fs/bpf", format!("d 0 {own} 1710")),
     ] {
         let seen = host.exec("find", &[path, "-maxdepth", "0", "-printf", "%y %U %G %m"]);
         assert_eq!(seen.unwrap(), right, "{path}");

@@ -242,7 +242,8 @@ fn processes_that_are_hidden_are_told_of_and_their_container_is_judged() {
         .agent_with(world.settings(), &PolicyText::default())
         .unwrap();
     world.wait_contained(&closed.tenant).unwrap();
-    poll("a warning", LIMIT, || Ok(warning(&agent, "hidepid"))).unwrap();
+    poll("a warning", LIMIT, || Ok(warning(&agent, "hidepid")))
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
 }
 
 #[test]
