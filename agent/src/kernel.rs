@@ -12,6 +12,7 @@ mod netlink;
 pub mod nft;
 pub mod nftables;
 pub(crate) mod peer;
+pub mod privileges;
 pub(crate) mod readiness;
 pub mod routes;
 pub mod ruleset;

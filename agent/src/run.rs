@@ -31,6 +31,7 @@ use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::links::Links;
+use crate::kernel::privileges;
 use crate::kernel::routes;
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notice::counts::Counts;
@@ -86,6 +87,8 @@ pub async fn run(
     raise_open_files();
     let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
     let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    // Every other thread did at its start.
+    privileges::confine_to_enforcing()?;
     let base = Base {
         notifier: notifier(&surroundings.notify),
         host: Host {

@@ -8,27 +8,27 @@ pub mod lock;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use nix::unistd::geteuid;
 
 use crate::policy::directory::{Links, open_regular};
 use crate::policy::loader::{SetHash, SourceFile};
+use crate::trust::{Exposed, Keepers};
 use format::FormatError;
 
 /// The file in the state directory.
 pub const FILE_NAME: &str = "last-known-good.json";
 /// The name under which it is written. One name is enough: only one agent runs on a host.
 const TEMPORARY_NAME: &str = ".last-known-good.json.new";
+/// All that is kept in the directory.
+pub(crate) const NAMES: [&str; 2] = [FILE_NAME, TEMPORARY_NAME];
 /// The largest file that is written or read, in bytes. Ten thousand customers take 3 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// Group and others may write.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// A set of policy files that was accepted, as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,14 +53,8 @@ pub enum StateError {
         source: io::Error,
     },
     /// Somebody else could have put a policy there.
-    #[error(
-        "the state directory {} must belong to root or to gate25's user and be writable by nobody \
-         else: chown root, chmod 0700", path.display()
-    )]
-    Exposed {
-        /// The directory.
-        path: PathBuf,
-    },
+    #[error("the state directory must be writable by nobody but root and the agent's user")]
+    Exposed(#[from] Exposed),
     /// A symbolic link, a directory, a device.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
@@ -198,12 +192,8 @@ impl LastKnownGood {
             .open(&self.directory)
             .map_err(failed)?;
         let metadata = folder.metadata().map_err(failed)?;
-        let ours = metadata.uid() == 0 || metadata.uid() == geteuid().as_raw();
-        if !ours || metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-            return Err(StateError::Exposed {
-                path: self.directory.clone(),
-            });
-        }
+        let keepers = Keepers::of_process().alone();
+        keepers.judge(&self.directory, &metadata)?;
         Ok(folder)
     }
 

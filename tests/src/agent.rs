@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use crate::{Metrics, NetNs, Process, Said, http, poll, process::tail};
+use crate::{Metrics, NetNs, Privileges, Process, Said, http, poll, process::tail};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9425);
 const READY: Duration = Duration::from_secs(10);
@@ -33,6 +33,8 @@ pub struct Settings {
     pub env: Vec<(String, String)>,
     /// A command that runs the agent's, such as `strace`.
     pub wrapper: Vec<String>,
+    /// As whom it runs: not as root, unless a test needs that.
+    pub privileges: Privileges,
 }
 
 impl Default for Settings {
@@ -45,6 +47,7 @@ impl Default for Settings {
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
+            privileges: Privileges::default(),
         }
     }
 }
@@ -314,6 +317,7 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
         args,
         env,
         wrapper,
+        privileges,
     } = settings;
     let text = format!(
         "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\ncgroups:\n  roots: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
@@ -325,10 +329,13 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
     let config = dir.join("gate25.yaml");
     replace(&config, &text)?;
     let binary = binary()?;
-    let mut command = match wrapper.split_first() {
-        Some((program, rest)) => {
+    privileges.prepare(ns, &binary, &config)?;
+    // Whoever traces the agent is root: he sees how it starts, and writes where he likes.
+    let mut before = wrapper.iter().cloned().chain(privileges.command());
+    let mut command = match before.next() {
+        Some(program) => {
             let mut command = ns.command(program);
-            command.args(rest).arg(binary);
+            command.args(before).arg(binary);
             command
         }
         None => ns.command(binary),

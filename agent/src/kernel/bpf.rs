@@ -1,10 +1,10 @@
 //! The eBPF backend: loads the object, writes its tables, attaches its programs.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{io, iter};
@@ -668,7 +668,12 @@ impl Dataplane for Bpf {
             path: directory.to_owned(),
             source,
         };
-        let cgroup = match File::open(directory) {
+        // A path of its own is enough, whatever its owner has made of the directory's mode.
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+        let cgroup = match options.open(directory) {
             Ok(cgroup) => cgroup,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Attached::Vanished);

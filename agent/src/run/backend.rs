@@ -14,11 +14,12 @@ use crate::chain::in_full;
 use crate::features::Feature;
 use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, Removal};
-use crate::kernel::bpf::pins::Pins;
+use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables};
+use crate::kernel::privileges;
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -74,6 +75,10 @@ impl Place {
     pub(super) fn lock(settings: &Settings, filesystem: &Path) -> anyhow::Result<Self> {
         let (folder, pins) = match Pins::open(filesystem) {
             Ok(pins) => (pins.own_folder(), Some(pins)),
+            // There may be an agent of another user, who holds the lock there.
+            Err(error @ (PinsError::Closed { .. } | PinsError::Exposed(_))) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 let folder = match settings.backend {
                     Backend::Ebpf => return Err(error.into()),
@@ -135,6 +140,7 @@ fn open_ebpf(
     attachment: Attachment,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
     let sees_checksums = options.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
@@ -180,6 +186,7 @@ fn open_nftables(
     pins: Option<&Pins>,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_NFTABLES)?;
     // Before the first look, so that no change falls between the two.
     let tables = Tables::watched()?;
     let options = nftables::Options {

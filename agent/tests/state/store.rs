@@ -263,8 +263,8 @@ fn directory_that_others_may_write_is_refused() {
         for result in results {
             match result {
                 Ok(()) => assert!(allowed, "{mode:o}"),
-                Err(StateError::Exposed { path }) => {
-                    assert!(!allowed && path == dir.path(), "{mode:o}");
+                Err(StateError::Exposed(exposed)) => {
+                    assert!(!allowed && exposed.path == dir.path(), "{mode:o}");
                 }
                 Err(error) => panic!("{error:?}"),
             }
