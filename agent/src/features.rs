@@ -13,16 +13,19 @@ pub enum Feature {
     Destinations,
     /// Headers in unusual places are looked up.
     HiddenHeaders,
+    /// Who is rejected gets a reset.
+    Resets,
 }
 
 impl Feature {
     /// Every one.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::ContainerSockets,
         Self::LateChecksums,
         Self::Redirection,
         Self::Destinations,
         Self::HiddenHeaders,
+        Self::Resets,
     ];
 
     /// The word for it in metrics.
@@ -34,6 +37,7 @@ impl Feature {
             Self::Redirection => "redirection",
             Self::Destinations => "destinations",
             Self::HiddenHeaders => "hidden_headers",
+            Self::Resets => "resets",
         }
     }
 
@@ -47,6 +51,9 @@ impl Feature {
             Self::Destinations => "distinct destinations and events of attempts",
             Self::HiddenHeaders => {
                 "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead"
+            }
+            Self::Resets => {
+                "resets (the kernel is built without CONFIG_NFT_REJECT_NETDEV): what is rejected is dropped, and connections hang"
             }
         }
     }

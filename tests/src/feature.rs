@@ -1,6 +1,6 @@
 //! What only newer kernels have, and what becomes of a test that needs it.
 
-use std::{fmt, fs, path::Path};
+use std::{fmt, fs, path::Path, process::Command};
 
 use anyhow::{Context as _, bail};
 
@@ -16,15 +16,20 @@ pub enum Feature {
     Tcx,
     /// Multipath TCP.
     Mptcp,
+    /// Resets out of nftables' family `netdev` (`CONFIG_NFT_REJECT_NETDEV`), without which Debian
+    /// builds its kernels.
+    NetdevResets,
 }
 
 impl Feature {
-    /// The first kernel that has it, as major and minor number.
+    /// The first kernel that must have it, as major and minor number; `None` if each kernel may be
+    /// built without it.
     #[must_use]
-    pub fn since(self) -> (u32, u32) {
+    pub fn since(self) -> Option<(u32, u32)> {
         match self {
-            Self::Tcx => (6, 6),
-            Self::Mptcp => (5, 6),
+            Self::Tcx => Some((6, 6)),
+            Self::Mptcp => Some((5, 6)),
+            Self::NetdevResets => None,
         }
     }
 
@@ -36,6 +41,9 @@ impl Feature {
         match self {
             Self::Tcx => has_symbol("tcx_link_attach"),
             Self::Mptcp => Ok(Path::new("/proc/sys/net/mptcp").exists()),
+            Self::NetdevResets => {
+                nft_takes("table netdev gate25_probe { chain probe { reject with tcp reset; }; }")
+            }
         }
     }
 
@@ -47,7 +55,10 @@ impl Feature {
         if self.is_present()? {
             return Ok(false);
         }
-        let since = self.since();
+        let Some(since) = self.since() else {
+            skip(&format!("the kernel is built without {self}"))?;
+            return Ok(true);
+        };
         let (major, minor) = since;
         if kernel_version()? >= since {
             bail!("no {self} here, although Linux {major}.{minor} and later have it");
@@ -62,6 +73,7 @@ impl fmt::Display for Feature {
         formatter.write_str(match self {
             Self::Tcx => "tcx",
             Self::Mptcp => "multipath TCP",
+            Self::NetdevResets => "resets in nftables' family netdev",
         })
     }
 }
@@ -74,6 +86,19 @@ fn has_symbol(name: &str) -> anyhow::Result<bool> {
         .lines()
         .filter_map(|line| line.split_whitespace().nth(2));
     Ok(names.any(|symbol| symbol == name))
+}
+
+/// Whether the kernel would take these rules; nothing is changed.
+fn nft_takes(rules: &str) -> anyhow::Result<bool> {
+    let output = Command::new("nft")
+        .args(["--check", rules])
+        .output()
+        .context("start nft")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() && !said.contains("No such file or directory") {
+        bail!("nft --check {rules:?}: {}: {said}", output.status);
+    }
+    Ok(output.status.success())
 }
 
 /// The running kernel's major and minor number.

@@ -59,6 +59,6 @@ pub use smtp::{Delivery, send};
 pub use tap::{Offload, Pump, Tap, pump_stdio};
 pub use tenant::{Frame, Tenant, program as tenant_program, tenant};
 pub use topology::{Addresses, Guest, Hosting, Link};
-pub use vm::{Kernel, Patience, Testbed, Vm, inside};
+pub use vm::{Files, Kernel, Patience, Testbed, Vm, inside};
 pub use wires::{Wires, spare_bridges};
 pub use world::World;

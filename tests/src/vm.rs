@@ -9,4 +9,4 @@ mod testbed;
 pub use guest::Vm;
 pub use kernel::Kernel;
 pub use machine::Patience;
-pub use testbed::{Testbed, inside};
+pub use testbed::{Files, Testbed, inside};

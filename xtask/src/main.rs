@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod binaries;
 mod cargo;
 mod demo;
+mod document;
 mod kernels;
 mod ledger;
 mod lint;

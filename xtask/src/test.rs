@@ -12,6 +12,7 @@ use clap::ValueEnum as _;
 use crate::{
     binaries,
     cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
+    document,
     kernels::{self, Series},
     ledger::{self, Ledger},
     lint, vm,
@@ -28,7 +29,7 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md.
+    /// Put the tables of the run into tests/LEAKS.md and, with the matrix, tests/KERNELS.md.
     #[arg(long)]
     publish: bool,
 }
@@ -104,7 +105,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(table) = ledger.table()? {
         println!("{table}");
         if options.publish {
-            ledger::publish(&table)?;
+            document::publish(ledger::DOCUMENT, &table)?;
         }
     }
     for line in lines {
@@ -139,7 +140,10 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
         Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => {
             root_tests(tier, options, ledger)
         }
-        Tier::Matrix => vm::matrix(&vm::Options::filtered(options.filter.clone()), ledger),
+        Tier::Matrix => {
+            let asked = vm::Options::of_all(options.filter.clone(), options.publish);
+            vm::matrix(&asked, ledger)
+        }
     }
 }
 

@@ -3,18 +3,19 @@
 use std::{
     fs::OpenOptions,
     io::Write as _,
-    path::Path,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
-use gate25_tests::{Kernel, Lab, Patience, Testbed};
+use gate25_tests::{Files, Kernel, Lab, Patience, Testbed};
 
 use crate::{
     binaries::{self, Binary},
     cargo::{self, Count, closing_line, summary},
+    document,
     kernels::{self, Series},
     ledger::Ledger,
 };
@@ -30,6 +31,8 @@ const PATIENCE: Patience = Patience {
 const MOMENT: Duration = Duration::from_secs(60);
 const SKIPS: &str = "/run/gate25.skips";
 const LEDGER: &str = "/run/gate25.ledger";
+/// The document that holds the table.
+const DOCUMENT: &str = "tests/KERNELS.md";
 
 /// What stays outside, and why.
 const LEFT_OUT: [(&str, &str); 5] = [
@@ -51,13 +54,17 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Put the table of kernels and what came of them into tests/KERNELS.md.
+    #[arg(long)]
+    publish: bool,
 }
 
 impl Options {
-    /// Everything, but only tests whose names contain this.
-    pub(crate) fn filtered(filter: Option<String>) -> Self {
+    /// All tiers on all kernels, but only tests whose names contain this.
+    pub(crate) fn of_all(filter: Option<String>, publish: bool) -> Self {
         Self {
             filter,
+            publish,
             ..Self::default()
         }
     }
@@ -121,7 +128,7 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
         plan.extend(built.into_iter().map(|binary| (tier, binary)));
     }
     let agent = cargo::build()?;
-    let mut lines = Vec::new();
+    let (mut lines, mut rows) = (Vec::new(), Vec::new());
     let mut all = Count::default();
     for series in Series::value_variants() {
         if !options.kernel.is_empty() && !options.kernel.contains(series) {
@@ -130,24 +137,24 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
         kernels::provide(*series)?;
         let kernel = Kernel::find(series.name())?;
         let start = Instant::now();
-        let count = on_kernel(&kernel, &plan, &agent, options, ledger).unwrap_or_else(|error| {
-            println!("FAILED on {}: {error:#}", kernel.release());
-            Count::failure()
-        });
-        let release = kernel.release();
+        let tiers = on_kernel(&kernel, &plan, &agent, options, ledger);
+        let row = Row::new(kernel.release(), tiers);
         lines.push(format!(
-            "kernel {}: {} passed, {} failed, {} skipped ({:.0} s)",
-            release.strip_suffix("-amd64").unwrap_or(release),
-            count.passed,
-            count.failed,
-            count.skipped,
+            "{} ({:.0} s)",
+            row.line(),
             start.elapsed().as_secs_f64()
         ));
-        all.add(count);
+        all.add(row.sum());
+        rows.push(row);
     }
     println!();
     for (target, why) in LEFT_OUT {
         println!("left out: {target}: {why}");
+    }
+    let table = markdown(&rows);
+    println!("\n{table}");
+    if options.publish {
+        document::publish(DOCUMENT, &table)?;
     }
     for line in lines {
         println!("{line}");
@@ -155,20 +162,77 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
     Ok(all)
 }
 
+/// What came of the tiers on one kernel.
+#[derive(Debug)]
+struct Row {
+    release: String,
+    tiers: Vec<(Tier, Count)>,
+}
+
+impl Row {
+    fn new(release: &str, tiers: Vec<(Tier, Count)>) -> Self {
+        let release = release.strip_suffix("-amd64").unwrap_or(release).to_owned();
+        Self { release, tiers }
+    }
+
+    fn sum(&self) -> Count {
+        let mut sum = Count::default();
+        for (_, count) in &self.tiers {
+            sum.add(*count);
+        }
+        sum
+    }
+
+    fn line(&self) -> String {
+        let Count {
+            passed,
+            failed,
+            skipped,
+        } = self.sum();
+        format!(
+            "kernel {}: {passed} passed, {failed} failed, {skipped} skipped",
+            self.release
+        )
+    }
+}
+
+/// A row for each kernel, a column for each tier.
+fn markdown(rows: &[Row]) -> String {
+    let tiers = Tier::value_variants();
+    let names: Vec<&str> = tiers.iter().map(|tier| tier.prefix()).collect();
+    let mut text = format!(
+        "| kernel | {} |\n|---{}|\n",
+        names.join(" | "),
+        "|---".repeat(tiers.len())
+    );
+    for row in rows {
+        text.push_str(&format!("| {} |", row.release));
+        for tier in tiers {
+            let found = row.tiers.iter().find(|(its, _)| its == tier);
+            let cell =
+                found.map_or_else(|| "not run".to_owned(), |(_, count)| closing_line(*count));
+            text.push_str(&format!(" {cell} |"));
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn left_out(target: &str) -> Option<&'static str> {
     let entry = LEFT_OUT.iter().find(|(name, _)| *name == target);
     entry.map(|(_, why)| *why)
 }
 
-/// Boots one kernel for each tier, so that one tier's mess is not the next one's.
+/// Boots one kernel for each tier, so that one tier's mess is not the next one's. A tier that cannot
+/// be run has failed.
 fn on_kernel(
     kernel: &Kernel,
     plan: &[(Tier, Binary)],
     agent: &Path,
     options: &Options,
     ledger: &Ledger,
-) -> anyhow::Result<Count> {
-    let mut count = Count::default();
+) -> Vec<(Tier, Count)> {
+    let mut counts = Vec::new();
     for tier in Tier::value_variants() {
         let binaries: Vec<&Binary> = plan
             .iter()
@@ -179,28 +243,72 @@ fn on_kernel(
             continue;
         }
         println!("=== {} on {}", tier.prefix(), kernel.release());
-        let lab = Lab::new("matrix")?;
-        let host = lab.netns("machine")?;
-        let boot = || -> anyhow::Result<Testbed> {
-            let mut machine = Testbed::boot(&host, kernel)?;
-            prepare(&mut machine, agent)?;
-            Ok(machine)
-        };
-        let mut machine = boot()?;
-        for binary in binaries {
-            match binary_on(&mut machine, binary, *tier, options) {
-                Ok(found) => count.add(found),
-                Err(error) => {
-                    println!("FAILED: {}: {error:#}", binary.name);
-                    count.add(Count::failure());
-                    machine = boot()?;
-                }
+        let count = tier_on(kernel, *tier, &binaries, agent, options, ledger);
+        let count = count.unwrap_or_else(|error| {
+            println!(
+                "FAILED: {} on {}: {error:#}",
+                tier.prefix(),
+                kernel.release()
+            );
+            Count::failure()
+        });
+        counts.push((*tier, count));
+    }
+    counts
+}
+
+fn tier_on(
+    kernel: &Kernel,
+    tier: Tier,
+    binaries: &[&Binary],
+    agent: &Path,
+    options: &Options,
+    ledger: &Ledger,
+) -> anyhow::Result<Count> {
+    let lab = Lab::new("matrix")?;
+    let host = lab.netns("machine")?;
+    let copies = copies(binaries, agent);
+    let files = match tier {
+        Tier::Object | Tier::Verdict | Tier::System => Files::Everything,
+        Tier::Vm => Files::Copies(&copies),
+    };
+    let boot = || -> anyhow::Result<Testbed> {
+        let mut machine = Testbed::boot(&host, kernel, files)?;
+        prepare(&mut machine, agent)?;
+        Ok(machine)
+    };
+    let mut count = Count::default();
+    let mut machine = boot()?;
+    for binary in binaries {
+        match binary_on(&mut machine, binary, tier, options) {
+            Ok(found) => {
+                count.add(found);
+                // At once: a later binary may end the machine.
+                count.skip(&take(&mut machine, SKIPS)?);
+                keep(&take(&mut machine, LEDGER)?, ledger)?;
+            }
+            Err(error) => {
+                println!("FAILED: {}: {error:#}", binary.name);
+                count.add(Count::failure());
+                machine = boot()?;
             }
         }
-        count.skip(&fetch(&mut machine, SKIPS)?);
-        keep(&fetch(&mut machine, LEDGER)?, ledger)?;
     }
     Ok(count)
+}
+
+/// What a machine needs that has nothing but copies.
+fn copies(binaries: &[&Binary], agent: &Path) -> Vec<PathBuf> {
+    let mut files = vec![
+        agent.to_owned(),
+        cargo::target().join("debug/gate25-tenant"),
+    ];
+    for binary in binaries {
+        files.push(binary.file.clone());
+        // So that the folder is there.
+        files.push(binary.folder.join("Cargo.toml"));
+    }
+    files
 }
 
 /// Sets in the machine's shell what `cargo xtask test` sets in the environment.
@@ -231,8 +339,13 @@ fn binary_on(
         .filter
         .as_deref()
         .map_or_else(String::new, |text| format!(" {}", quoted(Path::new(text))));
+    // What the verifier went through, and how many packets of which kind there were.
+    let shown = match tier {
+        Tier::Object | Tier::Verdict => " --show-output",
+        Tier::System | Tier::Vm => "",
+    };
     let line = format!(
-        "cd {} && {} --test-threads={}{filter}",
+        "cd {} && {} --color=never --test-threads={}{shown}{filter}",
         quoted(&binary.folder),
         quoted(&binary.file),
         tier.threads()
@@ -249,8 +362,9 @@ fn binary_on(
     Ok(count)
 }
 
-fn fetch(machine: &mut Testbed, file: &str) -> anyhow::Result<String> {
-    let (code, text) = machine.run(&format!("cat {file}"), MOMENT)?;
+/// What is in a file of the machine, which is empty afterwards.
+fn take(machine: &mut Testbed, file: &str) -> anyhow::Result<String> {
+    let (code, text) = machine.run(&format!("cat {file} && : >{file}"), MOMENT)?;
     if code != 0 {
         bail!("cat {file}: exit code {code}: {text}");
     }
@@ -283,6 +397,22 @@ mod tests {
         for (name, _) in LEFT_OUT {
             assert!(targets.iter().any(|target| target == name), "{name}");
         }
+    }
+
+    #[test]
+    fn markdown_of_a_tier_that_was_not_run_says_so() {
+        let passed = Count {
+            passed: 8,
+            ..Count::default()
+        };
+        let row = Row::new("6.1.0-56-amd64", vec![(Tier::Object, passed)]);
+        assert_eq!(row.line(), "kernel 6.1.0-56: 8 passed, 0 failed, 0 skipped");
+        let table = markdown(&[row]);
+        let last = table.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "| 6.1.0-56 | 8 passed, 0 failed | not run | not run | not run |"
+        );
     }
 
     #[test]

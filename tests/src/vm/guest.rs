@@ -45,6 +45,7 @@ impl Vm {
             kernel: &Kernel::find(SERIES)?,
             modules: &["virtio_pci", "virtio_net"],
             setup: &setup(Hosting::bridged(number)),
+            file: None,
             memory_mib: 256,
             cpus: 1,
             devices: &devices,

@@ -55,7 +55,7 @@ impl Kernel {
     }
 
     /// The modules of these names, uncompressed, each behind those that it depends on. What is
-    /// built in is left out.
+    /// built in is left out. A name that ends in `*` stands for all that begin so.
     pub(super) fn modules(&self, names: &[&str]) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         let mut loading = Loading {
             release: &self.release,
@@ -65,7 +65,10 @@ impl Kernel {
             ordered: Vec::new(),
         };
         for name in names {
-            loading.add(name)?;
+            match name.strip_suffix('*') {
+                Some(start) => loading.add_all(start)?,
+                None => loading.add(name)?,
+            }
         }
         Ok(loading.ordered)
     }
@@ -98,6 +101,12 @@ struct Loading<'a> {
 }
 
 impl Loading<'_> {
+    fn add_all(&mut self, start: &str) -> anyhow::Result<()> {
+        let names = self.files.keys().filter(|name| name.starts_with(start));
+        let names: Vec<String> = names.cloned().collect();
+        names.iter().try_for_each(|name| self.add(name))
+    }
+
     fn add(&mut self, name: &str) -> anyhow::Result<()> {
         let name = plain(name);
         if self.built_in.contains(&name) || !self.done.insert(name.clone()) {

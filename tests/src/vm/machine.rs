@@ -33,6 +33,8 @@ pub(super) struct Shape<'a> {
     pub(super) modules: &'a [&'a str],
     /// Shell that sets it up.
     pub(super) setup: &'a str,
+    /// A file at the top, for the setup.
+    pub(super) file: Option<(&'a str, &'a str)>,
     pub(super) memory_mib: u32,
     pub(super) cpus: u32,
     /// Further arguments of QEMU.
@@ -255,6 +257,9 @@ fn initramfs(shape: &Shape<'_>) -> anyhow::Result<Vec<u8>> {
         .replace("@SETUP@\n", shape.setup);
     archive.program("init", init.as_bytes());
     archive.program("commands.sh", COMMANDS.as_bytes());
+    if let Some((name, text)) = shape.file {
+        archive.program(name, text.as_bytes());
+    }
     Ok(archive.finish())
 }
 

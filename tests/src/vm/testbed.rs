@@ -1,9 +1,15 @@
-//! Another kernel to run this machine's programs on: its files are the root, read-only below a layer
-//! in memory, and nothing else of it is there.
+//! Another kernel to run this machine's programs on: this machine's files are there, and nothing
+//! else of it.
 
-use std::{env, time::Duration};
+use std::{
+    collections::BTreeSet,
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::{
     kernel::Kernel,
@@ -14,7 +20,25 @@ use crate::NetNs;
 /// Emulated, on a busy machine.
 const BOOT: Duration = Duration::from_secs(180);
 const SETUP: &str = include_str!("testbed.sh");
-/// What the agent and its tests use; nothing is loaded on demand in there.
+const EVERYTHING: &str = include_str!("everything.sh");
+const COPIES: &str = include_str!("copies.sh");
+/// What labs and the agent run.
+const TOOLS: [&str; 13] = [
+    "/usr/bin/sh",
+    "/usr/bin/cat",
+    "/usr/bin/chmod",
+    "/usr/bin/env",
+    "/usr/bin/find",
+    "/usr/bin/mkdir",
+    "/usr/bin/rm",
+    "/usr/bin/rmdir",
+    "/usr/bin/sleep",
+    "/usr/bin/stty",
+    "/usr/sbin/ip",
+    "/usr/sbin/nft",
+    "/usr/sbin/tc",
+];
+/// What the agent and its tests use. Nothing is loaded on demand in there, so all of nf_tables is.
 const MODULES: &[&str] = &[
     "virtio_pci",
     "9pnet_virtio",
@@ -23,14 +47,7 @@ const MODULES: &[&str] = &[
     // The rest of nf_tables asks for a checksum by name, which names no module.
     "crc32c_generic",
     "nf_tables",
-    "nft_chain_nat",
-    "nft_ct",
-    "nft_limit",
-    "nft_meta_bridge",
-    "nft_nat",
-    "nft_reject_bridge",
-    "nft_reject_inet",
-    "nft_socket",
+    "nft_*",
     "8021q",
     "br_netfilter",
     "bridge",
@@ -41,7 +58,16 @@ const MODULES: &[&str] = &[
     "sch_ingress",
     "tcp_diag",
 ];
-/// Set inside, to what tells one machine from another: nothing.
+/// Which of this machine's files are there.
+#[derive(Debug, Clone, Copy)]
+pub enum Files<'a> {
+    /// All of them, read-only below a layer in memory. Their driver does not live through a suspend.
+    Everything,
+    /// Copies in memory: the lab's tools, and these programs and files.
+    Copies(&'a [PathBuf]),
+}
+
+/// Set inside.
 const INSIDE: &str = "GATE25_TESTBED";
 
 /// Whether the calling test runs in a [`Testbed`], where it may do to the machine what harms it.
@@ -62,7 +88,11 @@ impl Testbed {
     /// # Errors
     /// When QEMU is missing or the machine is not up after three minutes; the message holds the
     /// end of its console.
-    pub fn boot(host: &NetNs, kernel: &Kernel) -> anyhow::Result<Self> {
+    pub fn boot(host: &NetNs, kernel: &Kernel, files: Files<'_>) -> anyhow::Result<Self> {
+        let (part, copies) = match files {
+            Files::Everything => (EVERYTHING, None),
+            Files::Copies(files) => (COPIES, Some(needed(files)?)),
+        };
         let devices = [
             "-virtfs",
             "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap",
@@ -70,7 +100,8 @@ impl Testbed {
         let shape = Shape {
             kernel,
             modules: MODULES,
-            setup: SETUP,
+            setup: &SETUP.replace("@FILES@\n", part),
+            file: copies.as_deref().map(|list| ("copies", list)),
             memory_mib: 2048,
             cpus: 2,
             devices: &devices.map(str::to_owned),
@@ -104,5 +135,73 @@ impl Testbed {
     ) -> anyhow::Result<u8> {
         let (code, _) = self.machine.follow(line, patience, each)?;
         Ok(code)
+    }
+}
+
+/// The files, the tools and what both need of libraries: a list, one in a line.
+fn needed(files: &[PathBuf]) -> anyhow::Result<String> {
+    let mut all = BTreeSet::new();
+    let tools = TOOLS.iter().map(Path::new);
+    for file in tools.chain(files.iter().map(PathBuf::as_path)) {
+        all.insert(at(file)?);
+        for library in libraries(file)? {
+            all.insert(at(&library)?);
+        }
+    }
+    for users in ["/etc/passwd", "/etc/group"] {
+        all.insert(PathBuf::from(users));
+    }
+    let lines: Vec<String> = all
+        .iter()
+        .map(|path| format!("{}\n", path.display()))
+        .collect();
+    Ok(lines.concat())
+}
+
+/// The file by its own name in the folder that it really is in.
+fn at(file: &Path) -> anyhow::Result<PathBuf> {
+    let (Some(folder), Some(name)) = (file.parent(), file.file_name()) else {
+        bail!("{} is no file", file.display());
+    };
+    let folder = folder
+        .canonicalize()
+        .with_context(|| format!("find {}", file.display()))?;
+    Ok(folder.join(name))
+}
+
+/// What `ldd` names; nothing for what is no program, or needs none.
+fn libraries(file: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let output = Command::new("ldd")
+        .arg(file)
+        .output()
+        .context("start ldd")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    Ok(listed(&text))
+}
+
+/// The paths in the output of `ldd`: `libc.so.6 => /lib/libc.so.6 (0x...)`, or the path alone.
+fn listed(text: &str) -> Vec<PathBuf> {
+    let words = text.lines().filter_map(|line| {
+        line.split_whitespace()
+            .find(|word| word.starts_with('/') && !word.ends_with(':'))
+    });
+    words.map(PathBuf::from).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listed_takes_libraries_and_the_loader_and_no_other_words() {
+        let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\
+                    \tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\
+                    \t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let expected = [
+            "/lib/x86_64-linux-gnu/libc.so.6",
+            "/lib64/ld-linux-x86-64.so.2",
+        ];
+        assert_eq!(listed(text), expected.map(PathBuf::from));
+        assert_eq!(listed("\tnot a dynamic executable\n"), [] as [PathBuf; 0]);
     }
 }

@@ -1,19 +1,22 @@
 # shellcheck shell=sh
-# Makes the files of the machine outside the root, read-only below a layer in memory.
-mkdir /below /above
+# Makes files of the machine outside the root: all of them below a layer in memory, or copies.
+mkdir /below
 mount -t 9p -o trans=virtio,version=9p2000.L,ro,cache=loose,msize=262144 root /below
-mount -t tmpfs above /above
-mkdir /above/files /above/work
-mount -t overlay -o lowerdir=/below,upperdir=/above/files,workdir=/above/work root /root
-for place in dev proc sys; do
-  mount --move "/$place" "/root/$place"
-done
+@FILES@
 cd /root || exit
+for place in dev proc sys; do
+  mkdir -p "$place"
+  mount --move "/$place" "$place"
+done
 for place in run tmp dev/shm; do
   mkdir -p "$place"
   mount -t tmpfs tmpfs "$place"
 done
 chmod 1777 tmp dev/shm
+ln -s /proc/self/fd dev/fd
+ln -s /proc/self/fd/0 dev/stdin
+ln -s /proc/self/fd/1 dev/stdout
+ln -s /proc/self/fd/2 dev/stderr
 mkdir -p dev/pts
 mount -t devpts -o ptmxmode=0666 devpts dev/pts
 mount -t cgroup2 cgroup2 sys/fs/cgroup
