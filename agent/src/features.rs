@@ -15,6 +15,8 @@ pub enum Feature {
     Destinations,
     /// Headers in unusual places are looked up.
     HiddenHeaders,
+    /// Who is rejected gets a reset.
+    Resets,
 }
 
 impl Feature {
@@ -26,6 +28,7 @@ impl Feature {
         Self::ReturnPackets,
         Self::Destinations,
         Self::HiddenHeaders,
+        Self::Resets,
     ];
 
     /// The word for it in metrics.
@@ -38,6 +41,7 @@ impl Feature {
             Self::ReturnPackets => "return_packets",
             Self::Destinations => "destinations",
             Self::HiddenHeaders => "hidden_headers",
+            Self::Resets => "resets",
         }
     }
 
@@ -54,6 +58,9 @@ impl Feature {
             Self::Destinations => "distinct destinations and events of attempts",
             Self::HiddenHeaders => {
                 "lookups behind two VLAN tags, SNAP, IPv4 options and authentication headers: refused instead"
+            }
+            Self::Resets => {
+                "resets (the kernel is built without CONFIG_NFT_REJECT_NETDEV): what is rejected is dropped, and connections hang"
             }
         }
     }

@@ -132,7 +132,7 @@ pub struct Constants {
     /// Why the backend was chosen.
     pub backend_reason: &'static str,
     /// What the backend cannot do here.
-    pub lacks: &'static [Feature],
+    pub lacks: Vec<Feature>,
     /// Customers with series of their own on the main page.
     pub customer_series_limit: usize,
 }

@@ -18,7 +18,7 @@ use anyhow::{Context as _, bail};
 
 pub use program::tenant;
 
-use crate::{Attempt, Outcome, Tally, poll};
+use crate::{Attempt, Outcome, Tally, paced, poll};
 
 /// Longer than anything a tenant waits for.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -75,7 +75,7 @@ impl Tenant {
             Ok(UnixStream::connect(path).ok())
         })?;
         stream
-            .set_read_timeout(Some(LIMIT))
+            .set_read_timeout(Some(paced(LIMIT)))
             .context("set the read timeout")?;
         Ok(Self {
             name: name.to_owned(),

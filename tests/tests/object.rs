@@ -22,7 +22,7 @@ use gate25_common::decide::HostMode;
 use gate25_common::names;
 use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
 use gate25_common::returns::ReturnCounters;
-use gate25_tests::Lab;
+use gate25_tests::{Lab, kernel_version};
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
@@ -283,6 +283,8 @@ fn licence_lets_the_kernel_lend_its_helpers() {
 fn programs_load_within_the_verifier_bound_whatever_the_settings() {
     let lab = Lab::for_test().expect("a lab");
     let namespace = lab.netns("verifier").expect("a namespace");
+    let max = max_processed();
+    let mut beyond = Vec::new();
     let run = || {
         for debug_lines in [DebugLines::Off, DebugLines::On] {
             for host in [HostMode::Policy, HostMode::Observe] {
@@ -306,10 +308,9 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                             continue; // Before 5.16 the kernel does not tell.
                         };
                         line += &format!(" {name} {processed}");
-                        assert!(
-                            processed < MAX_PROCESSED,
-                            "{name}: {processed} for {options:?}"
-                        );
+                        if processed >= max {
+                            beyond.push(format!("{name}: {processed} for {options:?}"));
+                        }
                     }
                     report(&line);
                 }
@@ -317,6 +318,15 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
         }
     };
     namespace.run(run).expect("the namespace is entered");
+    assert!(beyond.is_empty(), "more than {max}: {beyond:#?}");
+}
+
+/// Older verifiers take longer ways through the same program: the kernel's own limit is a million.
+fn max_processed() -> u32 {
+    match kernel_version().expect("the kernel's version") {
+        (..6, _) | (6, ..6) => 4 * MAX_PROCESSED,
+        _ => MAX_PROCESSED,
+    }
 }
 
 /// Only the ordinary one: aya-log's table has a definition that libbpf 1.0 no longer reads.

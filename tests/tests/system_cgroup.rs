@@ -3,12 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::{
-    fs,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use gate25_tests::{Addresses, Agent, Frame, Hosting, Network, Outcome, PolicyText, World, poll};
+use gate25_tests::{
+    Addresses, Agent, Feature, Frame, Hosting, Network, Outcome, PolicyText, World, poll,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -131,8 +132,8 @@ fn data_with_the_syn_is_refused_like_a_connect() {
 #[test]
 fn multipath_connection_is_refused_like_any_other() {
     let world = World::new().unwrap();
-    if !fs::exists("/proc/sys/net/mptcp/enabled").unwrap() {
-        return gate25_tests::skip("the kernel has no MPTCP").unwrap();
+    if Feature::Mptcp.is_missing().unwrap() {
+        return;
     }
     let _agent = start(&world, &exempt(&world, "free"));
     let free = world.container("free", &Network::Hypervisor).unwrap();

@@ -53,7 +53,7 @@ use crate::kernel::nftables::ruleset::Existing;
 pub use figures::Counters;
 pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
-pub use ruleset::{Commands, Options};
+pub use ruleset::{Commands, Options, Reject};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
 
 /// What status and metrics call the way it hooks interfaces.
@@ -107,7 +107,13 @@ pub enum NftablesError {
 }
 
 /// What this backend cannot do, whatever the kernel.
-pub const LACKS: &[Feature] = &Feature::ALL;
+const LACKS: [Feature; 5] = [
+    Feature::ContainerSockets,
+    Feature::LateChecksums,
+    Feature::Redirection,
+    Feature::Destinations,
+    Feature::HiddenHeaders,
+];
 
 /// The nftables backend.
 pub struct Nftables {
@@ -138,13 +144,7 @@ impl Nftables {
     /// [`NftablesError`]: nft missing or too old, the table's name taken.
     pub fn open(nft: Nft, options: Options) -> Result<Self, NftablesError> {
         let existing = look(&nft)?.map(|(existing, _)| existing);
-        let empty = MapImage::default();
-        let probe = replacement(&options, &existing.clone().unwrap_or_default(), &empty, 0);
-        nft.check_json(&probe.to_json())
-            .map_err(|error| match error {
-                NftError::Refused { .. } => NftablesError::Unsupported(error),
-                NftError::Run { .. } | NftError::Json { .. } => error.into(),
-            })?;
+        let options = possible(&nft, options, existing.as_ref())?;
         let hooked = existing.map(|existing| {
             let chains = existing.chains.iter();
             chains
@@ -163,6 +163,16 @@ impl Nftables {
             tried: None,
             known: None,
         })
+    }
+
+    /// What it cannot do here.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<Feature> {
+        let resets = match self.options.reject {
+            Reject::Reset => None,
+            Reject::Drop => Some(Feature::Resets),
+        };
+        LACKS.into_iter().chain(resets).collect()
     }
 
     /// The counters, for whoever reports them.
@@ -239,6 +249,32 @@ impl Nftables {
     fn remember(&mut self) -> Result<(), NftablesError> {
         self.known = look(&self.nft)?.map(|(_, signature)| signature);
         Ok(())
+    }
+}
+
+/// The options as far as this kernel and this nft go along: without resets at the least.
+fn possible(
+    nft: &Nft,
+    options: Options,
+    existing: Option<&Existing>,
+) -> Result<Options, NftablesError> {
+    let existing = existing.cloned().unwrap_or_default();
+    let check = |options: &Options| {
+        let probe = replacement(options, &existing, &MapImage::default(), 0);
+        nft.check_json(&probe.to_json())
+    };
+    let silent = Options {
+        reject: Reject::Drop,
+        ..options.clone()
+    };
+    match check(&options) {
+        Ok(()) => Ok(options),
+        Err(NftError::Refused { .. }) => match check(&silent) {
+            Ok(()) => Ok(silent),
+            Err(error @ NftError::Refused { .. }) => Err(NftablesError::Unsupported(error)),
+            Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
+        },
+        Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
     }
 }
 

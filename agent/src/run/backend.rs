@@ -18,7 +18,7 @@ use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
-use crate::kernel::nftables::{self, Nftables};
+use crate::kernel::nftables::{self, Nftables, Reject};
 use crate::kernel::privileges;
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
@@ -38,13 +38,13 @@ pub(super) struct Opened<D> {
 }
 
 /// Which backend, why, and how it is hooked to interfaces.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Choice {
     pub(super) name: &'static str,
     pub(super) reason: &'static str,
     pub(super) hook: &'static str,
     /// What it cannot do here.
-    pub(super) lacks: &'static [Feature],
+    pub(super) lacks: Vec<Feature>,
 }
 
 /// Either backend.
@@ -158,10 +158,10 @@ fn open_ebpf(
             reason,
             hook,
             lacks: match (hook == "tcx", sees_checksums) {
-                (true, true) => &[],
-                (true, false) => &[Feature::LateChecksums],
-                (false, true) => &[Feature::Redirection, Feature::ReturnPackets],
-                (false, false) => &[
+                (true, true) => Vec::new(),
+                (true, false) => vec![Feature::LateChecksums],
+                (false, true) => vec![Feature::Redirection, Feature::ReturnPackets],
+                (false, false) => vec![
                     Feature::LateChecksums,
                     Feature::Redirection,
                     Feature::ReturnPackets,
@@ -193,16 +193,18 @@ fn open_nftables(
         ports: settings.guarded_ports.clone(),
         host: settings.host_mode(),
         guard: settings.guard,
+        reject: Reject::Reset,
     };
     let backend = Nftables::open(Nft::default(), options)?;
     info!(ports = ?settings.guarded_ports, mode = ?settings.enforcement, "nftables enforces");
+    let lacks = backend.lacks();
     Ok(Either::Nftables(Box::new(Opened {
         figures: Arc::new(backend.counters()),
         choice: Choice {
             name: "nftables",
             reason,
             hook: nftables::HOOK,
-            lacks: nftables::LACKS,
+            lacks: lacks.clone(),
         },
         subscription: Subscription::Links,
         dataplane: backend,
@@ -213,7 +215,7 @@ fn open_nftables(
             None => Other::None,
         },
         lacks: {
-            let lacks: Vec<&str> = nftables::LACKS.iter().map(|it| it.lack()).collect();
+            let lacks: Vec<&str> = lacks.iter().map(|it| it.lack()).collect();
             let lacks = lacks.join("; ");
             Some(format!("backend nftables cannot do everything: {lacks}"))
         },
