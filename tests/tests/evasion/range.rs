@@ -229,9 +229,9 @@ impl Range {
                 };
                 let settings = with(&format!("backend: {backend}\n"));
                 let agent = Agent::start(&self.host, settings, &policy)?;
-                let enforced = |value| value == 1.0;
-                let state = [("state", "enforced")];
-                agent.wait_metric("gate25_workloads", &state, LIMIT, enforced)?;
+                let judged = |value| value == 1.0;
+                let nobodys = [("state", "unassigned")];
+                agent.wait_metric("gate25_workloads", &nobodys, LIMIT, judged)?;
                 Ok(Some(agent))
             }
             Gate::Guard => {
@@ -343,8 +343,9 @@ fn is_of_guest(frame: &[u8]) -> bool {
 }
 
 fn is_marker(frame: &[u8]) -> bool {
-    let port = MARKER.to_be_bytes();
-    frame.get(12..14) == Some(&[8, 0]) && frame.get(36..38) == Some(&port[..])
+    // Both ports, where a header without options has them: options hold all kinds of numbers.
+    let segment = Tcp::syn(MARKER).bytes();
+    frame.get(12..15) == Some(&[8, 0, 0x45]) && frame.get(34..54) == Some(&segment[..])
 }
 
 fn brief(frame: &[u8]) -> &[u8] {

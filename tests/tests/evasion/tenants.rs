@@ -5,12 +5,26 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use gate25_tests::{
-    Addresses, Container, Hosting, Outcome, Target, Trial, Trick, Tried, World, poll,
+    Addresses, Agent, Attempt, Container, Hosting, Outcome, PolicyText, Settings, Target, Trial,
+    Trick, Tried, World, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
 /// By which the guard knows what was judged, unless somebody says otherwise.
 const GUARD_MARK: u32 = 0x1000_0000;
+
+/// An agent that lets the cgroups `watched*` and the guest behind `veth109i0` send, and counts. It
+/// drops without an answer what the cgroups `silent*` send.
+#[track_caller]
+pub(crate) fn start(world: &World, settings: Settings) -> Agent {
+    let policy = PolicyText::default()
+        .profile("watch", "observe", "reject")
+        .profile("silent", "enforce", "drop")
+        .container_of("watch", "c-1", &world.below("watched*"))
+        .customer_of("watch", "c-2", "veth109i0")
+        .container_of("silent", "c-3", &world.below("silent*"));
+    world.agent_with(settings, &policy).unwrap()
+}
 
 /// Lets the lab's network carry what some tricks need: large frames, and source routes.
 ///
@@ -97,6 +111,28 @@ impl<'a> Player<'a> {
         Ok(Self { container, targets })
     }
 
+    /// The exchanger over both families, at another port.
+    pub(crate) fn aimed_at(&self, port: u16) -> [Target; 2] {
+        self.targets.clone().map(|mut target| {
+            target.to.set_port(port);
+            target
+        })
+    }
+
+    /// Its own addresses.
+    pub(crate) fn own(&self) -> [IpAddr; 2] {
+        let [v4, v6] = &self.targets;
+        [v4.own, v6.own]
+    }
+
+    /// Plays a trick.
+    ///
+    /// # Errors
+    /// When the tenant is gone.
+    pub(crate) fn play(&self, trick: Trick, target: &Target) -> anyhow::Result<Attempt> {
+        self.container.tenant.play(trick, target)
+    }
+
     /// The targets of a trick: some work over IPv4 only, and the programs of control groups do
     /// not see frames.
     fn of(&self, trick: Trick) -> &[Target] {
@@ -120,7 +156,7 @@ pub(crate) fn closed(world: &World, players: &[Player<'_>]) -> anyhow::Result<()
         let mut sent = 0;
         for player in players {
             for target in player.of(trick) {
-                let attempt = player.container.tenant.play(trick, target)?;
+                let attempt = player.play(trick, target)?;
                 sent += 1;
                 if attempt.outcome == Outcome::Connected && !trick.is_one_packet() {
                     wrong.push(format!("{trick:?} to {}: {attempt}", target.to));
@@ -150,7 +186,7 @@ pub(crate) fn open(world: &World, players: &[Player<'_>]) -> anyhow::Result<()> 
         for player in players {
             for target in player.of(trick) {
                 let before = world.witness.packets()?;
-                let attempt = player.container.tenant.play(trick, target)?;
+                let attempt = player.play(trick, target)?;
                 let arrived = poll("its packet", LIMIT, || {
                     Ok((world.witness.packets()? > before).then_some(()))
                 });
