@@ -124,10 +124,10 @@ impl Trick {
         }
     }
 
-    /// Whether it sends one packet and waits for nothing.
+    /// Whether it succeeds without an answer.
     #[must_use]
-    pub fn is_one_packet(self) -> bool {
-        self.is_frame() || matches!(self, Self::RawSegment | Self::RawSpliced)
+    pub fn awaits_nothing(self) -> bool {
+        self.is_frame() || matches!(self, Self::RawSegment | Self::RawSpliced | Self::Repaired)
     }
 
     /// Whether it sends below IP: a control group's programs see none of it.

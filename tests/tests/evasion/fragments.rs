@@ -1,7 +1,7 @@
 //! Datagrams in pieces, and TCP behind numbers that nobody knows: asked of a receiver that puts
 //! together what arrives.
 
-use gate25_tests::{Lab, Trial, Tried};
+use gate25_tests::{Lab, Tried};
 
 use super::ipv6;
 use super::pieces::{Assembled, Family, families, numbered};
@@ -63,11 +63,8 @@ fn try_one(gate: Gate, path: Path) {
     let _agent = receiver.range.close(&lab, gate).unwrap();
     let judge = |what: &str, times: usize, sent: usize, leaked: u64| {
         let tried = Tried {
-            trial: Trial::Evasion,
-            what: what.to_owned(),
             times: times as u64,
-            sent: sent as u64,
-            leaked,
+            ..Tried::evasion(what, sent as u64, leaked)
         };
         tried
             .judge()

@@ -5,7 +5,7 @@ use gate25_common::testing::frames::{
     ACK, Extension, IPV4, IPV6, Ipv4, Ipv6, PSH, SERVER_V4, SERVER_V6, SERVICE_TAG, SYN, Step, TAG,
     Tcp, ethernet,
 };
-use gate25_tests::{Lab, Offload, Tap, Trial, Tried};
+use gate25_tests::{Lab, Offload, Tap, Tried};
 
 use super::packets::{GUARDED, packet_v4};
 use super::range::{Gate, Path, Range};
@@ -52,15 +52,8 @@ fn try_sent(gate: Gate, path: Path, what: &str, all: &[Sent]) {
     };
     assert!(arrived >= least, "{path:?}: {arrived} of {}", all.len());
     let _agent = range.close(&lab, gate).unwrap();
-    let sent = all.len() as u64;
-    let through = range.through_by(all, Sent::send).unwrap();
-    let tried = Tried {
-        trial: Trial::Evasion,
-        what: what.to_owned(),
-        times: sent,
-        sent,
-        leaked: through.len() as u64,
-    };
+    let leaked = range.through_by(all, Sent::send).unwrap().len() as u64;
+    let tried = Tried::evasion(what, all.len() as u64, leaked);
     tried
         .judge()
         .unwrap_or_else(|error| panic!("{gate:?}, {path:?}: {error:#}"));

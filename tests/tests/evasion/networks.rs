@@ -11,8 +11,8 @@ use std::{
 
 use gate25_common::testing::frames::{IPV4, IPV6, Ipv4, Ipv6, Tcp, ethernet_to};
 use gate25_tests::{
-    Container, Guest, Hosting, MEETING_PORT, NetNs, Network, Offload, Outcome, Tap, Trial, Trick,
-    Tried, Witness, World, poll,
+    Container, Guest, Hosting, MEETING_PORT, NetNs, Network, Offload, Outcome, Tap, Trick, Tried,
+    Witness, World, poll,
 };
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::socket::{
@@ -303,12 +303,5 @@ fn pair(world: &World) -> [Container; 2] {
 
 #[track_caller]
 fn judge(what: &str, sent: u64, leaked: u64) {
-    let tried = Tried {
-        trial: Trial::Evasion,
-        what: what.to_owned(),
-        times: sent,
-        sent,
-        leaked,
-    };
-    tried.judge().unwrap();
+    Tried::evasion(what, sent, leaked).judge().unwrap();
 }

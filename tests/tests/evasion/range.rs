@@ -9,7 +9,7 @@ use anyhow::{Context as _, ensure};
 use gate25_common::testing::frames::{
     GATEWAY_MAC, GUEST_MAC, GUEST_V4, GUEST_V6, Ipv4, SERVER_V4, SERVER_V6, Tcp, frame_v4,
 };
-use gate25_tests::{Agent, Lab, NetNs, Offload, Settings, Tap, Trial, Tried, Wires, poll};
+use gate25_tests::{Agent, Lab, NetNs, Offload, Settings, Tap, Tried, Wires, poll};
 
 use super::packets::complete;
 
@@ -134,14 +134,8 @@ pub(crate) fn try_families(gate: Gate, path: Path, families: &[Family]) -> anyho
         if let Some(first) = through.first() {
             wrong.push(format!("{}: {:02x?}", family.what, brief(first)));
         }
-        let frames = family.frames.len() as u64;
-        let tried = Tried {
-            trial: Trial::Evasion,
-            what: family.what.to_owned(),
-            times: frames,
-            sent: frames,
-            leaked: through.len() as u64,
-        };
+        let sent = family.frames.len() as u64;
+        let tried = Tried::evasion(family.what, sent, through.len() as u64);
         if let Err(error) = tried.judge() {
             wrong.push(format!("{error:#}"));
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use gate25_tests::{
-    Addresses, Agent, Attempt, Container, Hosting, Outcome, PolicyText, Settings, Target, Trial,
-    Trick, Tried, World, poll,
+    Addresses, Agent, Attempt, Container, Hosting, Outcome, PolicyText, Settings, Target, Trick,
+    Tried, World, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -158,18 +158,13 @@ pub(crate) fn closed(world: &World, players: &[Player<'_>]) -> anyhow::Result<()
             for target in player.of(trick) {
                 let attempt = player.play(trick, target)?;
                 sent += 1;
-                if attempt.outcome == Outcome::Connected && !trick.is_one_packet() {
+                if attempt.outcome == Outcome::Connected && !trick.awaits_nothing() {
                     wrong.push(format!("{trick:?} to {}: {attempt}", target.to));
                 }
             }
         }
-        let tried = Tried {
-            trial: Trial::Evasion,
-            what: trick.words().to_owned(),
-            times: sent,
-            sent,
-            leaked: world.witness.settled()? - before,
-        };
+        let leaked = world.witness.settled()? - before;
+        let tried = Tried::evasion(trick.words(), sent, leaked);
         wrong.extend(tried.judge().err().map(|error| format!("{error:#}")));
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
