@@ -59,7 +59,7 @@ pub use siege::Siege;
 pub use skip::skip;
 pub use smtp::{Delivery, send};
 pub use tap::{Offload, Pump, Tap, pump_stdio};
-pub use tenant::{Frame, Tenant, program as tenant_program, tenant};
+pub use tenant::{Frame, MEETING_PORT, Target, Tenant, Trick, program as tenant_program, tenant};
 pub use topology::{Addresses, Guest, Hosting, Link};
 pub use vm::{Files, Kernel, Patience, Testbed, Vm, inside};
 pub use wires::{Wires, spare_bridges};

@@ -2,7 +2,9 @@
 
 mod packets;
 mod program;
+mod ring;
 mod sockets;
+mod tricks;
 
 use std::{
     env,
@@ -17,6 +19,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 pub use program::tenant;
+pub use tricks::{MEETING_PORT, Target, Trick};
 
 use crate::{Attempt, Outcome, Tally, paced, poll};
 
@@ -162,6 +165,17 @@ impl Tenant {
             &from.to_string(),
             &to.to_string(),
         ])
+    }
+
+    /// Reaches an address in an unusual way. Connected may mean sent.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn play(&self, trick: Trick, target: &Target) -> anyhow::Result<Attempt> {
+        let mut words = vec!["trick".to_owned(), format!("{trick:?}")];
+        words.extend(target.to_words());
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.attempt(&words)
     }
 
     /// Leaves its network for a new one, and keeps a packet socket for [`Tenant::send_frame`].

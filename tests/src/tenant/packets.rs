@@ -4,6 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 
 /// A SYN with its IP header, complete with checksums.
 pub(super) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    let mut packet = ip_header(from.ip(), to.ip(), 0);
+    packet.extend(segment(from, to));
+    packet
+}
+
+/// A SYN without its IP header.
+pub(super) fn segment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     let mut tcp = Vec::with_capacity(20);
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
@@ -11,9 +18,7 @@ pub(super) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
     tcp.extend([0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]); // 20 bytes, SYN, window, checksum, urgent
     let sum = checksum(&[&pseudo_header(from.ip(), to.ip()), &tcp]);
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    let mut packet = ip_header(from.ip(), to.ip());
-    packet.extend(tcp);
-    packet
+    tcp
 }
 
 /// A SYN in an Ethernet frame.
@@ -23,14 +28,28 @@ pub(super) fn syn_frame(
     from: SocketAddr,
     to: SocketAddr,
 ) -> Vec<u8> {
-    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
-    [&destination[..], &source, &kind, &syn(from, to)].concat()
+    segment_frame([source, destination], from, to, &[])
 }
 
-fn ip_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
+/// The same with data, which its checksum does not cover.
+pub(super) fn segment_frame(
+    [source, destination]: [[u8; 6]; 2],
+    from: SocketAddr,
+    to: SocketAddr,
+    data: &[u8],
+) -> Vec<u8> {
+    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    let header = ip_header(from.ip(), to.ip(), data.len() as u16);
+    let segment = segment(from, to);
+    [&destination[..], &source, &kind, &header, &segment, data].concat()
+}
+
+/// The header of a TCP segment without options and with so much data.
+fn ip_header(from: IpAddr, to: IpAddr, data: u16) -> Vec<u8> {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
+            let [high, low] = (40 + data).to_be_bytes();
+            let mut header = vec![0x45, 0, high, low, 0, 1, 0x40, 0, 64, 6, 0, 0];
             header.extend(from.octets());
             header.extend(to.octets());
             let sum = checksum(&[&header]);
@@ -38,7 +57,8 @@ fn ip_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
             header
         }
         (from, to) => {
-            let mut header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+            let [high, low] = (20 + data).to_be_bytes();
+            let mut header = vec![0x60, 0, 0, 0, high, low, 6, 64];
             header.extend(octets(from));
             header.extend(octets(to));
             header

@@ -18,7 +18,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{packets, sockets};
+use super::{
+    packets, sockets,
+    tricks::{self, Target},
+};
 use crate::{Attempt, Held, Sender, far_side};
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -93,6 +96,10 @@ impl State {
                     frame(&wire, [source, destination], from, to)
                 }
             },
+            ["trick", name, target @ ..] => {
+                let (trick, target) = (name.parse()?, Target::from_words(target)?);
+                attempt(|| tricks::play(trick, &target))
+            }
             ["hide", device] => {
                 self.hidden = Some(sockets::wire(device).context("open the interface")?);
                 unshare(CloneFlags::CLONE_NEWNET).context("leave the network")?;
@@ -265,7 +272,7 @@ fn address(text: &str) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("not an address: {text}"))
 }
 
-fn hardware(text: &str) -> anyhow::Result<[u8; 6]> {
+pub(super) fn hardware(text: &str) -> anyhow::Result<[u8; 6]> {
     let mut address = [0; 6];
     let mut bytes = text.split(':');
     for byte in &mut address {

@@ -30,7 +30,12 @@ pub(super) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
 
 /// A socket whose packets, IP header included, are the program's own.
 pub(super) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
-    open(family(to), libc::SOCK_RAW, libc::IPPROTO_RAW)
+    raw_of(to, libc::IPPROTO_RAW)
+}
+
+/// A socket whose packets are the program's own from the IP header's end on.
+pub(super) fn raw_of(to: SocketAddr, protocol: i32) -> io::Result<OwnedFd> {
+    open(family(to), libc::SOCK_RAW, protocol)
 }
 
 /// Connects a socket, waiting at most so long.
@@ -45,14 +50,64 @@ pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) 
 /// Sends data with the SYN, which takes the place of a connect.
 pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
     let socket = tcp(to)?;
-    nonblocking(&socket)?;
+    fast_open_on(&socket, to, b"EHLO tenant\r\n", limit)?;
+    Ok(socket)
+}
+
+/// The same on a socket that there is.
+pub(super) fn fast_open_on(
+    socket: &OwnedFd,
+    to: SocketAddr,
+    data: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
+    nonblocking(socket)?;
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
-    let address = SockaddrStorage::from(to);
-    match sendto(socket.as_raw_fd(), b"EHLO tenant\r\n", &address, flags) {
-        Err(nix::Error::EINPROGRESS) => settle(&socket, limit)?,
+    match sendto(socket.as_raw_fd(), data, &SockaddrStorage::from(to), flags) {
+        Err(nix::Error::EINPROGRESS) => settle(socket, limit)?,
         other => drop(other?),
     }
-    Ok(socket)
+    Ok(())
+}
+
+/// Takes a socket's connection away.
+pub(super) fn disconnect(socket: &OwnedFd) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as u16,
+        sa_data: [0; 14],
+    };
+    let length = size_of::<libc::sockaddr>() as u32;
+    // SAFETY: the address lives through the call and has the length given.
+    match unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Writes to a connected socket.
+pub(super) fn write(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
+    nix::unistd::write(socket, data)?;
+    Ok(())
+}
+
+/// Writes to a connected socket what lies in the pages of a pipe.
+pub(super) fn splice(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
+    use nix::fcntl::{SpliceFFlags, splice, vmsplice};
+    let (read, write) = nix::unistd::pipe()?;
+    vmsplice(&write, &[IoSlice::new(data)], SpliceFFlags::empty())?;
+    splice(read, None, socket, None, data.len(), SpliceFFlags::empty())?;
+    Ok(())
+}
+
+/// Sets an option of a socket.
+pub(super) fn set_bytes(socket: &OwnedFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+    let length = value.len() as u32;
+    let (fd, value) = (socket.as_raw_fd(), value.as_ptr().cast());
+    // SAFETY: the value lives through the call and has the length given.
+    match unsafe { libc::setsockopt(fd, level, option, value, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Binds a socket to an interface.
@@ -89,8 +144,31 @@ pub(super) fn wire(device: &str) -> io::Result<Wire> {
     Ok(Wire { socket, index })
 }
 
+/// Has frames leave past queueing disciplines and what is attached there.
+pub(super) fn past_queues(wire: &Wire) -> io::Result<()> {
+    let yes = 1i32.to_ne_bytes();
+    set_bytes(
+        &wire.socket,
+        libc::SOL_PACKET,
+        libc::PACKET_QDISC_BYPASS,
+        &yes,
+    )
+}
+
+/// Has frames begin with a virtio header.
+pub(super) fn with_virtio_headers(wire: &Wire) -> io::Result<()> {
+    let yes = 1i32.to_ne_bytes();
+    set_bytes(&wire.socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &yes)
+}
+
 /// Sends a frame as it is.
 pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+    let destination = frame.get(..6).ok_or(io::ErrorKind::InvalidInput)?;
+    send_bytes(wire, destination, frame)
+}
+
+/// Sends a frame to `destination`, behind whatever header the socket expects.
+pub(super) fn send_bytes(wire: &Wire, destination: &[u8], frame: &[u8]) -> io::Result<()> {
     let Wire { socket, index } = wire;
     let mut address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -101,7 +179,6 @@ pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
         sll_halen: 6,
         sll_addr: [0; 8],
     };
-    let destination = frame.get(..6).ok_or(io::ErrorKind::InvalidInput)?;
     address.sll_addr[..6].copy_from_slice(destination);
     // SAFETY: the frame and the address live through the call and have the lengths given.
     let sent = unsafe {
@@ -176,7 +253,8 @@ fn settle(socket: &OwnedFd, limit: Duration) -> io::Result<()> {
     }
 }
 
-fn family(to: SocketAddr) -> i32 {
+/// The number of the address's family.
+pub(super) fn family(to: SocketAddr) -> i32 {
     match to {
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,
