@@ -197,6 +197,42 @@ pub(super) fn send_bytes(wire: &Wire, destination: &[u8], frame: &[u8]) -> io::R
     }
 }
 
+/// Sends a frame that lies in memory shared with the kernel: but for its Ethernet header, it leaves in
+/// pages of ours.
+pub(super) fn send_from_ring(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+    const SIZE: usize = 4096;
+    /// `TPACKET_HDRLEN` less the address behind it (include/uapi/linux/if_packet.h).
+    const DATA: usize = 32;
+    const SEND: usize = 1;
+    let numbers = [SIZE as u32, 1, SIZE as u32, 1];
+    let request: Vec<u8> = numbers.iter().flat_map(|it| it.to_ne_bytes()).collect();
+    set_bytes(
+        &wire.socket,
+        libc::SOL_PACKET,
+        libc::PACKET_TX_RING,
+        &request,
+    )?;
+    let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, wire.socket.as_raw_fd());
+    // SAFETY: a new mapping, wherever the kernel wants it.
+    let ring = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, access, libc::MAP_SHARED, fd, 0) };
+    if ring == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut slot = vec![0; DATA];
+    slot[..8].copy_from_slice(&SEND.to_ne_bytes());
+    slot[8..12].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    slot.extend(frame);
+    if slot.len() > SIZE {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the mapping is larger, and nobody else has it.
+    unsafe { std::ptr::copy_nonoverlapping(slot.as_ptr(), ring.cast::<u8>(), slot.len()) };
+    let sent = send_bytes(wire, &frame[..6], &[]);
+    // SAFETY: the mapping is ours, and is not used any more.
+    unsafe { libc::munmap(ring, SIZE) };
+    sent
+}
+
 /// Hands a socket to whoever connects to the path.
 pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;

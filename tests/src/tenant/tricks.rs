@@ -69,11 +69,13 @@ pub enum Trick {
     FramePastQueues,
     /// A large frame with its headers outside the first piece (`PACKET_VNET_HDR`).
     FrameInPieces,
+    /// A frame of which only the Ethernet header is in the first piece (`PACKET_TX_RING`).
+    FrameFromRing,
 }
 
 impl Trick {
     /// All of them that need nobody's help.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::DeferredFastOpen,
         Self::FastOpenAfterFailure,
         Self::Reconnect,
@@ -94,6 +96,7 @@ impl Trick {
         Self::RawSpliced,
         Self::FramePastQueues,
         Self::FrameInPieces,
+        Self::FrameFromRing,
     ];
 
     /// What an operator would call it.
@@ -121,6 +124,7 @@ impl Trick {
             Self::RawSpliced => "a raw socket fed from a pipe's pages",
             Self::FramePastQueues => "a packet socket past queueing disciplines",
             Self::FrameInPieces => "a packet socket, headers outside the first piece",
+            Self::FrameFromRing => "a packet socket with memory of its own (ring)",
         }
     }
 
@@ -133,7 +137,10 @@ impl Trick {
     /// Whether it sends below IP: a control group's programs see none of it.
     #[must_use]
     pub fn is_frame(self) -> bool {
-        matches!(self, Self::FramePastQueues | Self::FrameInPieces)
+        matches!(
+            self,
+            Self::FramePastQueues | Self::FrameInPieces | Self::FrameFromRing
+        )
     }
 
     fn name(self) -> String {
@@ -281,6 +288,10 @@ pub(super) fn play(trick: Trick, target: &Target) -> io::Result<()> {
             let wire = sockets::wire(&target.device)?;
             sockets::past_queues(&wire)?;
             sockets::send_frame(&wire, &frame)
+        }
+        Trick::FrameFromRing => {
+            let wire = sockets::wire(&target.device)?;
+            sockets::send_from_ring(&wire, &frame(target, &[])?)
         }
         Trick::FrameInPieces => {
             let frame = frame(target, &[b'x'; 5000])?;

@@ -1,22 +1,16 @@
 //! IPv6: extension headers in every order and of every length, routes, lengths that lie, and
 //! addresses that stand for others.
 
-use gate25_common::testing::frames::{Extension, Ipv6, SERVER_V4, SERVER_V6};
+use gate25_common::testing::frames::{Extension, Ipv6, SERVER_V4, SERVER_V6, Tcp};
 
 use super::packets::{syn, v6};
-use super::range::{ALLOWED_V6, Carried, Family};
+use super::range::{ALLOWED_V6, Carried, Family, Gate};
 
 const AUTHENTICATION: Extension = Extension::Authentication { length: 4 };
 /// With nothing left to visit.
 const ROUTING: Extension = Extension::Routing { left: 0 };
-/// What netfilter walks, and so the guard.
-const WALKED: [Extension; 5] = [
-    Extension::HOP_BY_HOP,
-    ROUTING,
-    Extension::ATOMIC,
-    Extension::DESTINATION,
-    AUTHENTICATION,
-];
+/// What ordinary packets may have, and netfilter walks.
+const WALKED: [Extension; 3] = [Extension::HOP_BY_HOP, Extension::DESTINATION, ROUTING];
 const EVERY: [Extension; 8] = [
     Extension::HOP_BY_HOP,
     ROUTING,
@@ -36,7 +30,7 @@ pub(crate) fn families() -> Vec<Family> {
     vec![
         Family::new(
             "IPv6 extension headers in every order, up to four",
-            orders(&EVERY, 4),
+            orders(&EVERY, 4).iter().map(|it| through(it)).collect(),
         ),
         Family::new(
             "IPv6 extension headers, all eight in any order, and more than are walked",
@@ -77,13 +71,49 @@ pub(crate) fn unknown_headers() -> Vec<Vec<u8>> {
     frames
 }
 
+/// What no gate has any business with, as far as it looks: other ports and other protocols.
+pub(crate) fn harmless(gate: Gate) -> Vec<Vec<u8>> {
+    let chains = match gate {
+        Gate::Programs => orders(&EVERY, 2),
+        // What netfilter walks; a fragment header comes last.
+        Gate::Rules => orders(&WALKED, 3)
+            .into_iter()
+            .flat_map(|chain| [[&chain[..], &[Extension::ATOMIC]].concat(), chain])
+            .collect(),
+        // One header.
+        Gate::Guard => [&WALKED[..], &[Extension::ATOMIC]]
+            .concat()
+            .into_iter()
+            .map(|one| vec![one])
+            .collect(),
+    };
+    let other = Tcp::syn(443).bytes();
+    let of = |chain: &Vec<Extension>| v6(&Ipv6::through(SERVER_V6, chain), &other);
+    let mut frames: Vec<Vec<u8>> = chains.iter().map(of).collect();
+    let later = Extension::Fragment {
+        offset: 2,
+        more: false,
+    };
+    // No next header, UDP and ICMP behind one header; a later fragment of whatever it is.
+    for (protocol, kinds) in [(59, &EVERY[..]), (17, &EVERY), (58, &EVERY), (6, &[later])] {
+        for kind in kinds {
+            let header = Ipv6 {
+                protocol,
+                ..Ipv6::through(SERVER_V6, &[*kind])
+            };
+            frames.push(v6(&header, &syn()));
+        }
+    }
+    frames
+}
+
 fn through(extensions: &[Extension]) -> Vec<u8> {
     v6(&Ipv6::through(SERVER_V6, extensions), &syn())
 }
 
 /// Every sequence of at most `most` of `kinds`, with repetitions.
-fn orders(kinds: &[Extension], most: u32) -> Vec<Vec<u8>> {
-    let mut frames = Vec::new();
+fn orders(kinds: &[Extension], most: u32) -> Vec<Vec<Extension>> {
+    let mut chains = Vec::new();
     let base = kinds.len();
     for count in 0..=most {
         for mut number in 0..base.pow(count) {
@@ -92,10 +122,10 @@ fn orders(kinds: &[Extension], most: u32) -> Vec<Vec<u8>> {
                 chain.push(kinds[number % base]);
                 number /= base;
             }
-            frames.push(through(&chain));
+            chains.push(chain);
         }
     }
-    frames
+    chains
 }
 
 /// Permutations of all eight (every 17th, which takes each header to each place), and chains of
@@ -252,7 +282,7 @@ fn clothes() -> Vec<Vec<u8>> {
         [0x20, 1, 0, 0, a, b, c, d, 0, 0, 0xff, 0xe6, !a, !b, !c, !d],
         tail(&[0x20, 1, 0x0d, 0xb8, 0, 0x25, 0, 0, 0, 0, 0x5e, 0xfe]),
     ] {
-        for extensions in [&[][..], &WALKED[..1], &WALKED[3..4]] {
+        for extensions in [&[][..], &WALKED[..1], &WALKED[1..2]] {
             frames.push(v6(&Ipv6::through(destination, extensions), &syn()));
         }
     }

@@ -30,6 +30,22 @@ fn tricks_of_containers_get_nothing_out() {
 }
 
 #[test]
+fn tricks_of_guests_get_past_no_rule_of_backend_nftables() {
+    let world = World::new().unwrap();
+    prepare(&world).unwrap();
+    let settings = Settings {
+        more: "backend: nftables\n".to_owned(),
+        ..Settings::default()
+    };
+    let agent = start(&world, settings);
+    let guest = world
+        .container("b", &Network::own(104, "veth104i0"))
+        .unwrap();
+    world.wait_workloads(&agent, "unassigned", 1).unwrap();
+    closed(&world, &[Player::new(&world, &guest).unwrap()]).unwrap();
+}
+
+#[test]
 fn tricks_of_guests_get_nothing_out() {
     let world = World::new().unwrap();
     prepare(&world).unwrap();

@@ -151,8 +151,8 @@ impl<'a> Player<'a> {
 /// Naming the tricks that worked.
 pub(crate) fn closed(world: &World, players: &[Player<'_>]) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
+    let mut before = world.witness.settled()?;
     for trick in Trick::ALL {
-        let before = world.witness.settled()?;
         let mut sent = 0;
         for player in players {
             for target in player.of(trick) {
@@ -163,8 +163,9 @@ pub(crate) fn closed(world: &World, players: &[Player<'_>]) -> anyhow::Result<()
                 }
             }
         }
-        let leaked = world.witness.settled()? - before;
-        let tried = Tried::evasion(trick.words(), sent, leaked);
+        let after = world.witness.settled()?;
+        let tried = Tried::evasion(trick.words(), sent, after - before);
+        before = after;
         wrong.extend(tried.judge().err().map(|error| format!("{error:#}")));
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
