@@ -131,6 +131,27 @@ impl Meter {
         Ok(())
     }
 
+    /// Adds a guest whose interface comes and goes: it sends frames out of whatever is its `eth0`,
+    /// and nothing else.
+    ///
+    /// # Errors
+    /// When its gateway cannot be found.
+    pub fn guest_by_frames(
+        &mut self,
+        world: &World,
+        guest: &Guest,
+        owner: Option<&str>,
+        may: May,
+    ) -> anyhow::Result<()> {
+        let body = Body::Frames {
+            ns: guest.ns.clone(),
+            gateway: gateway(world, &guest.interface)?,
+        };
+        let source = Source::new(&guest.interface, owner, may, guest.addresses, body);
+        self.sources.push(source);
+        Ok(())
+    }
+
     /// Adds a tap in the bridge as a sender, with the addresses of the guest of that number.
     ///
     /// # Errors
@@ -408,7 +429,7 @@ fn check_as_told(
     ] {
         for to in [server.v4_port(25), server.v6_port(25)] {
             let attempt = match &source.body {
-                Body::Guest { ns, .. } => connect(ns, to, ATTEMPT)?,
+                Body::Guest { ns, .. } | Body::Frames { ns, .. } => connect(ns, to, ATTEMPT)?,
                 Body::Container { container, .. } => container.tenant.connect(to)?,
                 // Without a kernel it cannot be told anything.
                 Body::Tap { .. } => return check_probe(source, exchanger, relay),

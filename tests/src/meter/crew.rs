@@ -62,27 +62,31 @@ impl Meter {
     /// The policy under which the senders may do what [`Meter::prepare`] says.
     #[must_use]
     pub fn policy(world: &World) -> PolicyText {
-        Self::owned_by(world, ["m-bridged", "m-tap", "m-shared", "m-own"])
+        owned_by(world, "m", "n")
     }
 
-    /// The same, but that those who may use the relay alone belong to others.
+    /// The same, but that those who may use the relay alone belong to others: `n-bridged` and so on.
     #[must_use]
     pub fn policy_of_others(world: &World) -> PolicyText {
-        Self::owned_by(world, ["n-bridged", "n-tap", "n-shared", "n-own"])
+        owned_by(world, "n", "m")
     }
+}
 
-    fn owned_by(world: &World, owners: [&str; 4]) -> PolicyText {
-        let [bridged, tap, shared, own] = owners;
-        PolicyText::default()
-            .customer(bridged, BRIDGED.1)
-            .customer(tap, TAP.1)
-            .customer(EXEMPT.2, EXEMPT.1)
-            .exempt(EXEMPT.2)
-            .container(shared, &world.below(SHARED.0))
-            .container(own, &world.below(OWN.0))
-            .container(FREE.1, &world.below(FREE.0))
-            .exempt(FREE.1)
-    }
+/// A customer who is removed begins with new counters when he returns: `others` are customers, too.
+fn owned_by(world: &World, owners: &str, others: &str) -> PolicyText {
+    PolicyText::default()
+        .customer(&format!("{owners}-bridged"), BRIDGED.1)
+        .customer(&format!("{owners}-tap"), TAP.1)
+        .container(&format!("{owners}-shared"), &world.below(SHARED.0))
+        .container(&format!("{owners}-own"), &world.below(OWN.0))
+        .customer(&format!("{others}-bridged"), "tap951i0")
+        .customer(&format!("{others}-tap"), "tap953i0")
+        .container(&format!("{others}-shared"), &world.below("elsewhere-1"))
+        .container(&format!("{others}-own"), &world.below("elsewhere-2"))
+        .customer(EXEMPT.2, EXEMPT.1)
+        .exempt(EXEMPT.2)
+        .container(FREE.1, &world.below(FREE.0))
+        .exempt(FREE.1)
 }
 
 /// The hypervisor's own addresses on the way out.

@@ -84,7 +84,9 @@ impl Totals {
 pub(super) enum Body {
     /// A guest with a kernel, and its gateway's hardware address.
     Guest { ns: NetNs, gateway: Hardware },
-    /// A guest without one.
+    /// A guest that comes and goes: its sockets are told whatever they are told.
+    Frames { ns: NetNs, gateway: Hardware },
+    /// A guest without a kernel.
     Tap {
         tap: Arc<Mutex<Tap>>,
         gateway: Hardware,
@@ -148,7 +150,7 @@ impl Source {
     pub(super) fn container(&self) -> Option<&Container> {
         match &self.body {
             Body::Container { container, .. } => Some(container),
-            Body::Guest { .. } | Body::Tap { .. } => None,
+            Body::Guest { .. } | Body::Frames { .. } | Body::Tap { .. } => None,
         }
     }
 
@@ -213,7 +215,7 @@ impl Source {
         };
         let mut started = Vec::new();
         match &self.body {
-            Body::Guest { ns, gateway } => {
+            Body::Guest { ns, gateway } | Body::Frames { ns, gateway } => {
                 let (ns, plan) = (ns.clone(), plan.by(frames(*gateway)));
                 let flood = Flood::start(move || ns.enter(), plan)?;
                 started.push((label("frames"), What::Flood(flood)));
@@ -280,8 +282,7 @@ impl Source {
             let label = format!("{lane:?}-{to}");
             let what = match &self.body {
                 Body::Guest { ns, .. } => What::Sender(Sender::start(ns, to, pause)?),
-                // Without a kernel there are no sockets.
-                Body::Tap { .. } => return Ok(()),
+                Body::Frames { .. } | Body::Tap { .. } => return Ok(()),
                 Body::Container { container, .. } => {
                     container.tenant.hammer(&label, to, pause)?;
                     What::RemoteSender
