@@ -87,6 +87,29 @@ pub struct Verdict {
     pub wrong: Vec<String>,
 }
 
+impl Verdict {
+    /// Whether nothing leaked and all adds up.
+    ///
+    /// # Errors
+    /// Naming the phases with leaks, and what is wrong.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let phases = self.phases.iter();
+        let leaking = phases.filter(|phase| phase.measured.leaked != 0);
+        let lines: Vec<String> = leaking
+            .map(ToString::to_string)
+            .chain(self.wrong.iter().cloned())
+            .collect();
+        if !lines.is_empty() {
+            let Measured { sent, leaked } = self.measured;
+            bail!(
+                "{leaked} of {sent} forbidden packets arrived:\n  {}",
+                lines.join("\n  ")
+            );
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Measured { sent, leaked } = self.measured;
@@ -303,7 +326,14 @@ impl Meter {
     /// # Errors
     /// Naming what is not so.
     pub fn check(&self) -> anyhow::Result<()> {
-        self.sources.iter().try_for_each(Source::check)?;
+        let uses: Vec<_> = self
+            .sources
+            .iter()
+            .map(Source::uses)
+            .collect::<anyhow::Result<_>>()?;
+        for (source, uses) in self.sources.iter().zip(&uses) {
+            source.check_since(uses)?;
+        }
         let Measured { sent, leaked } = self.measured()?;
         if leaked != 0 {
             bail!("{leaked} of {sent} forbidden packets arrived");
@@ -324,11 +354,8 @@ impl Meter {
         times: u64,
         accounts: Accounts,
     ) -> anyhow::Result<()> {
-        let Verdict {
-            measured: Measured { sent, leaked },
-            phases,
-            wrong,
-        } = self.end(agent, accounts)?;
+        let verdict = self.end(agent, accounts)?;
+        let Measured { sent, leaked } = verdict.measured;
         let tried = Tried {
             trial,
             what: what.to_owned(),
@@ -336,16 +363,10 @@ impl Meter {
             sent,
             leaked,
         };
-        let lines = |lines: Vec<String>| lines.join("\n  ");
-        let phases = phases.iter().filter(|phase| phase.measured.leaked != 0);
-        let leaking = lines(phases.map(ToString::to_string).collect());
-        tried
-            .judge()
-            .with_context(|| format!("by phases:\n  {leaking}"))?;
-        if !wrong.is_empty() {
-            bail!("{trial} {what:?}, {sent} sent:\n  {}", lines(wrong));
-        }
-        Ok(())
+        // Written down first, whatever it was.
+        let judged = tried.judge();
+        verdict.check().context(what.to_owned())?;
+        judged
     }
 
     /// Ends the attack and says what came out. The agent runs. Everybody may attack again.

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, Trial, World, connect, poll};
+use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, World, connect, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -19,7 +19,7 @@ fn meter_of_an_enforced_policy_finds_no_leak_and_accounts_for_every_packet() {
     wait_sent(&meter, 5000);
     let verdict = meter.end(&agent, Accounts::Customers).unwrap();
     assert_eq!(verdict.measured.leaked, 0, "{verdict:?}");
-    assert_eq!(verdict.wrong, Vec::<String>::new());
+    verdict.check().unwrap();
 }
 
 #[test]
@@ -73,6 +73,8 @@ fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
     assert_eq!(verdict.wrong, Vec::<String>::new());
     let Measured { sent, leaked } = verdict.measured;
     assert!(leaked < sent / 4, "{verdict:?}");
+    let text = format!("{:#}", verdict.check().unwrap_err());
+    assert!(text.contains("opened: "), "{text}");
 }
 
 #[test]
@@ -88,8 +90,8 @@ fn meter_of_packets_that_it_did_not_send_says_whose_counts_do_not_add_up() {
     meter.check().unwrap();
     let to = gate25_tests::Hosting::EXCHANGER.v4_port(25);
     connect(&guest.ns, to, LIMIT).unwrap();
-    let error = meter.judge(&agent, Trial::Fault, "none", 1, Accounts::Customers);
-    let text = format!("{:#}", error.unwrap_err());
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let text = format!("{:#}", verdict.check().unwrap_err());
     assert!(text.contains("c-1: refused and arrived: sent "), "{text}");
     assert!(
         text.contains("the host: refused and arrived: sent "),

@@ -302,19 +302,31 @@ impl Source {
         Ok(totals)
     }
 
-    /// Waits until every way has been used again, and checks that sockets were told what they must
-    /// be.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
-        for running in &self.running {
-            let what = || format!("{}, {}", self.name, running.label);
-            let until = self.seen(running).with_context(what)?.uses() + 2;
-            let seen = poll(&what(), LIMIT, || {
+    /// How often each way has been used.
+    pub(super) fn uses(&self) -> anyhow::Result<Vec<u64>> {
+        let each = self.running.iter().map(|running| {
+            let seen = self.seen(running).with_context(|| self.place(running))?;
+            Ok(seen.uses())
+        });
+        each.collect()
+    }
+
+    /// Waits until every way has been used twice more than these times, and checks that sockets
+    /// were told what they must be.
+    pub(super) fn check_since(&self, uses: &[u64]) -> anyhow::Result<()> {
+        for (running, uses) in self.running.iter().zip(uses) {
+            let place = || self.place(running);
+            let seen = poll(&place(), LIMIT, || {
                 let seen = self.seen(running)?;
-                Ok((seen.uses() >= until).then_some(seen))
+                Ok((seen.uses() >= uses + 2).then_some(seen))
             })?;
-            seen.check(running.lane).with_context(what)?;
+            seen.check(running.lane).with_context(place)?;
         }
         Ok(())
+    }
+
+    fn place(&self, running: &Running) -> String {
+        format!("{}, {}", self.name, running.label)
     }
 
     /// Ends all of it; what was sent in all, and which sockets were told what they must not be.

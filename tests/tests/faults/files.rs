@@ -18,6 +18,8 @@ const FAILURES: &str = "gate25_config_reload_failures_total";
 const SUCCESSFUL: &str = "gate25_config_last_reload_successful";
 /// The least that the settings take.
 const QUIET_TIME: &str = "reload: {quiet_time: 10ms}\n";
+/// What nobody may read cannot be watched either: that it is there again shows at a rescan.
+const RESCANNED: &str = "reload: {quiet_time: 10ms, rescan: 1s}\n";
 
 /// Reloads as quickly as the agent takes them: two valid policies in turn, and every fourth time
 /// one that is refused.
@@ -75,7 +77,7 @@ pub(crate) fn directory_taken_away(times: u64) {
     let world = World::new().unwrap();
     let mut meter = Meter::prepare(&world).unwrap();
     let settings = Settings {
-        more: QUIET_TIME.to_owned(),
+        more: RESCANNED.to_owned(),
         // Root reads what nobody may read, unless told not to.
         wrapper: [
             "setpriv",

@@ -65,7 +65,8 @@ pub(crate) fn in_a_start(step: usize) {
         agent
             .restart()
             .unwrap_or_else(|error| panic!("after a kill at call {call}: {error:#}"));
-        meter.wait_as_told(&world).unwrap();
+        let container = meter.containers().next().unwrap();
+        world.wait_contained(&container.tenant).unwrap();
         agent.stop().unwrap();
     }
     agent.restart().unwrap();
