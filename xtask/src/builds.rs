@@ -70,6 +70,7 @@ fn tables() -> anyhow::Result<Change> {
 /// Builds a changed copy of the sources. Without optimization: it is only started a few times.
 fn one(dir: &Path, name: &str, changes: &[Change]) -> anyhow::Result<()> {
     let copy = dir.join(format!("{name}.source"));
+    fs::create_dir_all(&copy).with_context(|| format!("create {}", copy.display()))?;
     let mut changed = 0;
     for part in SOURCES {
         changed += copy_changed(Path::new(part), &copy, changes)?;
