@@ -35,6 +35,36 @@ pub struct Settings {
     pub wrapper: Vec<String>,
     /// As whom it runs: not as root, unless a test needs that.
     pub privileges: Privileges,
+    /// Which build of the agent.
+    pub build: Build,
+}
+
+/// A build of the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Build {
+    /// The one that is tested.
+    #[default]
+    This,
+    /// One whose programs are others.
+    OtherPrograms,
+    /// One that has another version of everything that the kernel holds, too.
+    OtherTables,
+}
+
+impl Build {
+    /// Where its binary is: [`binary`], or in the folder `GATE25_BUILDS`, which `cargo xtask` sets
+    /// for the slow tier.
+    fn binary(self) -> anyhow::Result<PathBuf> {
+        let name = match self {
+            Self::This => return binary(),
+            Self::OtherPrograms => "programs",
+            Self::OtherTables => "tables",
+        };
+        let dir = env::var_os("GATE25_BUILDS").context("GATE25_BUILDS is not set")?;
+        let path = Path::new(&dir).join(name);
+        path.canonicalize()
+            .with_context(|| format!("no agent at {}", path.display()))
+    }
 }
 
 impl Default for Settings {
@@ -48,6 +78,7 @@ impl Default for Settings {
             env: Vec::new(),
             wrapper: Vec::new(),
             privileges: Privileges::default(),
+            build: Build::This,
         }
     }
 }
@@ -318,6 +349,7 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
         env,
         wrapper,
         privileges,
+        build,
     } = settings;
     let text = format!(
         "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\ncgroups:\n  roots: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
@@ -328,7 +360,7 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
     );
     let config = dir.join("gate25.yaml");
     replace(&config, &text)?;
-    let binary = binary()?;
+    let binary = build.binary()?;
     privileges.prepare(ns, &binary, &config)?;
     // Whoever traces the agent is root: he sees how it starts, and writes where he likes.
     let mut before = wrapper.iter().cloned().chain(privileges.command());

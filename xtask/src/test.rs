@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 
 use crate::{
-    binaries,
+    binaries, builds,
     cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
     document,
     kernels::{self, Series},
@@ -194,6 +194,9 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
         .env("GATE25_SKIPS", &skips)
         .env("GATE25_LEDGER", ledger.path());
     command.env("GATE25_BIN", agent);
+    if tier == Tier::Slow {
+        command.env("GATE25_BUILDS", builds::make()?);
+    }
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
     let mut count = count_tests(command, LIMIT)?;

@@ -19,17 +19,17 @@ use nix::{
 };
 
 /// A TCP socket of the address's family that nothing was done with.
-pub(super) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, 0)
 }
 
 /// A TCP socket that offers the other side several paths.
-pub(super) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)
 }
 
 /// A socket whose packets, IP header included, are the program's own.
-pub(super) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
     raw_of(to, libc::IPPROTO_RAW)
 }
 
@@ -39,7 +39,7 @@ pub(super) fn raw_of(to: SocketAddr, protocol: i32) -> io::Result<OwnedFd> {
 }
 
 /// Connects a socket, waiting at most so long.
-pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
+pub(crate) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
     nonblocking(socket)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Err(nix::Error::EINPROGRESS) => settle(socket, limit),
@@ -48,7 +48,7 @@ pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) 
 }
 
 /// Sends data with the SYN, which takes the place of a connect.
-pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
+pub(crate) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
     let socket = tcp(to)?;
     fast_open_on(&socket, to, b"EHLO tenant\r\n", limit)?;
     Ok(socket)
@@ -111,20 +111,24 @@ pub(super) fn set_bytes(socket: &OwnedFd, level: i32, option: i32, value: &[u8])
 }
 
 /// Binds a socket to an interface.
-pub(super) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
+pub(crate) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::BindToDevice, &device.into())?)
 }
 
 /// Binds a socket to an address, and to a port when it connects.
-pub(super) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
+pub(crate) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
     let address = SockaddrStorage::from(SocketAddr::from((address, 0)));
     Ok(bind(socket.as_raw_fd(), &address)?)
 }
 
 /// Sends an IP packet as it is.
-pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
-    let socket = raw(to)?;
+pub(crate) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
+    send_packet_by(&raw(to)?, to, packet)
+}
+
+/// The same through a socket of [`raw`].
+pub(crate) fn send_packet_by(socket: &OwnedFd, to: SocketAddr, packet: &[u8]) -> io::Result<()> {
     // A port is none of a raw socket's business.
     let address = SockaddrStorage::from(SocketAddr::from((to.ip(), 0)));
     sendto(socket.as_raw_fd(), packet, &address, MsgFlags::empty())?;
@@ -132,13 +136,13 @@ pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
 }
 
 /// A way past IP out of an interface.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     socket: OwnedFd,
     index: u32,
 }
 
 /// Opens an interface to frames; they leave by it wherever the process goes.
-pub(super) fn wire(device: &str) -> io::Result<Wire> {
+pub(crate) fn wire(device: &str) -> io::Result<Wire> {
     let index = nix::net::if_::if_nametoindex(device)?;
     let socket = open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
     Ok(Wire { socket, index })
@@ -162,7 +166,7 @@ pub(super) fn with_virtio_headers(wire: &Wire) -> io::Result<()> {
 }
 
 /// Sends a frame as it is.
-pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+pub(crate) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
     let destination = frame.get(..6).ok_or(io::ErrorKind::InvalidInput)?;
     send_bytes(wire, destination, frame)
 }
@@ -234,7 +238,7 @@ pub(super) fn send_from_ring(wire: &Wire, frame: &[u8]) -> io::Result<()> {
 }
 
 /// Hands a socket to whoever connects to the path.
-pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let (stream, _) = listener.accept()?;
     let sockets = [socket.as_raw_fd()];
@@ -245,7 +249,7 @@ pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// Takes the socket that is handed over at the path.
-pub(super) fn take(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn take(path: &Path) -> io::Result<OwnedFd> {
     let stream = UnixStream::connect(path)?;
     let mut byte = [0];
     let mut data = [IoSliceMut::new(&mut byte)];
