@@ -7,6 +7,8 @@
 mod files;
 #[path = "reconcile/sites.rs"]
 mod sites;
+#[path = "reconcile/ways.rs"]
+mod ways;
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::BTreeSet;
@@ -142,8 +144,8 @@ impl Lab {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
-            notice: Vec::new(),
-            way_to: |_| Ok(None),
+            notice: vec![ways::NOTICE],
+            way_to: ways::way_to,
             host: Host {
                 name: "hv-1".to_owned(),
                 interfaces: Interfaces {

@@ -26,6 +26,8 @@ mod redirect;
 #[cfg(target_arch = "bpf")]
 mod reset;
 #[cfg(target_arch = "bpf")]
+mod responder;
+#[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]
 mod tc;

@@ -17,7 +17,7 @@ use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
-use gate25_common::redirect::{Flow, MAX_TARGET_PORTS};
+use gate25_common::redirect::{Flow, Hindrances, MAX_TARGET_PORTS, Redirected};
 
 use crate::chain::in_full;
 use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
@@ -27,6 +27,7 @@ use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
+use crate::kernel::bpf::responders::Responders;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
@@ -41,6 +42,7 @@ mod link;
 pub mod pins;
 pub mod place;
 mod programs;
+mod responders;
 mod shape;
 pub mod skb;
 mod tables;
@@ -373,8 +375,12 @@ impl Figures for Counters {
         self.tables().sketch(id).map_err(FiguresError::new)
     }
 
-    fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
         self.tables().redirected(flow).map_err(FiguresError::new)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        self.tables().hindrances().map_err(FiguresError::new)
     }
 
     fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError> {
@@ -386,6 +392,7 @@ impl Figures for Counters {
 pub struct Bpf {
     tables: PolicyTables,
     counters: Counters,
+    responders: Responders,
     events: Option<RingBuf<MapData>>,
     debug_lines: Option<DebugLog>,
     pinned_tables: Vec<(&'static str, OwnedFd)>,
@@ -450,6 +457,7 @@ impl Bpf {
         let tables = PolicyTables::open(open)?;
         let mut counters = CounterTables::open(open)?;
         counters.track(CustomerId::UNASSIGNED)?;
+        let responders = Responders::open(open)?;
         let events = RingBuf::try_from(aya::maps::Map::RingBuf(open(names::MAP_EVENTS)?));
         let events = events.map_err(|source| BpfError::Table {
             action: "open",
@@ -465,6 +473,7 @@ impl Bpf {
         Ok(Self {
             tables,
             counters: Counters(Arc::new(Mutex::new(counters))),
+            responders,
             events: Some(events),
             debug_lines,
             pinned_tables,
@@ -485,6 +494,11 @@ impl Bpf {
     /// The counters.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// The table of sockets to which senders are led.
+    pub fn responders(&self) -> Responders {
+        self.responders.clone()
     }
 
     /// The name of the interfaces' hook in metrics.

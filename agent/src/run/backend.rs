@@ -19,6 +19,7 @@ use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables};
+use crate::notice::{Lead, Unled};
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -28,6 +29,7 @@ pub(super) struct Opened<D> {
     pub(super) figures: Arc<dyn Figures>,
     pub(super) choice: Choice,
     pub(super) subscription: Subscription,
+    pub(super) responders: Arc<dyn Lead>,
     pub(super) tables: Tables,
     /// What goes on beside the loop.
     pub(super) tasks: Vec<JoinHandle<()>>,
@@ -163,6 +165,7 @@ fn open_ebpf(
         } else {
             Subscription::LinksAndFilters
         },
+        responders: Arc::new(bpf.responders()),
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
@@ -194,6 +197,7 @@ fn open_nftables(
             lacks: nftables::LACKS,
         },
         subscription: Subscription::Links,
+        responders: Arc::new(Unled),
         dataplane: backend,
         tables,
         tasks: Vec::new(),

@@ -9,14 +9,15 @@ use gate25_common::redirect::{Endpoint, Flow};
 use tracing::warn;
 
 use crate::chain::in_full;
+use crate::clock;
 use crate::figures::Figures;
-use crate::kernel::routes::way_to;
+use crate::kernel::routes::{Way, way_to};
 use crate::notice::{Customers, Sender};
 use crate::status::Shared;
 use crate::workloads::WorkloadId;
 
-/// Knows senders by what the kernel remembers of their connections, or else by the interface that
-/// leads to them.
+/// Knows senders by the interface that leads to them, or else, behind a bridge, by what the kernel
+/// remembers of their connections.
 pub(super) struct Senders {
     pub(super) status: Shared,
     pub(super) figures: Arc<dyn Figures>,
@@ -25,8 +26,8 @@ pub(super) struct Senders {
 impl Customers for Senders {
     fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<Sender> {
         let customer = self
-            .by_connection(peer, local)
-            .or_else(|| self.by_interface(peer.ip()))?;
+            .by_interface(peer.ip())
+            .or_else(|| self.by_connection(peer, local))?;
         self.status.read(|status| {
             let relay = status.policy.relays.get(&customer);
             Some(Sender {
@@ -42,7 +43,8 @@ impl Customers for Senders {
 
 impl Senders {
     /// Guests' connections are remembered by the interface that they come from, of which a bridge
-    /// tells nothing.
+    /// tells nothing. Any guest can send packets by the name of another one's connection: where several
+    /// customers have one by it, nobody is named.
     fn by_connection(&self, peer: SocketAddr, local: SocketAddr) -> Option<CustomerId> {
         let (guest, target) = (endpoint(peer), endpoint(local));
         let family = match peer.ip().to_canonical() {
@@ -53,22 +55,40 @@ impl Senders {
             let workloads = status.workloads.keys();
             workloads.filter_map(|it| it.interface()).collect()
         });
-        let flows = interfaces
+        let now = u64::try_from(known(clock::boot())?).unwrap_or(0);
+        let has_it = |interface: &u32| {
+            let flow = Flow::new(*interface, family, guest, target);
+            let found = known(self.figures.redirected(&flow)).flatten();
+            found.is_some_and(|found| !found.is_over(now))
+        };
+        let owners = interfaces
             .into_iter()
-            .map(|interface| Flow::new(interface, family, guest, target));
-        flows
-            .map(|flow| self.figures.redirected(&flow))
-            .find_map(|found| known(found).flatten())
+            .filter(has_it)
+            .map(|interface| self.owner(interface));
+        the_only(owners).flatten()
     }
 
-    /// A container's connections are led elsewhere before there are packets.
+    /// Whom the host's answers reach, who has the connection. A container's are led elsewhere before
+    /// there are packets.
     fn by_interface(&self, peer: IpAddr) -> Option<CustomerId> {
-        let interface = known(way_to(peer)).flatten()?;
+        match known(way_to(peer))? {
+            Way::By(interface) => self.owner(interface),
+            Way::Here | Way::Nowhere => None,
+        }
+    }
+
+    fn owner(&self, interface: u32) -> Option<CustomerId> {
         self.status.read(|status| {
             let workload = status.workloads.get(&WorkloadId::Interface(interface))?;
             Some(workload.claim.customer())
         })
     }
+}
+
+/// What all of them are; `None` if they differ, or there are none.
+fn the_only<T: PartialEq>(mut all: impl Iterator<Item = T>) -> Option<T> {
+    let first = all.next()?;
+    all.all(|it| it == first).then_some(first)
 }
 
 fn known<T, E: std::error::Error + 'static>(found: Result<T, E>) -> Option<T> {
@@ -94,4 +114,22 @@ fn endpoint(address: SocketAddr) -> Endpoint {
 fn words(octets: [u8; 16]) -> [u32; 4] {
     let (words, _) = octets.as_chunks::<4>();
     std::array::from_fn(|at| words.get(at).copied().map_or(0, u32::from_ne_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::the_only;
+
+    #[test]
+    fn customer_is_named_only_where_there_is_no_other() {
+        for (found, named) in [
+            (&[][..], None),
+            (&[1], Some(1)),
+            (&[1, 1], Some(1)),
+            (&[1, 2], None),
+            (&[1, 1, 2], None),
+        ] {
+            assert_eq!(the_only(found.iter().copied()), named, "{found:?}");
+        }
+    }
 }
