@@ -78,7 +78,7 @@ fn ask(address: IpAddr) -> Result<Way, NetlinkError> {
 
 /// What an answer to [`route_to`] says.
 fn way_of(route: &[u8]) -> Result<Way, NetlinkError> {
-    if route.get(RTM_TYPE) == Some(&RTN_LOCAL) {
+    if is_local(route)? {
         return Ok(Way::Here);
     }
     let attributes = route.get(RTMSG..).ok_or(NetlinkError::Malformed)?;
@@ -88,6 +88,12 @@ fn way_of(route: &[u8]) -> Result<Way, NetlinkError> {
         }
     }
     Ok(Way::Nowhere)
+}
+
+/// Whether an answer to [`route_to`] says that the address is the namespace's own.
+pub(super) fn is_local(route: &[u8]) -> Result<bool, NetlinkError> {
+    let kind = route.get(RTM_TYPE).ok_or(NetlinkError::Malformed)?;
+    Ok(*kind == RTN_LOCAL)
 }
 
 /// Whether the kernel says that there is no route; routes that refuse (`prohibit`, `blackhole`) have

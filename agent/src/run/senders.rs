@@ -55,7 +55,7 @@ impl Senders {
             let workloads = status.workloads.keys();
             workloads.filter_map(|it| it.interface()).collect()
         });
-        let now = u64::try_from(known(clock::boot())?).unwrap_or(0);
+        let now = u64::try_from(known(clock::boot())?).ok()?;
         let has_it = |interface: &u32| {
             let flow = Flow::new(*interface, family, guest, target);
             let found = known(self.figures.redirected(&flow)).flatten();
@@ -118,7 +118,112 @@ fn words(octets: [u8; 16]) -> [u32; 4] {
 
 #[cfg(test)]
 mod tests {
-    use super::the_only;
+    use std::collections::BTreeMap;
+
+    use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
+    use gate25_common::redirect::{Hindrances, Motion, QUIET_NS, Redirected};
+
+    use super::*;
+    use crate::figures::FiguresError;
+    use crate::status::{State, WorkloadStatus};
+    use crate::workloads::Claim;
+
+    /// Behind a bridge: no route leads to a single guest.
+    const GUEST: &str = "[::ffff:192.0.2.7]:40123";
+    const NOTICE: &str = "[::ffff:198.51.100.1]:2525";
+    const EXCHANGER: Endpoint = Endpoint::v4(0x0100_0000, [0, 25]);
+
+    /// What a kernel would remember, by interface.
+    struct Remembered(BTreeMap<u32, Redirected>);
+
+    impl Figures for Remembered {
+        fn host(&self) -> Result<HostCounters, FiguresError> {
+            Ok(HostCounters::ZERO)
+        }
+
+        fn customer(&self, _: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
+            Ok(None)
+        }
+
+        fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+            Ok(None)
+        }
+
+        fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
+            let is_its = |interface: u32| {
+                let (guest, target) = (address(GUEST), address(NOTICE));
+                *flow == Flow::new(interface, Family::V4, endpoint(guest), endpoint(target))
+            };
+            let mut known = self.0.iter();
+            Ok(known
+                .find(|(index, _)| is_its(**index))
+                .map(|(_, known)| *known))
+        }
+
+        fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+            Ok(Hindrances::ZERO)
+        }
+
+        fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
+            Ok(())
+        }
+    }
+
+    fn address(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn id(name: &str) -> CustomerId {
+        CustomerId::from_name(name)
+    }
+
+    /// Who is named where these interfaces remember the connection: `a` owns 3 and 4, `b` owns 5.
+    fn named(remembered: &[(u32, Redirected)]) -> Option<CustomerId> {
+        let status = Shared::default();
+        status.update(|status| {
+            for (index, owner) in [(3, "a"), (4, "a"), (5, "b")] {
+                let workload = WorkloadStatus {
+                    name: format!("tap{index}i0"),
+                    claim: Claim::Customer(owner.to_owned()),
+                    state: State::Enforced,
+                };
+                status
+                    .workloads
+                    .insert(WorkloadId::Interface(index), workload);
+            }
+        });
+        let senders = Senders {
+            status,
+            figures: Arc::new(Remembered(remembered.iter().copied().collect())),
+        };
+        senders.by_connection(address(GUEST), address(NOTICE))
+    }
+
+    #[test]
+    fn guest_behind_a_bridge_is_named_by_the_owner_of_its_interface() {
+        let now = u64::try_from(clock::boot().unwrap()).unwrap();
+        let known = Redirected::new(id("a"), EXCHANGER, now);
+        assert_eq!(named(&[]), None);
+        assert_eq!(named(&[(3, known)]), Some(id("a")));
+        assert_eq!(named(&[(3, known), (4, known)]), Some(id("a")));
+        // Whoever had the interface when it began.
+        assert_eq!(named(&[(5, known)]), Some(id("b")));
+    }
+
+    #[test]
+    fn guest_whose_connection_another_customers_guest_has_made_up_is_not_named() {
+        let now = u64::try_from(clock::boot().unwrap()).unwrap();
+        let known = Redirected::new(id("a"), EXCHANGER, now);
+        assert_eq!(named(&[(3, known), (5, known)]), None);
+        // What is over says nothing: addresses move.
+        let mut ended = known;
+        ended.follow(Motion::Ends, now);
+        assert_eq!(named(&[(3, known), (5, ended)]), Some(id("a")));
+        if let Some(long_ago) = now.checked_sub(QUIET_NS + 1) {
+            let silent = Redirected::new(id("b"), EXCHANGER, long_ago);
+            assert_eq!(named(&[(3, known), (5, silent)]), Some(id("a")));
+        }
+    }
 
     #[test]
     fn customer_is_named_only_where_there_is_no_other() {
