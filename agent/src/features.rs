@@ -21,7 +21,7 @@ pub enum Feature {
 
 impl Feature {
     /// Every one.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::ContainerSockets,
         Self::LateChecksums,
         Self::Redirection,

@@ -17,6 +17,7 @@ use gate25_common::counters::HostCounters;
 use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::names;
 use gate25_common::packet::{Malformed, Tunnel};
+use gate25_common::redirect::Hindrance;
 use gate25_common::returns::Fate;
 use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
@@ -227,6 +228,15 @@ impl Metrics {
         }
         for kind in Malformed::ALL {
             families.counter(names_of::MALFORMED, &[kind.as_str()], host.malformed(kind))?;
+        }
+        let hindrances = self.figures.hindrances()?;
+        for hindrance in Hindrance::ALL {
+            let labels = [hindrance.as_str()];
+            families.counter(
+                names_of::REDIRECTS_REFUSED,
+                &labels,
+                hindrances.of(hindrance),
+            )?;
         }
         for tunnel in Tunnel::ALL {
             let protocol = tunnel.protocol().to_string();

@@ -6,6 +6,7 @@ mod doctor;
 mod guard;
 mod mounts;
 mod notice;
+mod routes;
 mod senders;
 mod serve;
 mod sockets;
@@ -32,8 +33,9 @@ use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::links::Links;
 use crate::kernel::privileges;
-use crate::kernel::routes;
+use crate::kernel::routes::way_to;
 use crate::metrics::{Constants, Metrics, Timings};
+use crate::notice::Lead;
 use crate::notice::counts::Counts;
 use crate::notice::server::{Listener, Responder};
 use crate::notify::{Environment, Notifier};
@@ -45,6 +47,7 @@ use crate::run::doctor::Doctor;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::notice::Notice;
+use crate::run::routes::Routes;
 use crate::run::senders::Senders;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
@@ -140,6 +143,7 @@ async fn enforce<D: Dataplane>(
         figures,
         choice,
         subscription,
+        responders,
         tables,
         tasks,
         other,
@@ -152,6 +156,7 @@ async fn enforce<D: Dataplane>(
     let reporting = Reporting {
         status: status.clone(),
         listeners,
+        responders,
         figures: Arc::clone(&figures),
         timings: timings.clone(),
         choice,
@@ -161,7 +166,7 @@ async fn enforce<D: Dataplane>(
     let circumstances = Circumstances {
         notice: settings.notice.listen.clone(),
         returns: settings.block_return,
-        way_to: |address| routes::way_to(address).map_err(|error| in_full(&error)),
+        way_to: |address| way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
         shrink: Limits {
@@ -183,6 +188,7 @@ async fn enforce<D: Dataplane>(
         clock: ClockWatch::new()?,
         mounts,
         tables,
+        routes: Routes::watched(),
         other,
         guard: Keeper::new(Guard::new(&settings)),
         doctor,
@@ -251,6 +257,8 @@ struct Reporting {
     status: Shared,
     /// Where the notice's responder says how listening goes.
     listeners: watch::Sender<Vec<Listener>>,
+    /// What leads senders to it.
+    responders: Arc<dyn Lead>,
     figures: Arc<dyn Figures>,
     timings: Timings,
     choice: Choice,
@@ -267,6 +275,7 @@ impl Reporting {
         let Self {
             status,
             listeners,
+            responders,
             figures,
             timings,
             choice,
@@ -276,7 +285,9 @@ impl Reporting {
             status: status.clone(),
             figures: Arc::clone(&figures),
         };
-        let notice = notice_of(settings, host, senders, &counts, listeners, shutdown);
+        let notice = settings.notice.clone();
+        let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(&counts));
+        let notice = responder::server::serve(responder, responders, listeners, shutdown.clone());
         let constants = Constants {
             host: settings.host_mode(),
             backend: choice.name,
@@ -328,20 +339,6 @@ impl Reporting {
             tokio::spawn(notice),
         ]
     }
-}
-
-/// The server of the notice.
-fn notice_of(
-    settings: &Settings,
-    host: &str,
-    senders: Senders,
-    counts: &Arc<Counts>,
-    listeners: watch::Sender<Vec<Listener>>,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let notice = settings.notice.clone();
-    let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(counts));
-    responder::server::serve(responder, listeners, shutdown.clone())
 }
 
 async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {

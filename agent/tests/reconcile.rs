@@ -9,6 +9,8 @@ mod files;
 mod returns;
 #[path = "reconcile/sites.rs"]
 mod sites;
+#[path = "reconcile/ways.rs"]
+mod ways;
 
 use std::cell::{Ref, RefCell, RefMut};
 use std::collections::BTreeSet;
@@ -153,9 +155,9 @@ impl Lab {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
-            notice: Vec::new(),
+            notice: vec![ways::NOTICE],
             returns,
-            way_to: |_| Ok(None),
+            way_to: ways::way_to,
             host: Host {
                 name: "hv-1".to_owned(),
                 interfaces: Interfaces {

@@ -5,15 +5,18 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{
-    HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage,
+    HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockMap,
 };
 use aya_ebpf::macros::btf_map;
 use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
     MAX_PREFIXES, PrefixKey, PrefixValue, SkbLayout,
 };
+use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
-use gate25_common::redirect::{Flow, MAX_REDIRECTS, MAX_TARGET_PORTS, Redirected, SocketPeer};
+use gate25_common::redirect::{
+    Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, MAX_TARGET_PORTS, Redirected, SocketPeer,
+};
 use gate25_common::returns::ReturnCounters;
 
 /// Memory follows what is in use.
@@ -35,6 +38,16 @@ pub(crate) static SOCKET_PEERS: SkStorage<SocketPeer> = SkStorage::new();
 /// Decides nothing: what is not in it is refused.
 #[btf_map]
 pub(crate) static REDIRECTS: LruHashMap<Flow, Redirected, MAX_REDIRECTS> = LruHashMap::new();
+
+/// Whoever is pushed out of it has all of its budget again.
+#[btf_map]
+pub(crate) static BUDGETS: LruHashMap<u32, Budget, MAX_BUDGETS> = LruHashMap::new();
+
+#[btf_map]
+pub(crate) static HINDRANCES: PerCpuArray<Hindrances, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static RESPONDERS: SockMap<{ Family::ALL.len() }> = SockMap::new();
 
 #[btf_map]
 pub(crate) static CUSTOMERS: HashMap<CustomerId, CustomerPolicy, MAX_CUSTOMERS, NO_PREALLOC> =

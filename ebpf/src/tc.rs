@@ -25,6 +25,7 @@ const DROP: i32 = TC_ACT_SHOT;
 /// one that judges and not below it, for the sake of the stack.
 const REFUSE: i32 = redirect::IMPOSSIBLE;
 const REDIRECT: i32 = REFUSE + 1;
+const ALLOWED: i32 = REDIRECT + 1;
 
 /// Judges what leaves a guest.
 #[classifier]
@@ -40,15 +41,25 @@ fn tc_ingress(ctx: TcContext) -> i32 {
         parsed = frame::parse_frame(skb, late);
     }
     match inspect(skb, parsed) {
-        REDIRECT => match redirect::redirect(skb, parsed) {
-            // It goes on to the target.
-            PASS => pass_seen(skb),
-            redirect::IMPOSSIBLE => refuse(skb, parsed),
-            // Half rewritten, it goes nowhere.
-            _ => DROP,
-        },
+        REDIRECT => finish(skb, parsed, redirect::redirect(skb, parsed, redirect::LED)),
+        // It may go to the target itself.
+        ALLOWED => {
+            let noted = redirect::redirect(skb, parsed, redirect::BY_ITSELF);
+            finish(skb, parsed, noted)
+        }
         REFUSE => refuse(skb, parsed),
         action => action,
+    }
+}
+
+/// Does what [`redirect::redirect`] says.
+#[inline(always)]
+fn finish(skb: *mut __sk_buff, parsed: u64, action: i32) -> i32 {
+    match action {
+        PASS => pass_seen(skb),
+        redirect::IMPOSSIBLE => refuse(skb, parsed),
+        // Half rewritten, it goes nowhere.
+        _ => DROP,
     }
 }
 
@@ -96,7 +107,8 @@ fn act(skb: *mut __sk_buff, decision: &Decision) -> i32 {
         decision.reason as u32,
     );
     match decision.verdict {
-        Verdict::Allow | Verdict::Observe => pass_seen(skb),
+        Verdict::Allow => ALLOWED,
+        Verdict::Observe => pass_seen(skb),
         Verdict::Drop | Verdict::Throttle => DROP,
         Verdict::Redirect | Verdict::Notice => REDIRECT,
         Verdict::Reject => REFUSE,

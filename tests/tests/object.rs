@@ -17,10 +17,13 @@ use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_GUARDED_PORTS,
     MAX_PREFIXES, PrefixKey, PrefixValue,
 };
+use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
-use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
+use gate25_common::redirect::{
+    Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, Redirected, SocketPeer,
+};
 use gate25_common::returns::ReturnCounters;
 use gate25_tests::{Lab, kernel_version};
 
@@ -136,6 +139,7 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
         BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
         BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
+        BPF_MAP_TYPE_SOCKMAP,
     };
     let id = size_of::<CustomerId>();
     // Type, key, value, entries, flags.
@@ -177,6 +181,24 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
                 MAX_REDIRECTS,
                 0,
             ),
+        ),
+        (
+            names::MAP_BUDGETS,
+            (
+                BPF_MAP_TYPE_LRU_HASH,
+                4,
+                size_of::<Budget>(),
+                MAX_BUDGETS,
+                0,
+            ),
+        ),
+        (
+            names::MAP_HINDRANCES,
+            (BPF_MAP_TYPE_PERCPU_ARRAY, 4, size_of::<Hindrances>(), 1, 0),
+        ),
+        (
+            names::MAP_RESPONDERS,
+            (BPF_MAP_TYPE_SOCKMAP, 4, 4, Family::ALL.len(), 0),
         ),
         (
             names::MAP_CUSTOMERS,

@@ -12,8 +12,7 @@ use jiff::Timestamp;
 use super::messages::{
     Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
     Mode, NoticeListener, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status, Teller,
-    Term,
-    Workload, Workloads,
+    Term, Workload, Workloads,
 };
 use super::{Constants, ReloadOutcome};
 use crate::diagnostic::terminal::{Colour, render};

@@ -17,7 +17,7 @@ use gate25_common::abi::{CustomerId, InterfaceOwner, MAX_GUARDED_PORTS, SkbLayou
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
-use gate25_common::redirect::{Flow, MAX_TARGET_PORTS};
+use gate25_common::redirect::{Flow, Hindrances, MAX_TARGET_PORTS, Redirected};
 use gate25_common::returns::ReturnCounters;
 
 use crate::chain::in_full;
@@ -30,6 +30,7 @@ use crate::kernel::bpf::attachments::Attachments;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
+use crate::kernel::bpf::responders::Responders;
 use crate::kernel::bpf::returns::ReturnTables;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
@@ -47,6 +48,7 @@ mod link;
 pub mod pins;
 pub mod place;
 mod programs;
+mod responders;
 mod returns;
 mod shape;
 pub mod skb;
@@ -404,8 +406,12 @@ impl Figures for Counters {
         self.returned().customer(id).map_err(FiguresError::new)
     }
 
-    fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
         self.tables().redirected(flow).map_err(FiguresError::new)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        self.tables().hindrances().map_err(FiguresError::new)
     }
 
     fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError> {
@@ -418,6 +424,7 @@ pub struct Bpf {
     tables: PolicyTables,
     counters: Counters,
     returns: Returns,
+    responders: Responders,
     events: Option<RingBuf<MapData>>,
     debug_lines: Option<DebugLog>,
     pinned_tables: Vec<(&'static str, OwnedFd)>,
@@ -483,6 +490,7 @@ impl Bpf {
         let mut counters = CounterTables::open(open)?;
         counters.track(CustomerId::UNASSIGNED)?;
         let mut returns = ReturnTables::open(open)?;
+        let responders = Responders::open(open)?;
         let events = RingBuf::try_from(aya::maps::Map::RingBuf(open(names::MAP_EVENTS)?));
         let events = events.map_err(|source| BpfError::Table {
             action: "open",
@@ -511,6 +519,7 @@ impl Bpf {
                 returns: Arc::new(Mutex::new(returns)),
             },
             returns: options.returns,
+            responders,
             events: Some(events),
             debug_lines,
             pinned_tables,
@@ -531,6 +540,11 @@ impl Bpf {
     /// The counters.
     pub fn counters(&self) -> Counters {
         self.counters.clone()
+    }
+
+    /// The table of sockets to which senders are led.
+    pub fn responders(&self) -> Responders {
+        self.responders.clone()
     }
 
     /// The name of the interfaces' hook in metrics.

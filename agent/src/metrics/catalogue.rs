@@ -85,6 +85,8 @@ catalogue! {
         "Bytes of packets to guarded ports, headers included.";
     MALFORMED = Counter "malformed_total" ["kind"]
         "Packets judged by their form, or without their policy; refused except where only observing.";
+    REDIRECTS_REFUSED = Counter "redirects_refused_total" ["reason"]
+        "Packets and connects that were to be led to a relay or to the notice and were refused instead: unknown_connection (of none that is known), port_in_use (for another destination), too_many (of one interface), not_listening (the notice is not told), tables (the policy has just changed, or memory is short). Counted under redirect or notice as well.";
     TUNNEL_PACKETS = Counter "tunnel_packets_total" ["protocol"]
         "Packets of IP protocols 4, 41 and 47, whose inside is not seen; they pass.";
     RETURN_PACKETS = Counter "return_packets_total" ["verdict", "family"]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use gate25_common::abi::{Blocked, InterfaceOwner};
+use gate25_common::abi::{Blocked, InterfaceOwner, Mode};
 use gate25_common::address::Family;
 use tracing::warn;
 
@@ -58,18 +58,23 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Whether connections of the interface's owner go to a relay or to the notice, as the tables
-    /// have it.
+    /// have it. Where the notice is not told at the moment, it soon will be.
     fn is_led_elsewhere(&self, index: u32) -> bool {
         let installed = self.dataplane.installed();
+        let is_told = !self.circumstances.notice.is_empty() && self.dataplane.replies().is_ok();
         let owner = installed
             .interfaces
             .get(&index)
             .map(InterfaceOwner::customer);
         let policy = owner.and_then(|it| installed.customers.get(&it));
-        policy.is_some_and(|policy| {
-            let mut families = Family::ALL.into_iter();
-            matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
-                && families.any(|family| policy.target(family).is_some())
+        policy.is_some_and(|policy| match (policy.mode(), policy.blocked()) {
+            (Some(Mode::Enforce), Some(Blocked::Redirect)) => Family::ALL
+                .into_iter()
+                .any(|family| policy.target(family).is_some()),
+            (Some(Mode::Enforce), Some(Blocked::Notice)) => is_told,
+            (Some(Mode::Observe) | None, _) | (_, Some(Blocked::Reject | Blocked::Drop) | None) => {
+                false
+            }
         })
     }
 }

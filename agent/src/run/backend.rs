@@ -20,6 +20,7 @@ use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables, Reject};
 use crate::kernel::privileges;
+use crate::notice::{Lead, Unled};
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -29,6 +30,7 @@ pub(super) struct Opened<D> {
     pub(super) figures: Arc<dyn Figures>,
     pub(super) choice: Choice,
     pub(super) subscription: Subscription,
+    pub(super) responders: Arc<dyn Lead>,
     pub(super) tables: Tables,
     /// What goes on beside the loop.
     pub(super) tasks: Vec<JoinHandle<()>>,
@@ -173,6 +175,7 @@ fn open_ebpf(
         } else {
             Subscription::LinksAndFilters
         },
+        responders: Arc::new(bpf.responders()),
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
@@ -207,6 +210,7 @@ fn open_nftables(
             lacks: lacks.clone(),
         },
         subscription: Subscription::Links,
+        responders: Arc::new(Unled),
         dataplane: backend,
         tables,
         tasks: Vec::new(),

@@ -22,6 +22,7 @@ use crate::run::doctor::{self, Doctor};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::notice::{Heard, Notice};
+use crate::run::routes::Routes;
 use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
 use crate::run::tables::Tables;
@@ -40,6 +41,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) clock: ClockWatch,
     pub(super) mounts: Mounts,
     pub(super) tables: Tables,
+    pub(super) routes: Routes,
     /// What goes once this backend enforces.
     pub(super) other: Other,
     pub(super) containers: Containers,
@@ -106,6 +108,8 @@ impl<D: Dataplane> Agent<D> {
             self.reconciler.complain("namespaces", found.complaint);
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
+        let heard = self.notice.first().await;
+        self.heard_of_notice(heard);
         self.take(loaded);
         self.doctor.soon();
         Ok(())
@@ -170,6 +174,13 @@ impl<D: Dataplane> Agent<D> {
                         self.reconciler.verify_pins();
                     }
                 },
+                changed = self.routes.changed() => {
+                    if let Err(error) = changed {
+                        warn!(error = in_full(&error), "subscribe to the routes again");
+                        self.routes = Routes::watched();
+                    }
+                    self.dirty |= self.reconciler.ways() == Noted::News;
+                }
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
                 next = self.doctor.next() => self.examine(next),
@@ -227,9 +238,11 @@ impl<D: Dataplane> Agent<D> {
     fn heard_of_notice(&mut self, heard: Heard) {
         let Heard {
             listeners,
+            told,
             complaint,
         } = heard;
         self.status.update(|status| status.notice = listeners);
+        self.dirty |= self.reconciler.notice_told(told) == Noted::News;
         self.reconciler.complain("notice", complaint);
     }
 

@@ -20,7 +20,7 @@ use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use gate25_common::returns::{Fate, ReturnCounters};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
@@ -243,8 +243,12 @@ impl Figures for Counted {
         Ok(None)
     }
 
-    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn redirected(&self, _: &Flow) -> Result<Option<Redirected>, FiguresError> {
         Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {

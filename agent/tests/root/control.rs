@@ -14,7 +14,7 @@ use gate25::settings::Enforcement;
 use gate25::status::Shared;
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use gate25_common::returns::ReturnCounters;
 use nix::unistd::{Gid, Group};
 use tempfile::TempDir;
@@ -197,8 +197,12 @@ impl Figures for Nothing {
         Ok(None)
     }
 
-    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn redirected(&self, _: &Flow) -> Result<Option<Redirected>, FiguresError> {
         Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {

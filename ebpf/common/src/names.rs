@@ -45,6 +45,13 @@ pub const MAP_SOCKETS: &str = "SOCKETS";
 pub const MAP_SOCKET_PEERS: &str = "SOCKET_PEERS";
 /// [`crate::redirect::Flow`] to [`crate::redirect::Redirected`].
 pub const MAP_REDIRECTS: &str = "REDIRECTS";
+/// Interface index ([`u32`]) to [`crate::redirect::Budget`].
+pub const MAP_BUDGETS: &str = "BUDGETS";
+/// One [`crate::redirect::Hindrances`] per CPU.
+pub const MAP_HINDRANCES: &str = "HINDRANCES";
+/// The sockets on which the running agent tells the notice, by [`crate::address::Family`]; they
+/// leave it when they are closed.
+pub const MAP_RESPONDERS: &str = "RESPONDERS";
 /// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
 pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
 /// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
@@ -63,12 +70,15 @@ pub const MAP_RETURN_CUSTOMERS: &str = "RETURN_CUSTOMER";
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 13] = [
+pub const MAPS: [&str; 16] = [
     MAP_INTERFACES,
     MAP_CGROUPS,
     MAP_SOCKETS,
     MAP_SOCKET_PEERS,
     MAP_REDIRECTS,
+    MAP_BUDGETS,
+    MAP_HINDRANCES,
+    MAP_RESPONDERS,
     MAP_CUSTOMERS,
     MAP_PREFIXES,
     MAP_HOST_COUNTERS,
@@ -81,12 +91,13 @@ pub const MAPS: [&str; 13] = [
 
 /// Maps that go on in the next version of the agent, each with the first [`ABI_VERSION`] in which
 /// every byte of it meant what it means now. Whoever changes that raises both.
-pub const INHERITED: [(&str, u32); 6] = [
+pub const INHERITED: [(&str, u32); 7] = [
     (MAP_HOST_COUNTERS, 1),
     (MAP_CUSTOMER_COUNTERS, 1),
     (MAP_SKETCHES, 1),
     (MAP_RETURN_COUNTERS, 3),
     (MAP_RETURN_CUSTOMERS, 3),
+    (MAP_HINDRANCES, 3),
     (MAP_INTERFACES, 2),
 ];
 

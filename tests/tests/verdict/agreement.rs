@@ -22,7 +22,7 @@ use gate25_tests::{NetNs, Offload, Tap, fewer, poll, spare_bridges};
 use nix::net::if_::if_nametoindex;
 
 use super::form::{Form, Shape};
-use super::kernel::{Kernel, LOOPBACK, Meta, in_namespace};
+use super::kernel::{Kernel, LOOPBACK, Meta, NOTICE, NOTICE_V6, in_namespace};
 use super::pure::{carried_out, judge, passes, possible};
 use super::random::{Random, frame, policies};
 
@@ -136,6 +136,7 @@ impl Deciders {
         assert_eq!(attached, Attached::Yes);
         let mut kernel = Kernel::load(host);
         kernel.fill(LOOPBACK, &tables);
+        kernel.listen(&[NOTICE, NOTICE_V6]);
         Self {
             untargeted: untargeted(&tables),
             tables,
@@ -151,6 +152,7 @@ impl Deciders {
     fn follow(&mut self, tables: MemoryTables) {
         self.kernel = Kernel::load(self.host);
         self.kernel.fill(LOOPBACK, &tables);
+        self.kernel.listen(&[NOTICE, NOTICE_V6]);
         self.untargeted = untargeted(&tables);
         self.tables = tables;
     }
@@ -179,7 +181,7 @@ impl Deciders {
             let decision = judge(&self.tables, self.host, parsed, length, &mut of_kernel);
             let verdict = decision.map(|decision| decision.verdict);
             assert!(
-                carried_out(&self.tables, decision, &action),
+                carried_out(&self.tables, decision, frame, &action),
                 "{context}: {action:?} for {verdict:?}"
             );
             let without = judge(&self.untargeted, self.host, parsed, length, &mut of_nft);
@@ -226,7 +228,7 @@ impl Deciders {
             let decision = judge(&self.tables, self.host, parsed, frame.len(), &mut uncounted);
             let verdict = decision.map(|decision| decision.verdict);
             assert!(
-                carried_out(&self.tables, decision, &action),
+                carried_out(&self.tables, decision, frame, &action),
                 "{context}: {action:?} for {verdict:?}"
             );
             let passed = self.bridge.pass(frame, true);

@@ -12,7 +12,7 @@ use gate25_tests::{NetNs, fewer};
 
 use super::cgroup::Cgroups;
 use super::egress::{family, make_way_out, out, parse_packet};
-use super::kernel::{Action, Kernel, LOOPBACK, Meta, in_namespace};
+use super::kernel::{Action, Kernel, LOOPBACK, Meta, NOTICE, NOTICE_V6, in_namespace};
 use super::pure::{carried_out, judge, possible};
 use super::random::{Random, frame, policies};
 
@@ -59,6 +59,7 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
     let owners: Vec<_> = tables.policies.keys().copied().collect();
     let mut kernel = Kernel::load(host);
     kernel.fill(LOOPBACK, &tables);
+    kernel.listen(&[NOTICE, NOTICE_V6]);
     let mut expected = kernel.host_counters();
     let mut seen = [0u32; Verdict::ALL.len()];
     let mut answered = 0;
@@ -81,7 +82,7 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         let verdict = decision.map(|decision| decision.verdict);
         let action = hook.run(&kernel, &frame);
         assert!(
-            carried_out(&tables, decision, &action),
+            carried_out(&tables, decision, &frame, &action),
             "seed {seed}, packet {number}: {action:?} for {verdict:?}: {frame:02x?}"
         );
         if let Some(verdict) = verdict {

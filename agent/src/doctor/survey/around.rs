@@ -156,6 +156,7 @@ pub(super) fn nft(nft: &Nft, settings: &Settings, agent: &Agent) -> NftFacts {
             ports: settings.guarded_ports.clone(),
             host: settings.host_mode(),
             guard: settings.guard,
+            reject: nftables::Reject::Reset,
         };
         let opened = Nftables::open(nft.clone(), options);
         opened.err().map(|error| in_full(&error))

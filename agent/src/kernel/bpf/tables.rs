@@ -11,7 +11,7 @@ use gate25_common::abi::{
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
-use gate25_common::redirect::{Flow, Redirected};
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
 
 use crate::compile::Prefix;
 use crate::dataplane::{MapImage, Step};
@@ -143,6 +143,7 @@ pub(super) struct CounterTables {
     customers: PerCpuHashMap<MapData, CustomerId, CustomerCounters>,
     sketches: HashMap<MapData, CustomerId, Sketch>,
     redirects: HashMap<MapData, Flow, Redirected>,
+    hindrances: PerCpuArray<MapData, Hindrances>,
     cpus: usize,
 }
 
@@ -162,6 +163,9 @@ impl CounterTables {
             })?,
             redirects: typed(&open, names::MAP_REDIRECTS, |map| {
                 HashMap::try_from(aya::maps::Map::LruHashMap(map))
+            })?,
+            hindrances: typed(&open, names::MAP_HINDRANCES, |map| {
+                PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map))
             })?,
             cpus: nr_cpus().map_err(|(file, source)| BpfError::Cpus { file, source })?,
         })
@@ -196,10 +200,25 @@ impl CounterTables {
         present(self.sketches.get(&id, 0), names::MAP_SKETCHES)
     }
 
-    /// Whose connection it is that was led elsewhere, if it is known.
-    pub(super) fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, BpfError> {
-        let known = present(self.redirects.get(flow, 0), names::MAP_REDIRECTS)?;
-        Ok(known.map(|known| known.customer()))
+    /// What is remembered of a connection that was led elsewhere, if it is known.
+    pub(super) fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, BpfError> {
+        present(self.redirects.get(flow, 0), names::MAP_REDIRECTS)
+    }
+
+    /// What kept packets and connects from being led elsewhere.
+    pub(super) fn hindrances(&self) -> Result<Hindrances, BpfError> {
+        let values = self
+            .hindrances
+            .get(&0, 0)
+            .map_err(|source| BpfError::Table {
+                action: "read",
+                map: names::MAP_HINDRANCES,
+                source,
+            })?;
+        Ok(values.iter().fold(Hindrances::ZERO, |mut sum, cpu| {
+            sum.add(cpu);
+            sum
+        }))
     }
 
     /// Starts a customer's sketch afresh.

@@ -9,7 +9,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use gate25_common::returns::ReturnCounters;
 use serde_json::Value;
 
@@ -185,8 +185,12 @@ impl Figures for Counters {
     }
 
     /// Nobody's: connections are not led elsewhere here.
-    fn redirected(&self, _flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn redirected(&self, _flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
         Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _id: CustomerId) -> Result<(), FiguresError> {
