@@ -10,6 +10,7 @@ use anyhow::bail;
 use crate::{
     binaries,
     cargo::{self, Count, LIMIT, cargo, closing_line, count_tests},
+    document,
     ledger::{self, Ledger},
 };
 
@@ -98,7 +99,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(table) = ledger.table()? {
         println!("{table}");
         if options.publish {
-            ledger::publish(&table)?;
+            document::publish(ledger::DOCUMENT, &table)?;
         }
     }
     println!("{}", closing_line(all));

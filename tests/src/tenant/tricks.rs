@@ -308,7 +308,7 @@ pub(super) fn play(trick: Trick, target: &Target) -> io::Result<()> {
 
 fn frame(target: &Target, payload: &[u8]) -> io::Result<Vec<u8>> {
     let [source, gateway] = &target.hardware;
-    let parse = |text| super::program::hardware(text).map_err(io::Error::other);
+    let parse = |text| super::packets::hardware(text).map_err(io::Error::other);
     let from = SocketAddr::new(target.own, 4000);
     let addresses = [parse(source)?, parse(gateway)?];
     Ok(packets::segment_frame(addresses, from, target.to, payload))
