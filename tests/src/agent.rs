@@ -33,6 +33,36 @@ pub struct Settings {
     pub env: Vec<(String, String)>,
     /// A command that runs the agent's, such as `strace`.
     pub wrapper: Vec<String>,
+    /// Which build of the agent.
+    pub build: Build,
+}
+
+/// A build of the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Build {
+    /// The one that is tested.
+    #[default]
+    This,
+    /// One whose programs are others.
+    OtherPrograms,
+    /// One that has another version of everything that the kernel holds, too.
+    OtherTables,
+}
+
+impl Build {
+    /// Where its binary is: [`binary`], or in the folder `GATE25_BUILDS`, which `cargo xtask` sets
+    /// for the slow tier.
+    fn binary(self) -> anyhow::Result<PathBuf> {
+        let name = match self {
+            Self::This => return binary(),
+            Self::OtherPrograms => "programs",
+            Self::OtherTables => "tables",
+        };
+        let dir = env::var_os("GATE25_BUILDS").context("GATE25_BUILDS is not set")?;
+        let path = Path::new(&dir).join(name);
+        path.canonicalize()
+            .with_context(|| format!("no agent at {}", path.display()))
+    }
 }
 
 impl Default for Settings {
@@ -45,6 +75,7 @@ impl Default for Settings {
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
+            build: Build::This,
         }
     }
 }
@@ -314,6 +345,7 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
         args,
         env,
         wrapper,
+        build,
     } = settings;
     let text = format!(
         "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\ncgroups:\n  roots: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
@@ -324,7 +356,7 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
     );
     let config = dir.join("gate25.yaml");
     replace(&config, &text)?;
-    let binary = binary()?;
+    let binary = build.binary()?;
     let mut command = match wrapper.split_first() {
         Some((program, rest)) => {
             let mut command = ns.command(program);

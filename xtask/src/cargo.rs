@@ -91,6 +91,21 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("no {} was built", binary.display()))
 }
 
+/// How many tests a `cargo test` with `-- --list` lists.
+pub(crate) fn listed_tests(mut command: Command) -> anyhow::Result<u64> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    if !output.status.success() {
+        bail!("list the tests: {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tests = text.lines().filter(|line| line.ends_with(": test"));
+    Ok(tests.count() as u64)
+}
+
 /// Runs `cargo test`, showing its output, and counts what libtest reports.
 ///
 /// A run that fails without a failed test (it does not compile, it was killed) counts as one.

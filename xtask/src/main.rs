@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod builds;
 mod cargo;
 mod demo;
 mod ledger;
 mod lint;
+mod soak;
 mod table;
 mod test;
 
@@ -28,6 +30,8 @@ enum Command {
     Demo(demo::Options),
     /// Run the tests, quick tiers first.
     Test(test::Options),
+    /// Repeat the faults under the leak meter until the time is up.
+    Soak(soak::Options),
     /// Check format, lints and shell scripts: the first tier of `test`.
     Lint,
     /// Connect as told, inside a container.
@@ -49,6 +53,7 @@ fn main() -> ExitCode {
         }),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
         Command::Tenant { args } => gate25_tests::tenant(&args).map(|()| ExitCode::SUCCESS),
         Command::Pump => gate25_tests::pump_stdio().map(|()| ExitCode::SUCCESS),

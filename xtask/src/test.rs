@@ -11,6 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 
 use crate::{
+    builds,
     cargo::{self, Count, LIMIT, cargo, count_tests, root, target},
     ledger::{self, Ledger},
     lint,
@@ -114,7 +115,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn closing_line(count: Count) -> String {
+pub(crate) fn closing_line(count: Count) -> String {
     let Count {
         passed,
         failed,
@@ -200,6 +201,9 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
         .env("GATE25_SKIPS", &skips)
         .env("GATE25_LEDGER", ledger.path());
     command.env("GATE25_BIN", agent);
+    if tier == Tier::Slow {
+        command.env("GATE25_BUILDS", builds::make()?);
+    }
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
     let mut count = count_tests(command, LIMIT)?;
@@ -222,18 +226,24 @@ fn with_threads(command: &mut Command, tier: Tier) {
 }
 
 fn targets(tier: Tier) -> anyhow::Result<Vec<String>> {
+    let targets = targets_by(|name| name.starts_with(tier.prefix()))?;
+    if targets.is_empty() {
+        bail!("no file tests/tests/{}*.rs", tier.prefix());
+    }
+    Ok(targets)
+}
+
+/// The test binaries whose names are wanted.
+pub(crate) fn targets_by(wanted: impl Fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
     let dir = root().join("tests/tests");
     let mut names = Vec::new();
     for entry in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
         let path = entry
             .with_context(|| format!("read {}", dir.display()))?
             .path();
-        names.extend(target_name(&path).filter(|name| name.starts_with(tier.prefix())));
+        names.extend(target_name(&path).filter(|name| wanted(name)));
     }
     names.sort();
-    if names.is_empty() {
-        bail!("no file {}/{}*.rs", dir.display(), tier.prefix());
-    }
     Ok(names)
 }
 

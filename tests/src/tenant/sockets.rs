@@ -19,22 +19,22 @@ use nix::{
 };
 
 /// A TCP socket of the address's family that nothing was done with.
-pub(super) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, 0)
 }
 
 /// A TCP socket that offers the other side several paths.
-pub(super) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)
 }
 
 /// A socket whose packets, IP header included, are the program's own.
-pub(super) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_RAW, libc::IPPROTO_RAW)
 }
 
 /// Connects a socket, waiting at most so long.
-pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
+pub(crate) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
     nonblocking(socket)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Err(nix::Error::EINPROGRESS) => settle(socket, limit),
@@ -43,7 +43,7 @@ pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) 
 }
 
 /// Sends data with the SYN, which takes the place of a connect.
-pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
+pub(crate) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
     let socket = tcp(to)?;
     nonblocking(&socket)?;
     let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
@@ -56,20 +56,24 @@ pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> 
 }
 
 /// Binds a socket to an interface.
-pub(super) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
+pub(crate) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::BindToDevice, &device.into())?)
 }
 
 /// Binds a socket to an address, and to a port when it connects.
-pub(super) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
+pub(crate) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
     let address = SockaddrStorage::from(SocketAddr::from((address, 0)));
     Ok(bind(socket.as_raw_fd(), &address)?)
 }
 
 /// Sends an IP packet as it is.
-pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
-    let socket = raw(to)?;
+pub(crate) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
+    send_packet_by(&raw(to)?, to, packet)
+}
+
+/// The same through a socket of [`raw`].
+pub(crate) fn send_packet_by(socket: &OwnedFd, to: SocketAddr, packet: &[u8]) -> io::Result<()> {
     // A port is none of a raw socket's business.
     let address = SockaddrStorage::from(SocketAddr::from((to.ip(), 0)));
     sendto(socket.as_raw_fd(), packet, &address, MsgFlags::empty())?;
@@ -77,20 +81,20 @@ pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
 }
 
 /// A way past IP out of an interface.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     socket: OwnedFd,
     index: u32,
 }
 
 /// Opens an interface to frames; they leave by it wherever the process goes.
-pub(super) fn wire(device: &str) -> io::Result<Wire> {
+pub(crate) fn wire(device: &str) -> io::Result<Wire> {
     let index = nix::net::if_::if_nametoindex(device)?;
     let socket = open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
     Ok(Wire { socket, index })
 }
 
 /// Sends a frame as it is.
-pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+pub(crate) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
     let Wire { socket, index } = wire;
     let mut address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -121,7 +125,7 @@ pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
 }
 
 /// Hands a socket to whoever connects to the path.
-pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let (stream, _) = listener.accept()?;
     let sockets = [socket.as_raw_fd()];
@@ -132,7 +136,7 @@ pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// Takes the socket that is handed over at the path.
-pub(super) fn take(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn take(path: &Path) -> io::Result<OwnedFd> {
     let stream = UnixStream::connect(path)?;
     let mut byte = [0];
     let mut data = [IoSliceMut::new(&mut byte)];
