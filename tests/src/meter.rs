@@ -203,6 +203,14 @@ impl Meter {
         self.sources.iter().filter_map(Source::container)
     }
 
+    /// Has every sender that there is so far flood with this many forbidden packets a second from the
+    /// next attack on.
+    pub fn forbidden_rate(&mut self, packets: u32) {
+        for source in &mut self.sources {
+            source.forbidden_rate = packets;
+        }
+    }
+
     /// Waits until every sender is closed or open as the policy says, remembers the counts, and
     /// has all of them send. From now on no forbidden packet may arrive.
     ///

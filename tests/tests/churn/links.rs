@@ -1,0 +1,171 @@
+//! Programs that somebody takes off by hand.
+
+use std::time::{Duration, Instant};
+
+use gate25_tests::{
+    Accounts, Agent, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds, Settings,
+    Trial, World,
+};
+
+use super::scene::{LIMIT, repairs, wait_repairs, watchful};
+
+/// Two rescans, and something for a busy machine.
+const SOON: Duration = Duration::from_secs(5);
+const GUESTS: [(u8, &str, Link); 3] = [
+    (101, "tap101i0", Link::BridgedVeth),
+    (102, "tap102i0", Link::BridgedTap),
+    (103, "tap103i0", Link::RoutedVeth),
+];
+
+/// Takes the programs off interfaces. The guard stands until the next rescan.
+#[track_caller]
+pub(crate) fn detached_from_interfaces(times: u64) {
+    let what = "program taken off an interface by hand";
+    taken_off(times, what, &[], |world, guest, _| {
+        let pin = world.pinned_link(&guest.interface).unwrap();
+        let pin = pin.to_string_lossy();
+        let host = &world.hosting.hypervisor;
+        host.exec("bpftool", &["link", "detach", "pinned", &pin])
+            .unwrap();
+    });
+}
+
+/// The same where it is a filter: the filter or its qdisc goes.
+#[track_caller]
+pub(crate) fn filter_deleted(times: u64) {
+    let what = "filter or qdisc deleted by hand where there is no tcx";
+    taken_off(
+        times,
+        what,
+        &["--attach", "filter"],
+        |world, guest, round| {
+            let device = guest.interface.as_str();
+            let words: &[&str] = match round % 2 {
+                0 => &["filter", "del", "dev", device, "ingress"],
+                _ => &["qdisc", "del", "dev", device, "ingress"],
+            };
+            world.hosting.hypervisor.exec("tc", words).unwrap();
+        },
+    );
+}
+
+#[track_caller]
+fn taken_off(times: u64, what: &str, args: &[&str], off: impl Fn(&World, &Guest, u64)) {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let mut policy = PolicyText::default();
+    let mut guests = Vec::new();
+    for (number, name, link) in GUESTS {
+        let guest = world.guest_by(number, name, link).unwrap();
+        let owner = format!("c-{number}");
+        meter
+            .guest_by_frames(&world, &guest, Some(&owner), May::RelayOnly)
+            .unwrap();
+        policy = policy.customer(&owner, name);
+        guests.push(guest);
+    }
+    let settings = Settings {
+        args: args.iter().map(|&arg| arg.to_owned()).collect(),
+        ..watchful(&world, "")
+    };
+    let agent = world.agent_with(settings, &policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    let mut rounds = Rounds::of(times).unwrap();
+    for round in rounds.by_ref() {
+        meter.phase(&format!("taken off, round {round}")).unwrap();
+        for guest in &guests {
+            off(&world, guest, round);
+        }
+        for guest in &guests {
+            wait_counted(&agent, &guest.interface);
+        }
+        meter.check().unwrap();
+    }
+    let times = rounds.begun() * guests.len() as u64;
+    meter
+        .judge(&agent, Trial::Fault, what, times, Accounts::AtMost)
+        .unwrap();
+}
+
+/// Waits until the program of this interface counts again: what the guard stops is not counted. It
+/// has been taken off before.
+#[track_caller]
+fn wait_counted(agent: &Agent, interface: &str) {
+    let customer = format!("c-{}", &interface[3..6]);
+    let labels = [("customer", customer.as_str()), ("verdict", "reject")];
+    let name = "gate25_customer_connections_total";
+    let before = agent.metrics().unwrap().sum(name, &labels).unwrap();
+    agent
+        .wait_metric(name, &labels, LIMIT, |now| now > before + 20.0)
+        .unwrap_or_else(|error| panic!("{interface}: {error:#}\n{}", agent.log()));
+}
+
+/// Takes the programs off the containers' root. What a container sends through a veth is judged
+/// there meanwhile.
+#[track_caller]
+pub(crate) fn detached_from_the_root_of_containers_with_veths(times: u64) {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    for (number, name, owner) in [(104, "own-1", Some("c-1")), (105, "own-2", None)] {
+        let network = Network::own(number, &format!("veth{number}i0"));
+        let container = world.container(name, &network).unwrap();
+        meter
+            .container(&world, container, owner, May::RelayOnly)
+            .unwrap();
+    }
+    let policy = PolicyText::default().container("c-1", &world.below("own-1"));
+    let agent = world.agent_with(watchful(&world, ""), &policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    let mut rounds = Rounds::of(times).unwrap();
+    for round in rounds.by_ref() {
+        meter.phase(&format!("taken off, round {round}")).unwrap();
+        let before = repairs(&agent);
+        detach_from_root(&world);
+        wait_repairs(&agent, before, 1);
+        meter.check().unwrap();
+    }
+    let what = "programs taken off the containers' root by hand, containers behind a veth";
+    meter
+        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .unwrap();
+}
+
+/// Takes the programs off the root of a container on the host's network, where nothing else stands:
+/// how long it is open, and that it is closed after.
+#[track_caller]
+pub(crate) fn detached_from_the_root_of_containers_without_a_network() {
+    let world = World::new().unwrap();
+    let container = world.container("shared", &Network::Hypervisor).unwrap();
+    let policy = PolicyText::default().container("c-1", &world.below("shared"));
+    let agent = world.agent_with(watchful(&world, ""), &policy).unwrap();
+    world.check_contained(&container.tenant).unwrap();
+    let to = Hosting::EXCHANGER.v4_port(25);
+    let pause = Duration::from_millis(2);
+    container.tenant.hammer("knock", to, pause).unwrap();
+    let before = repairs(&agent);
+    let detached = Instant::now();
+    detach_from_root(&world);
+    wait_repairs(&agent, before, 1);
+    world.wait_refused(&container.tenant).unwrap();
+    let took = detached.elapsed();
+    let tally = container.tenant.rest("knock").unwrap();
+    println!(
+        "containers' root without programs: closed again after {took:?}, {} of {} attempts connected",
+        tally.connected,
+        tally.attempts()
+    );
+    assert!(took < SOON, "{took:?}");
+    world.check_contained(&container.tenant).unwrap();
+}
+
+#[track_caller]
+fn detach_from_root(world: &World) {
+    let links = world.pinned_root_links().unwrap();
+    assert_eq!(links.len(), 6, "{links:?}");
+    let host = &world.hosting.hypervisor;
+    for pin in links.values() {
+        let pin = pin.to_string_lossy();
+        host.exec("bpftool", &["link", "detach", "pinned", &pin])
+            .unwrap();
+    }
+}
