@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use nix::libc;
 
 use crate::{World, foreign::bpf};
@@ -21,7 +21,6 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// `enum bpf_map_type`.
 const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
-const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 /// Interfaces have no such numbers, or not before this many came and went.
 const FIRST_INDEX: u32 = 0x4000_0000;
 
@@ -115,7 +114,7 @@ impl ForeignEntries {
         let left = left.with_context(|| format!("only {} entries", self.count))?;
         for number in left..self.count {
             let key = self.key(number);
-            self.call(BPF_MAP_DELETE_ELEM, &key)
+            self.delete(&key)
                 .with_context(|| format!("take entry {number} out"))?;
         }
         self.count = left;
@@ -124,10 +123,9 @@ impl ForeignEntries {
 
     fn fill_up(&mut self) -> anyhow::Result<()> {
         let most = u64::from(self.info.max_entries);
-        let makes_room = self.info.kind == BPF_MAP_TYPE_LRU_HASH;
         for number in 0..most {
             let key = self.key(number);
-            match self.call(BPF_MAP_UPDATE_ELEM, &key) {
+            match self.put(&key) {
                 Ok(()) => self.count += 1,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
                     return Ok(());
@@ -135,21 +133,28 @@ impl ForeignEntries {
                 Err(error) => return Err(error.into()),
             }
         }
-        if !makes_room {
-            bail!("it took {most} foreign entries beside the agent's own");
-        }
+        // It was empty before, or makes room by itself.
         Ok(())
     }
 
-    fn call(&mut self, command: libc::c_long, key: &[u8]) -> io::Result<()> {
-        let mut element = Element {
+    fn put(&self, key: &[u8]) -> io::Result<()> {
+        let mut element = self.element(key);
+        element.value = self.value.as_ptr() as u64;
+        bpf(BPF_MAP_UPDATE_ELEM, &mut element).map(drop)
+    }
+
+    fn delete(&self, key: &[u8]) -> io::Result<()> {
+        bpf(BPF_MAP_DELETE_ELEM, &mut self.element(key)).map(drop)
+    }
+
+    fn element(&self, key: &[u8]) -> Element {
+        Element {
             map: self.map.as_raw_fd() as u32,
             padding: 0,
             key: key.as_ptr() as u64,
-            value: self.value.as_ptr() as u64,
+            value: 0,
             flags: 0,
-        };
-        bpf(command, &mut element).map(drop)
+        }
     }
 
     /// A key that is the agent's by accident only: of 64 bits or more, made from the number.

@@ -96,7 +96,8 @@ fn guard_stands_where_filters_and_qdiscs_are_deleted_fifty_times_by_hand() {
 #[test]
 fn veths_are_judged_where_programs_are_taken_off_the_containers_root_fifty_times_by_hand() {
     links::detached_from_the_root_of_containers_with_veths(50);
-    links::detached_from_the_root_of_containers_without_a_network();
+    let window = links::detached_from_the_root_of_containers_without_a_network();
+    println!("containers' root without programs: {window:?}");
 }
 
 #[test]
@@ -107,5 +108,6 @@ fn rules_flushed_beside_programs_a_hundred_times_open_nothing() {
 #[test]
 fn guard_stands_where_the_table_that_enforces_is_deleted_a_hundred_times_by_hand() {
     rulesets::table_deleted(100);
-    rulesets::flushed_where_nftables_enforces(20);
+    let measured = rulesets::flushed_where_nftables_enforces(20);
+    println!("ruleset flushed twenty times: {measured:?}");
 }

@@ -94,7 +94,8 @@ fn veths_are_judged_where_programs_are_taken_off_the_containers_root_by_hand() {
 
 #[test]
 fn programs_taken_off_the_containers_root_by_hand_are_back_at_the_next_rescan() {
-    links::detached_from_the_root_of_containers_without_a_network();
+    let window = links::detached_from_the_root_of_containers_without_a_network();
+    println!("containers' root without programs: {window:?}");
 }
 
 #[test]
@@ -109,5 +110,6 @@ fn guard_stands_where_the_table_that_enforces_is_deleted_by_hand() {
 
 #[test]
 fn ruleset_flushed_where_nftables_enforces_lets_nothing_through_once_it_is_back() {
-    rulesets::flushed_where_nftables_enforces(2);
+    let measured = rulesets::flushed_where_nftables_enforces(2);
+    println!("ruleset flushed twice: {measured:?}");
 }

@@ -1,16 +1,27 @@
 //! Programs that somebody takes off by hand.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use gate25_tests::{
     Accounts, Agent, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds, Settings,
-    Trial, World,
+    Tally, Trial, Tried, World,
 };
 
 use super::scene::{LIMIT, repairs, wait_repairs, watchful};
 
 /// Two rescans, and something for a busy machine.
 const SOON: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(2);
+/// Where containers may not connect to.
+const TO: [fn() -> SocketAddr; 3] = [
+    || Hosting::EXCHANGER.v4_port(25),
+    || Hosting::EXCHANGER.v6_port(25),
+    || Hosting::EXCHANGER.mapped_port(25),
+];
 const GUESTS: [(u8, &str, Link); 3] = [
     (101, "tap101i0", Link::BridgedVeth),
     (102, "tap102i0", Link::BridgedTap),
@@ -101,47 +112,74 @@ fn wait_counted(agent: &Agent, interface: &str) {
 }
 
 /// Takes the programs off the containers' root. What a container sends through a veth is judged
-/// there meanwhile.
+/// there meanwhile; the agent ends connects that had begun when the programs came back.
 #[track_caller]
 pub(crate) fn detached_from_the_root_of_containers_with_veths(times: u64) {
     let world = World::new().unwrap();
-    let mut meter = Meter::bare(&world).unwrap();
-    for (number, name, owner) in [(104, "own-1", Some("c-1")), (105, "own-2", None)] {
+    let containers = [(104, "own-1"), (105, "own-2")].map(|(number, name)| {
         let network = Network::own(number, &format!("veth{number}i0"));
-        let container = world.container(name, &network).unwrap();
-        meter
-            .container(&world, container, owner, May::RelayOnly)
-            .unwrap();
-    }
+        world.container(name, &network).unwrap()
+    });
     let policy = PolicyText::default().container("c-1", &world.below("own-1"));
     let agent = world.agent_with(watchful(&world, ""), &policy).unwrap();
-    meter.attack(&world, &agent).unwrap();
+    for container in &containers {
+        world.settle(container).unwrap();
+        world.check_contained(&container.tenant).unwrap();
+    }
+    let arrived = world.witness.settled().unwrap();
+    for container in &containers {
+        for to in TO {
+            container
+                .tenant
+                .hammer(&to().to_string(), to(), PAUSE)
+                .unwrap();
+        }
+    }
     let mut rounds = Rounds::of(times).unwrap();
-    for round in rounds.by_ref() {
-        meter.phase(&format!("taken off, round {round}")).unwrap();
+    for _ in rounds.by_ref() {
         let before = repairs(&agent);
         detach_from_root(&world);
         wait_repairs(&agent, before, 1);
-        meter.check().unwrap();
     }
-    let what = "programs taken off the containers' root by hand, containers behind a veth";
-    meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
-        .unwrap();
+    let mut sent = 0;
+    for container in &containers {
+        for to in TO {
+            let tally = container.tenant.rest(&to().to_string()).unwrap();
+            assert_eq!(tally.connected, 0, "{tally:?}");
+            sent += tally.attempts();
+        }
+        world.check_refused(&container.tenant).unwrap();
+    }
+    let tried = Tried {
+        trial: Trial::Fault,
+        what: "programs taken off the containers' root by hand, containers behind a veth"
+            .to_owned(),
+        times: rounds.begun(),
+        sent,
+        leaked: world.witness.settled().unwrap() - arrived,
+    };
+    tried.judge().unwrap();
+}
+
+/// How long a container on the host's network was open, and how many of how many attempts were
+/// connected.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub(crate) took: Duration,
+    pub(crate) tally: Tally,
 }
 
 /// Takes the programs off the root of a container on the host's network, where nothing else stands:
 /// how long it is open, and that it is closed after.
 #[track_caller]
-pub(crate) fn detached_from_the_root_of_containers_without_a_network() {
+pub(crate) fn detached_from_the_root_of_containers_without_a_network() -> Window {
     let world = World::new().unwrap();
     let container = world.container("shared", &Network::Hypervisor).unwrap();
     let policy = PolicyText::default().container("c-1", &world.below("shared"));
     let agent = world.agent_with(watchful(&world, ""), &policy).unwrap();
     world.check_contained(&container.tenant).unwrap();
-    let to = Hosting::EXCHANGER.v4_port(25);
-    let pause = Duration::from_millis(2);
-    container.tenant.hammer("knock", to, pause).unwrap();
+    let [to, ..] = TO;
+    container.tenant.hammer("knock", to(), PAUSE).unwrap();
     let before = repairs(&agent);
     let detached = Instant::now();
     detach_from_root(&world);
@@ -149,23 +187,23 @@ pub(crate) fn detached_from_the_root_of_containers_without_a_network() {
     world.wait_refused(&container.tenant).unwrap();
     let took = detached.elapsed();
     let tally = container.tenant.rest("knock").unwrap();
-    println!(
-        "containers' root without programs: closed again after {took:?}, {} of {} attempts connected",
-        tally.connected,
-        tally.attempts()
-    );
     assert!(took < SOON, "{took:?}");
     world.check_contained(&container.tenant).unwrap();
+    Window { took, tally }
 }
 
+/// All at once: the agent may look at any moment.
 #[track_caller]
 fn detach_from_root(world: &World) {
     let links = world.pinned_root_links().unwrap();
     assert_eq!(links.len(), 6, "{links:?}");
+    let lines: String = links
+        .values()
+        .map(|pin| format!("link detach pinned {}\n", pin.display()))
+        .collect();
+    let file = world.lab.dir().join("detach");
+    fs::write(&file, lines).unwrap();
     let host = &world.hosting.hypervisor;
-    for pin in links.values() {
-        let pin = pin.to_string_lossy();
-        host.exec("bpftool", &["link", "detach", "pinned", &pin])
-            .unwrap();
-    }
+    host.exec("bpftool", &["batch", "file", &file.to_string_lossy()])
+        .unwrap();
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gate25_tests::{
-    Accounts, Agent, Link, May, Meter, PolicyText, Rounds, Settings, Trial, World, poll,
+    Accounts, Agent, Link, May, Measured, Meter, PolicyText, Rounds, Settings, Trial, World, poll,
 };
 
 use super::scene::{LIMIT, besieged, check_tight, wait_sent};
@@ -69,9 +69,9 @@ pub(crate) fn table_deleted(times: u64) {
 }
 
 /// Flushes the ruleset where nftables enforces, the guard included: open until it is back, and closed
-/// after.
+/// after. What was sent and arrived in all.
 #[track_caller]
-pub(crate) fn flushed_where_nftables_enforces(times: u64) {
+pub(crate) fn flushed_where_nftables_enforces(times: u64) -> Measured {
     let world = World::new().unwrap();
     let (mut meter, agent) = by_nftables(&world);
     let host = &world.hosting.hypervisor;
@@ -89,10 +89,8 @@ pub(crate) fn flushed_where_nftables_enforces(times: u64) {
         wait_sent(&meter, 500);
         let closed = meter.measured().unwrap().leaked;
         assert_eq!(open, closed, "round {round}\n{}", agent.log());
-        println!("ruleset flushed: back after {took:?}, {open} packets arrived so far");
     }
-    let verdict = meter.end(&agent, Accounts::AtMost).unwrap();
-    println!("{:?}", verdict.measured);
+    meter.end(&agent, Accounts::AtMost).unwrap().measured
 }
 
 /// Guests of every kind at work, with nftables.

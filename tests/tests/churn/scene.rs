@@ -31,7 +31,7 @@ pub(crate) fn watchful(world: &World, more: &str) -> Settings {
     }
 }
 
-/// A guest's veth that is taken away and made again, out of the bridge or in it.
+/// A guest's veth that is taken away and made again, in the bridge.
 pub(crate) struct Plug<'a> {
     pub(crate) world: &'a World,
     pub(crate) guest: &'a Guest,
@@ -41,12 +41,12 @@ pub(crate) struct Plug<'a> {
 
 impl Plug<'_> {
     /// A line for `ip` that takes it away.
-    pub(crate) fn out(&self) -> String {
+    pub(crate) fn line_out(&self) -> String {
         format!("link del {}\n", self.name)
     }
 
     /// Lines that make it, with this index if the kernel is not to choose one.
-    pub(crate) fn into_bridge(&self, index: Option<u32>) -> String {
+    pub(crate) fn line_in(&self, index: Option<u32>) -> String {
         let (name, holder) = (self.name, self.guest.ns.holder());
         let index = index.map_or(String::new(), |index| format!("index {index}"));
         format!(

@@ -82,9 +82,11 @@ pub(crate) fn full_of_interfaces(times: u64) {
     let mut rounds = Rounds::of(times).unwrap();
     for round in rounds.by_ref() {
         meter.phase(&format!("full, round {round}")).unwrap();
+        // The old one's entry goes first: it would leave its place.
+        host.ip(&plug.line_out()).unwrap();
+        world.wait_workloads(&agent, "enforced", 0).unwrap();
         let mut entries = ForeignEntries::fill(&world, "INTERFACES").unwrap();
-        host.ip(&format!("{}{}", plug.out(), plug.into_bridge(None)))
-            .unwrap();
+        host.ip(&plug.line_in(None)).unwrap();
         plug.up();
         plug.wait_received(100);
         poll("the table's name in the status", LIMIT, || {
