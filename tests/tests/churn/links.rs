@@ -161,18 +161,10 @@ pub(crate) fn detached_from_the_root_of_containers_with_veths(times: u64) {
     tried.judge().unwrap();
 }
 
-/// How long a container on the host's network was open, and how many of how many attempts were
-/// connected.
-#[derive(Debug)]
-pub(crate) struct Window {
-    pub(crate) took: Duration,
-    pub(crate) tally: Tally,
-}
-
 /// Takes the programs off the root of a container on the host's network, where nothing else stands:
-/// how long it is open, and that it is closed after.
+/// closed again soon. How long it took, and what became of attempts meanwhile.
 #[track_caller]
-pub(crate) fn detached_from_the_root_of_containers_without_a_network() -> Window {
+pub(crate) fn detached_from_the_root_of_containers_without_a_network() -> (Duration, Tally) {
     let world = World::new().unwrap();
     let container = world.container("shared", &Network::Hypervisor).unwrap();
     let policy = PolicyText::default().container("c-1", &world.below("shared"));
@@ -189,7 +181,7 @@ pub(crate) fn detached_from_the_root_of_containers_without_a_network() -> Window
     let tally = container.tenant.rest("knock").unwrap();
     assert!(took < SOON, "{took:?}");
     world.check_contained(&container.tenant).unwrap();
-    Window { took, tally }
+    (took, tally)
 }
 
 /// All at once: the agent may look at any moment.
