@@ -7,7 +7,7 @@ mod faults;
 
 use std::time::Duration;
 
-use gate25_tests::{Agent, PolicyText, Siege, World, poll};
+use gate25_tests::{Agent, PolicyText, Privileges, Settings, Siege, World, poll};
 use nix::sys::signal::Signal;
 
 use faults::{closed, killed_at_random_moments, killed_in_a_start, killed_in_an_apply, other};
@@ -82,7 +82,12 @@ fn two_agents_started_at_once_leave_one() {
 fn pins_taken_away_while_the_agent_runs_come_back() {
     let world = World::new().unwrap();
     let mut siege = Siege::prepare(&world).unwrap();
-    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
+    // Only root mounts; system_privileges.rs tells how it is without him.
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..world.settings()
+    };
+    let mut agent = world.agent_with(settings, &closed(&world)).unwrap();
     siege.attack(&world).unwrap();
     let host = &world.hosting.hypervisor;
     host.exec("umount", &["--lazy", "/sys/fs/bpf"]).unwrap();
