@@ -97,9 +97,10 @@ impl Drop for ForeignProgram {
     }
 }
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+/// Calls bpf(2). What `attr` points to lives through the call.
+pub(crate) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is a live `repr(C)` prefix of `union bpf_attr` of the length given, and what
-    // it points to is static.
+    // it points to lives through the call.
     match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {
         -1 => Err(io::Error::last_os_error()),
         result => Ok(result),

@@ -14,6 +14,7 @@ mod source;
 use std::{
     collections::BTreeMap,
     fmt,
+    net::IpAddr,
     path::Path,
     sync::{Arc, Mutex},
     time::Duration,
@@ -22,7 +23,7 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Agent, Container, Guest, Hosting, Outcome, Tap, Trial, Tried, World, connect, poll,
+    Addresses, Agent, Container, Guest, Hosting, Outcome, Tap, Trial, Tried, World, connect, poll,
     tenant::packets::hardware,
 };
 use arrivals::{Arrivals, Counts};
@@ -203,6 +204,14 @@ impl Meter {
         self.sources.iter().filter_map(Source::container)
     }
 
+    /// Has every sender that there is so far flood with this many forbidden packets a second from the
+    /// next attack on.
+    pub fn forbidden_rate(&mut self, packets: u32) {
+        for source in &mut self.sources {
+            source.forbidden_rate = packets;
+        }
+    }
+
     /// Waits until every sender is closed or open as the policy says, remembers the counts, and
     /// has all of them send. From now on no forbidden packet may arrive.
     ///
@@ -295,6 +304,16 @@ impl Meter {
             sent: sent.forbidden,
             leaked: leaked.sum(),
         })
+    }
+
+    /// SYNs from these addresses that have arrived at the exchanger's port 25, wanted or not.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn seen_by_exchanger(&self, from: Addresses) -> anyhow::Result<u64> {
+        let counts = self.exchanger.read()?;
+        let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
+        Ok(of(from.v4.into()) + of(from.v6.into()))
     }
 
     /// Waits until everybody has sent again by every way, and checks that nothing forbidden has

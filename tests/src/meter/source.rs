@@ -15,7 +15,7 @@ use crate::{
     poll,
 };
 
-/// Packets a second of each flood that must not pass.
+/// Packets a second of each flood that must not pass, unless told otherwise.
 const FORBIDDEN_RATE: u32 = 1000;
 /// And of each that must.
 const ALLOWED_RATE: u32 = 100;
@@ -107,6 +107,8 @@ pub(super) struct Source {
     pub(super) may: May,
     pub(super) addresses: Addresses,
     pub(super) body: Body,
+    /// Packets a second of each flood that must not pass.
+    pub(super) forbidden_rate: u32,
     running: Vec<Running>,
 }
 
@@ -142,6 +144,7 @@ impl Source {
             may,
             addresses,
             body,
+            forbidden_rate: FORBIDDEN_RATE,
             running: Vec::new(),
         }
     }
@@ -255,7 +258,7 @@ impl Source {
         let pairs: Vec<(IpAddr, SocketAddr)> =
             destinations(lane, self.may).into_iter().map(pair).collect();
         let rate = match lane {
-            Lane::Forbidden => FORBIDDEN_RATE,
+            Lane::Forbidden => self.forbidden_rate,
             Lane::Allowed | Lane::Free => ALLOWED_RATE,
         };
         let way = Way::Packets;
