@@ -33,6 +33,8 @@ const AUTHENTICATION: u16 = 51;
 /// Headers behind which TCP may follow. The kernel looks behind the first four only.
 const EXTENSIONS: [u16; 8] = [0, 43, 44, 60, AUTHENTICATION, 135, 139, 140];
 const WALKED_EXTENSIONS: [u16; 4] = [0, 43, 44, 60];
+/// As nft calls them.
+const NAMES_OF_WALKED: [&str; 4] = ["hbh", "rt", "frag", "dst"];
 /// What the kernel takes for the last header although TCP may follow.
 const UNKNOWN_EXTENSIONS: [u16; 4] = [AUTHENTICATION, 135, 139, 140];
 /// As in the guard: 64 bytes of check value and the fixed 12, in 32-bit words less two.
@@ -225,13 +227,44 @@ fn v6_plain(ports: &Value) -> Vec<Rule> {
 /// Behind extension headers, as far as the kernel walks them. What is let go is marked: the guard does
 /// not walk so far.
 fn v6_headers() -> Vec<Rule> {
+    let (first, second) = (|| network(48, 8), || network(IPV6_HEADER * 8, 8));
+    let more = || any_of(EXTENSIONS.into_iter().chain([TCP]));
     let mut rules = vec![
-        // The kernel's walk (`ipv6_find_hdr`) begins with what it does not bring into the packet's
-        // first piece of memory. A driver may leave it outside where a buffer is larger than a page.
+        // The kernel's walk (`ipv6_find_hdr`) reads the first header's number without bringing it into
+        // the packet's first piece of memory. A driver may leave it outside where a buffer is larger
+        // than a page: these are judged by what is certain.
+        vec![
+            at_least(meta("length"), PAGED),
+            unequal(second(), more()),
+            goto(names::PASS),
+        ],
         vec![
             at_least(meta("length"), PAGED),
             refuse(Malformed::Extensions),
         ],
+    ];
+    // A packet socket may leave it outside in any packet: then the walk began elsewhere.
+    rules.extend(
+        WALKED_EXTENSIONS
+            .into_iter()
+            .zip(NAMES_OF_WALKED)
+            .map(|(number, name)| {
+                let header = json!({"exthdr": {"name": name}});
+                vec![
+                    equal(first(), number),
+                    equal(header, false),
+                    refuse(Malformed::Truncated),
+                ]
+            }),
+    );
+    rules.extend(UNKNOWN_EXTENSIONS.map(|number| {
+        vec![
+            equal(first(), number),
+            unequal(meta("l4proto"), number),
+            refuse(Malformed::Truncated),
+        ]
+    }));
+    rules.extend([
         // The kernel shows the first fragment header only, and another may follow.
         vec![
             equal(fragment("nexthdr"), any_of(WALKED_EXTENSIONS)),
@@ -249,14 +282,14 @@ fn v6_headers() -> Vec<Rule> {
         vec![equal(meta("l4proto"), "tcp"), goto("v6tcp")],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
-            unequal(transport(0, 8), any_of(EXTENSIONS.into_iter().chain([TCP]))),
+            unequal(transport(0, 8), more()),
             goto(names::PASS),
         ],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
             refuse(Malformed::Extensions),
         ],
-    ];
+    ]);
     rules.extend(Tunnel::ALL.map(|tunnel| {
         let protocol = equal(meta("l4proto"), tunnel.protocol());
         vec![protocol, count(&names::tunnel(tunnel)), goto(names::PASS)]
