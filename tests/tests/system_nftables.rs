@@ -70,11 +70,8 @@ fn refusals_are_resets_exactly_where_the_kernel_gives_them_and_metrics_say_so() 
     world.check_closed(&guest).unwrap();
     let metrics = agent.metrics().unwrap();
     let resets = metrics.sum("gate25_backend_feature", &[("feature", "resets")]);
-    let expected = match world.refusal {
-        Outcome::Refused => 1.0,
-        _ => 0.0,
-    };
-    assert_eq!(resets, Some(expected));
+    let resetting = world.refusal == Outcome::Refused;
+    assert_eq!(resets, Some(f64::from(u8::from(resetting))));
 }
 
 #[test]
