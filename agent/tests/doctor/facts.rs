@@ -202,6 +202,7 @@ pub(crate) fn status() -> Status {
         "guard_repairs": 0,
         "tables": {},
         "connections": {},
+        "returns": {"interfaces": 0, "packets": {}},
         "notice": [],
         "problems": [],
         "warnings": [],
