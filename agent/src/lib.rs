@@ -17,6 +17,7 @@ pub mod kernel;
 mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod netfilter;
 pub mod notice;
 pub mod notify;
 pub mod policy;

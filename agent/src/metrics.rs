@@ -25,7 +25,7 @@ use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
 use crate::notice::counts::Counts;
-use crate::status::{ExemptionStatus, Shared, Source, State, Status};
+use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status};
 use catalogue as names_of;
 use customers::Detail;
 use family::Families;
@@ -130,7 +130,7 @@ pub struct Constants {
     /// Why the backend was chosen.
     pub backend_reason: &'static str,
     /// What the backend cannot do here.
-    pub lacks: &'static [Feature],
+    pub lacks: Vec<Feature>,
     /// Customers with series of their own on the main page.
     pub customer_series_limit: usize,
 }
@@ -231,7 +231,7 @@ impl Metrics {
         let Constants {
             host,
             backend,
-            hook,
+            hook: _,
             backend_reason,
             lacks,
             customer_series_limit,
@@ -242,7 +242,6 @@ impl Metrics {
         };
         let build = [env!("CARGO_PKG_VERSION"), env!("GATE25_EBPF_TOOLCHAIN")];
         families.gauge(names_of::BUILD_INFO, &build, 1.0)?;
-        families.gauge(names_of::ENFORCING, &[backend, hook], policy)?;
         families.gauge(names_of::HOST_MODE, &["policy"], policy)?;
         families.gauge(names_of::HOST_MODE, &["observe"], observe)?;
         families.gauge(names_of::BACKEND_INFO, &[backend, backend_reason], 1.0)?;
@@ -274,11 +273,19 @@ fn workloads(
     constants: &Constants,
 ) -> Result<(), MetricsError> {
     let backend = constants.backend;
-    let containers = match constants.host {
-        HostMode::Policy if status.roots > 0 => 1.0,
-        HostMode::Policy | HostMode::Observe => 0.0,
-    };
-    families.gauge(names_of::ENFORCING, &[backend, "cgroup"], containers)?;
+    let refuses = constants.host == HostMode::Policy && status.in_force;
+    let enforcing = |is: bool| f64::from(u8::from(refuses && is));
+    let hooks = [(constants.hook, true), ("cgroup", status.roots > 0)];
+    for (hook, is) in hooks {
+        families.gauge(names_of::ENFORCING, &[backend, hook], enforcing(is))?;
+    }
+    families.gauge(names_of::PROBLEMS, &[], status.problems.len() as f64)?;
+    for subject in SUBJECTS {
+        let is = f64::from(u8::from(status.complained_of.contains(subject)));
+        families.gauge(names_of::COMPLAINTS, &[subject], is)?;
+    }
+    let guarded = f64::from(u8::from(status.guard_in_place));
+    families.gauge(names_of::GUARD_IN_PLACE, &[], guarded)?;
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status

@@ -135,8 +135,8 @@ async fn enforce<D: Dataplane>(
         tables,
         tasks,
         other,
-        lacks,
     } = opened;
+    let shortcomings = choice.shortcomings();
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
@@ -195,7 +195,7 @@ async fn enforce<D: Dataplane>(
         status: status.clone(),
         dirty: true,
     };
-    agent.reconciler.complain("backend", lacks);
+    agent.reconciler.complain("backend", shortcomings);
     let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use gate25::clock::Offset;
-use gate25::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use gate25::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
+};
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;
 use gate25::policy::Pattern;
@@ -38,6 +40,8 @@ struct Kernel {
     covered: BTreeSet<Site>,
     calls: Vec<&'static str>,
     refuses: bool,
+    /// What somebody has changed cannot be put back.
+    tampered: bool,
 }
 
 /// A backend in memory; what it is made from stays with the test.
@@ -56,6 +60,8 @@ enum Refusal {
 
 impl Dataplane for Memory {
     type Error = Refusal;
+
+    const LOST: Lost = Lost::AtOnce;
 
     fn installed(&self) -> &MapImage {
         &self.installed
@@ -119,6 +125,9 @@ impl Dataplane for Memory {
     }
 
     fn repin(&mut self) -> Result<usize, Refusal> {
+        if self.kernel.borrow().tampered {
+            return Err(Refusal::Kernel);
+        }
         Ok(0)
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use crate::cli::console::{Console, Surroundings};
 use crate::cli::files;
-use crate::guard::Guard;
+use crate::guard::{self, Guard};
 
 /// Shows the guard: an nftables ruleset that closes guests' ports while no program does
 #[derive(Debug, Clone, clap::Args)]
@@ -31,17 +31,15 @@ pub fn run(
     };
     let commands = match Guard::new(&settings) {
         Some(guard) => {
-            for pattern in guard.unguarded() {
-                console.say(&format!(
-                    "`{pattern}` is not covered: the guard knows beginnings of names only"
-                ))?;
+            for unguarded in guard.unguarded() {
+                console.say(&unguarded.to_string())?;
             }
             guard.commands()
         }
         // Loading it must leave the host as the settings want it.
-        None => crate::guard::removal_commands(),
+        None => guard::removal(),
     };
-    serde_json::to_writer(&mut *console.out, &commands)?;
+    serde_json::to_writer(&mut *console.out, &commands.to_json())?;
     writeln!(console.out)?;
     Ok(ExitCode::SUCCESS)
 }

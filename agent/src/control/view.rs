@@ -51,11 +51,14 @@ pub(super) fn status(
         workloads,
         repairs,
         guard_repairs,
+        guard_in_place: _,
         entries,
         roots,
         notice,
         problems,
+        in_force: _,
         warnings,
+        complained_of: _,
     } = status;
     let Constants {
         host,

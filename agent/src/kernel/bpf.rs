@@ -20,7 +20,9 @@ use gate25_common::names;
 use gate25_common::redirect::{Flow, MAX_TARGET_PORTS};
 
 use crate::chain::in_full;
-use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
+};
 use crate::figures::{Figures, FiguresError};
 use crate::guard::Mark;
 use crate::kernel::bpf::attachments::Attachments;
@@ -556,6 +558,8 @@ impl Bpf {
 
 impl Dataplane for Bpf {
     type Error = BpfError;
+
+    const LOST: Lost = Lost::WithTheAgent;
 
     fn installed(&self) -> &MapImage {
         &self.installed

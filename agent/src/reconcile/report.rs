@@ -90,6 +90,10 @@ impl<D: Dataplane> Reconciler<D> {
             .filter(|site| matches!(site, Site::Root(_)))
             .count();
         let problems = self.problems(&covered, source);
+        let is_guests = |site: &&Site| matches!(site, Site::Interface(_));
+        let mut guests = sites.iter().filter(is_guests).peekable();
+        let in_force = self.is_in_force()
+            && (guests.peek().is_none() || guests.any(|site| covered.contains(site)));
         let before = self.circumstances.status.get().workloads;
         report_changes(&before, &workloads);
         self.circumstances.status.update(|status| {
@@ -97,15 +101,18 @@ impl<D: Dataplane> Reconciler<D> {
             status.workloads = workloads;
             status.entries = entries;
             status.problems = problems;
+            status.in_force = in_force;
             status.roots = roots;
         });
     }
 
     pub(super) fn report_complaints(&self) {
         let warnings: Vec<String> = self.complaints.values().cloned().collect();
-        self.circumstances
-            .status
-            .update(|status| status.warnings = warnings);
+        let subjects = self.complaints.keys().copied().collect();
+        self.circumstances.status.update(|status| {
+            status.warnings = warnings;
+            status.complained_of = subjects;
+        });
     }
 
     fn workload_states(&self, covered: &BTreeSet<Site>) -> BTreeMap<WorkloadId, WorkloadStatus> {
@@ -157,6 +164,7 @@ impl<D: Dataplane> Reconciler<D> {
         });
         let mut problems: Vec<String> = framed.chain(without).collect();
         problems.extend(self.attachments.stale.clone());
+        problems.extend(self.attachments.lost.clone());
         match source {
             Source::Files => {}
             Source::LastKnownGood => problems

@@ -11,14 +11,16 @@ use tracing::{info, warn};
 
 use super::tables::Tables;
 use crate::chain::in_full;
+use crate::dataplane::Dataplane as _;
 use crate::features::Feature;
 use crate::figures::Figures;
-use crate::kernel::bpf::leftover::{Leftover, Removal};
-use crate::kernel::bpf::pins::Pins;
+use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals};
+use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
-use crate::kernel::nftables::{self, Nftables};
+use crate::kernel::nftables::{self, Nftables, NftablesError};
+use crate::kernel::removal::Removal;
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -32,18 +34,25 @@ pub(super) struct Opened<D> {
     /// What goes on beside the loop.
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) other: Other,
-    /// What it cannot do.
-    pub(super) lacks: Option<String>,
 }
 
 /// Which backend, why, and how it is hooked to interfaces.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Choice {
     pub(super) name: &'static str,
     pub(super) reason: &'static str,
     pub(super) hook: &'static str,
     /// What it cannot do here.
-    pub(super) lacks: &'static [Feature],
+    pub(super) lacks: Vec<Feature>,
+}
+
+impl Choice {
+    /// What it cannot do here, in a sentence.
+    pub(super) fn shortcomings(&self) -> Option<String> {
+        let lacks: Vec<&str> = self.lacks.iter().map(|it| it.lack()).collect();
+        let (name, lacks) = (self.name, lacks.join("; "));
+        (!lacks.is_empty()).then(|| format!("backend {name} cannot do everything here: {lacks}"))
+    }
 }
 
 /// Either backend.
@@ -151,12 +160,13 @@ fn open_ebpf(
             name: "ebpf",
             reason,
             hook,
-            lacks: match (hook == "tcx", sees_checksums) {
-                (true, true) => &[],
-                (true, false) => &[Feature::LateChecksums],
-                (false, true) => &[Feature::Redirection],
-                (false, false) => &[Feature::LateChecksums, Feature::Redirection],
-            },
+            lacks: [
+                (sees_checksums, Feature::LateChecksums),
+                (bpf.redirects().is_ok(), Feature::Redirection),
+            ]
+            .into_iter()
+            .filter_map(|(can, feature)| (!can).then_some(feature))
+            .collect(),
         },
         subscription: if hook == "tcx" {
             Subscription::Links
@@ -166,8 +176,7 @@ fn open_ebpf(
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
-        other: Other::Table(Nft::default()),
-        lacks: None,
+        other: Other::Table(Nft::default()).if_any(),
     })))
 }
 
@@ -191,58 +200,106 @@ fn open_nftables(
             name: "nftables",
             reason,
             hook: nftables::HOOK,
-            lacks: nftables::LACKS,
+            lacks: nftables::LACKS.to_vec(),
         },
         subscription: Subscription::Links,
         dataplane: backend,
         tables,
         tasks: Vec::new(),
         other: match pins {
-            Some(pins) => Other::Programs(pins.clone()),
+            Some(pins) => Other::Programs(pins.clone()).if_any(),
             None => Other::None,
-        },
-        lacks: {
-            let lacks: Vec<&str> = nftables::LACKS.iter().map(|it| it.lack()).collect();
-            let lacks = lacks.join("; ");
-            Some(format!("backend nftables cannot do everything: {lacks}"))
         },
     })))
 }
 
-impl Other {
-    /// Takes away what the other backend left, which enforces no longer alone. Returns what is
-    /// wrong.
-    pub(super) fn remove(&mut self) -> Option<String> {
-        let removed = match std::mem::replace(self, Self::None) {
-            Self::None => return None,
-            Self::Table(nft) => match nftables::remove(&nft, Removal::Real) {
-                Ok(tables) => tables,
-                Err(error) => return complaint(&error),
-            },
-            Self::Programs(pins) => {
-                let removals = Leftover::of(&pins).remove(Removal::Real);
-                // The folder that keeps other agents away.
-                if let Err(error) = pins.ensure() {
-                    return complaint(&error);
-                }
-                if let Some(error) = removals.errors.first() {
-                    return complaint(error);
-                }
-                let pins = removals.pins.iter();
-                pins.map(|pin| pin.display().to_string()).collect()
-            }
-        };
-        if removed.len() > 1 || removed.iter().any(|it| !it.starts_with('/')) {
-            info!(count = removed.len(), "rules of the other backend removed");
-        }
-        None
-    }
+/// Why rules of the other backend are still there.
+#[derive(Debug, thiserror::Error)]
+enum OtherError {
+    #[error(transparent)]
+    Table(#[from] NftablesError),
+    #[error("{}", .0.iter().map(|it| in_full(it)).collect::<Vec<_>>().join("; "))]
+    Programs(Vec<LeftoverError>),
+    #[error(transparent)]
+    Folder(#[from] PinsError),
 }
 
-fn complaint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let error = in_full(error);
-    warn!(error, "rules of the other backend not removed");
-    Some(format!("rules of the other backend not removed: {error}"))
+impl Other {
+    /// None, if a look finds nothing to remove.
+    fn if_any(self) -> Self {
+        match self.take_away(Removal::DryRun) {
+            Ok(0) => Self::None,
+            // What cannot be looked at may be there.
+            Ok(_) | Err(_) => self,
+        }
+    }
+
+    /// Whether something of the other backend may be there.
+    pub(super) fn is_any(&self) -> bool {
+        match self {
+            Self::Table(_) | Self::Programs(_) => true,
+            Self::None => false,
+        }
+    }
+
+    /// What it means that it has to stay for now.
+    pub(super) fn stays(&self) -> Option<String> {
+        let name = match self {
+            Self::Table(_) => "nftables",
+            Self::Programs(_) => "ebpf",
+            Self::None => return None,
+        };
+        Some(format!(
+            "rules of backend {name} still refuse by the policy of an earlier start, until every interface has its program"
+        ))
+    }
+
+    /// Takes away what the other backend left, which enforces no longer alone. Returns what is
+    /// wrong; another try may succeed then.
+    pub(super) fn remove(&mut self) -> Option<String> {
+        match self.take_away(Removal::Real) {
+            Ok(count) => {
+                if count > 0 {
+                    info!(count, "rules of the other backend removed");
+                }
+                *self = Self::None;
+                None
+            }
+            Err(error) => Some(format!(
+                "rules of the other backend are not removed and still refuse by an earlier policy: {}",
+                in_full(&error)
+            )),
+        }
+    }
+
+    /// How much there was.
+    fn take_away(&self, removal: Removal) -> Result<usize, OtherError> {
+        match self {
+            Self::None => Ok(0),
+            Self::Table(nft) => match nftables::remove(nft, removal) {
+                Ok(tables) => Ok(tables.len()),
+                // Only its name is like ours.
+                Err(NftablesError::Foreign) => Ok(0),
+                Err(error) => Err(error.into()),
+            },
+            Self::Programs(pins) => {
+                let Removals {
+                    pins: removed,
+                    filters,
+                    foreign: _,
+                    errors,
+                } = Leftover::of(pins).remove(removal);
+                // The folder that keeps other agents away.
+                pins.ensure()?;
+                let own_folder = pins.own_folder();
+                let removed = removed.iter().filter(|it| **it != own_folder).count();
+                match errors.is_empty() {
+                    true => Ok(removed + filters.len()),
+                    false => Err(OtherError::Programs(errors)),
+                }
+            }
+        }
+    }
 }
 
 fn load_options(settings: &Settings) -> LoadOptions {

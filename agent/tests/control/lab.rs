@@ -317,6 +317,7 @@ fn sample() -> Status {
             ),
         ]),
         repairs: 0,
+        guard_in_place: true,
         guard_repairs: 0,
         roots: 2,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
@@ -330,6 +331,8 @@ fn sample() -> Status {
                 state: Listening::No("in use".to_owned()),
             },
         ],
+        in_force: true,
+        complained_of: std::collections::BTreeSet::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
     }

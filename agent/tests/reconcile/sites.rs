@@ -73,6 +73,29 @@ fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
 }
 
 #[test]
+fn change_of_others_that_cannot_be_put_back_is_a_problem_until_it_is() {
+    let mut lab = Lab::new();
+    let set = lab.read(&["a"]);
+    let now = Timestamp::now();
+    lab.reconciler.files(set, Occasion::Watch, now);
+    lab.converge();
+    assert_eq!(lab.status().problems, [""; 0]);
+    assert!(lab.status().in_force);
+    lab.kernel_mut().tampered = true;
+    lab.reconciler.verify_pins();
+    let problems = lab.status().problems;
+    let told =
+        "somebody else has changed what enforces, which cannot be put back: the kernel refuses";
+    assert_eq!(problems, [told]);
+    assert!(!lab.status().in_force);
+    assert!(lab.reconciler.has_failed(), "it is tried again");
+    lab.kernel_mut().tampered = false;
+    lab.reconciler.retry(Instant::now());
+    assert_eq!(lab.status().problems, [""; 0]);
+    assert!(lab.status().in_force && !lab.reconciler.has_failed());
+}
+
+#[test]
 fn root_that_goes_loses_its_place_and_its_claims() {
     let mut lab = Lab::new();
     lab.claim();

@@ -92,9 +92,7 @@ impl Total {
 
 impl Reading {
     fn read(&mut self) -> Result<(), NftError> {
-        let listed = self
-            .nft
-            .list_json("list counters", &["counters", "table", "netdev", TABLE])?;
+        let listed = self.nft.counters(TABLE)?;
         for (name, count) in counters(&listed) {
             let total = self.totals.entry(name.to_owned()).or_default();
             if count.packets < total.now.packets {
