@@ -42,7 +42,9 @@ impl Feature {
     pub const fn lack(self) -> &'static str {
         match self {
             Self::ContainerSockets => "containers' sockets: only their veths are covered",
-            Self::LateChecksums => "checksums left to the host",
+            Self::LateChecksums => {
+                "checksums left to the host: a guest with a driver of its own can have it write another port into a packet that has passed"
+            }
             Self::Redirection => "redirection and the notice: rejected instead",
             Self::Destinations => "distinct destinations and events of attempts",
             Self::HiddenHeaders => {

@@ -15,3 +15,4 @@ pub mod removal;
 pub mod routes;
 pub mod ruleset;
 pub mod sockets;
+pub(crate) mod tally;

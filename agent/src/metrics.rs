@@ -24,6 +24,7 @@ use crate::chain::in_full;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
+use crate::kernel::guard::Unmarked;
 use crate::notice::counts::Counts;
 use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status};
 use catalogue as names_of;
@@ -141,6 +142,7 @@ pub struct Metrics {
     figures: Arc<dyn Figures>,
     timings: Timings,
     notice: Arc<Counts>,
+    guard: Unmarked,
     constants: Constants,
 }
 
@@ -151,6 +153,7 @@ impl Metrics {
         figures: Arc<dyn Figures>,
         timings: Timings,
         notice: Arc<Counts>,
+        guard: Unmarked,
         constants: Constants,
     ) -> Self {
         Self {
@@ -158,6 +161,7 @@ impl Metrics {
             figures,
             timings,
             notice,
+            guard,
             constants,
         }
     }
@@ -174,6 +178,9 @@ impl Metrics {
         let started = Instant::now();
         self.constants(&mut families)?;
         workloads(&mut families, &status, &self.constants)?;
+        for (family, packets) in self.guard.packets() {
+            families.counter(names_of::GUARD_PACKETS, &[family.as_str()], packets)?;
+        }
         policy(&mut families, &status, Timestamp::now())?;
         notice::collect(&mut families, &status, &self.notice)?;
         let policy = started.elapsed();

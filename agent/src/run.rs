@@ -29,7 +29,9 @@ use crate::dataplane::Dataplane;
 use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
+use crate::kernel::guard::Unmarked;
 use crate::kernel::links::Links;
+use crate::kernel::nft::Nft;
 use crate::kernel::routes;
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notice::counts::Counts;
@@ -280,6 +282,7 @@ impl Reporting {
             Arc::clone(&figures),
             timings,
             counts,
+            Unmarked::new(&Nft::default()),
             constants,
         );
         let web = http::serve(

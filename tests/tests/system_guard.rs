@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
 use gate25_common::testing::frames::{
@@ -52,6 +51,17 @@ fn guests_that_appear_while_the_agent_is_suspended_send_nothing_out() {
     }
     assert_eq!(world.witness.packets().unwrap(), before);
     agent.signal(Signal::SIGCONT).unwrap();
+    let stopped = |table| {
+        let counted = |value| value >= 2.0;
+        agent.wait_metric(
+            "gate25_guard_packets_total",
+            &[("table", table)],
+            LIMIT,
+            counted,
+        )
+    };
+    stopped("bridge").unwrap();
+    stopped("inet").unwrap();
     for guest in &guests {
         world
             .wait_closed(guest)
@@ -279,6 +289,30 @@ fn guard_outlives_the_agent_until_teardown_or_until_the_settings_want_none() {
 }
 
 #[test]
+fn guard_that_is_written_anew_keeps_its_counters() {
+    let world = World::new().unwrap();
+    let mut agent = world.agent(&PolicyText::default()).unwrap();
+    wait_guard(&world);
+    agent.signal(Signal::SIGSTOP).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let to = Hosting::EXCHANGER.v4_port(25);
+    let attempt = connect(&guest.ns, to, PATIENCE).unwrap();
+    assert_eq!(attempt.outcome, Outcome::TimedOut);
+    let before = packets(&world, "bridge");
+    assert!(before > 0);
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.restart().unwrap();
+    let in_place = |value| value == 1.0;
+    agent
+        .wait_metric("gate25_guard_in_place", &[], LIMIT, in_place)
+        .unwrap();
+    assert!(packets(&world, "bridge") >= before);
+    let table = [("table", "bridge")];
+    let told = agent.metrics().unwrap();
+    assert!(told.sum("gate25_guard_packets_total", &table) >= Some(before as f64));
+}
+
+#[test]
 fn guard_of_a_host_that_observes_only_counts() {
     let world = World::new().unwrap();
     let settings = Settings {
@@ -304,12 +338,12 @@ fn guard_of_a_host_that_observes_only_counts() {
 #[test]
 fn guard_that_cannot_be_put_in_place_is_complained_of_and_tried_again() {
     let world = World::new().unwrap();
-    let programs = world.lab.dir().join("programs");
-    fs::create_dir(&programs).unwrap();
     let settings = Settings {
-        env: vec![("PATH".to_owned(), programs.display().to_string())],
+        env: world.nft_that("").unwrap(),
         ..Settings::default()
     };
+    let (nft, away) = (world.nft(), world.nft().with_extension("away"));
+    fs::rename(&nft, &away).unwrap();
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     world.wait_closed(&guest).unwrap();
@@ -331,11 +365,7 @@ fn guard_that_cannot_be_put_in_place_is_complained_of_and_tried_again() {
     // Said once, whatever comes of the tries.
     let said = agent.log().matches("the guard is not in place").count();
     assert_eq!(said, 1, "{}", agent.log());
-    let nft = world
-        .hosting
-        .hypervisor
-        .exec("sh", &["-c", "command -v nft"]);
-    symlink(nft.unwrap().trim(), programs.join("nft")).unwrap();
+    fs::rename(&away, &nft).unwrap();
     wait_guard(&world);
     agent
         .wait_metric("gate25_guard_in_place", &[], LIMIT, |value| value == 1.0)
@@ -349,25 +379,10 @@ fn guard_that_nobody_wants_and_that_stays_is_complained_of_as_what_it_is() {
     let mut agent = world.agent(&PolicyText::default()).unwrap();
     wait_guard(&world);
     agent.stop().unwrap();
-    let programs = world.lab.dir().join("programs");
-    fs::create_dir(&programs).unwrap();
-    // It lists, and changes nothing.
-    let nft = world
-        .hosting
-        .hypervisor
-        .exec("sh", &["-c", "command -v nft"]);
-    let script = format!(
-        "#!/bin/sh\n[ \"$2\" = -f ] && {{ echo 'Error: no' >&2; exit 1; }}\nexec {} \"$@\"\n",
-        nft.unwrap().trim()
-    );
-    fs::write(programs.join("nft"), script).unwrap();
-    world
-        .hosting
-        .hypervisor
-        .exec("chmod", &["755", programs.join("nft").to_str().unwrap()])
-        .unwrap();
+    // It lists, and removes nothing.
+    let line = "[ \"$2\" = -f ] && { echo 'Error: no' >&2; exit 1; }";
     agent.settings().more = "guard: false\n".to_owned();
-    agent.settings().env = vec![("PATH".to_owned(), programs.display().to_string())];
+    agent.settings().env = world.nft_that(line).unwrap();
     agent.restart().unwrap();
     let status = poll("a complaint", LIMIT, || {
         let status = agent.command(&["status", "-j"])?.out;
@@ -425,18 +440,10 @@ fn refusal_that_is_not_for_tables_of_others_replaces_nothing() {
     let host = &world.hosting.hypervisor;
     let mine = "add chain inet gate25_guard mine";
     host.exec("nft", &[mine]).unwrap();
-    let programs = world.lab.dir().join("programs");
-    fs::create_dir(&programs).unwrap();
-    let nft = host.exec("sh", &["-c", "command -v nft"]).unwrap();
     // The first change is refused, as when the kernel is out of memory.
-    let script = format!(
-        "#!/bin/sh\nif [ \"$1\" = -e ] && [ ! -e $0.said ]; then : >$0.said; echo 'Error: no' >&2; exit 1; fi\nexec {} \"$@\"\n",
-        nft.trim()
-    );
-    fs::write(programs.join("nft"), script).unwrap();
-    host.exec("chmod", &["755", programs.join("nft").to_str().unwrap()])
-        .unwrap();
-    agent.settings().env = vec![("PATH".to_owned(), programs.display().to_string())];
+    let line =
+        "if [ \"$1\" = -e ] && [ ! -e $0.said ]; then : >$0.said; echo 'Error: no' >&2; exit 1; fi";
+    agent.settings().env = world.nft_that(line).unwrap();
     agent.restart().unwrap();
     agent
         .wait_metric("gate25_guard_in_place", &[], LIMIT, |value| value == 1.0)
@@ -560,9 +567,13 @@ fn boot_unit_closes_guests_before_any_agent_runs() {
         .and_then(|line| line.strip_prefix("/bin/sh -ec '"))
         .and_then(|line| line.strip_suffix('\''))
         .unwrap();
-    let print = agent.in_shell("guard --print").unwrap();
+    let kept = world.lab.dir().join("kept/guard.json");
+    let command = format!("guard --print --keep {}", kept.display());
     let script = script
-        .replace("/usr/bin/gate25 guard --print", &print)
+        .replace(
+            "/usr/bin/gate25 guard --print --keep /var/lib/gate25/guard.json",
+            &agent.in_shell(&command).unwrap(),
+        )
         .replace("%%", "%");
     let host = &world.hosting.hypervisor;
     host.exec("sh", &["-ec", &script]).unwrap();
@@ -571,12 +582,26 @@ fn boot_unit_closes_guests_before_any_agent_runs() {
         let checked = wires.check_stopped(&frame);
         checked.unwrap_or_else(|error| panic!("{name}: {error:#}"));
     }
-    // Settings that cannot be read fail the unit and leave what is there.
+    // Settings that are not valid fail the unit, and the guard is that of those before; without any,
+    // that of a host without settings.
     fs::write(agent.config(), "schema: 1\nguard_mark: 3\n").unwrap();
-    let failed = host.exec("sh", &["-ec", &script]).unwrap_err();
-    let failed = format!("{failed:#}");
-    assert!(failed.contains("guard_mark: 3"), "{failed}");
-    assert!(guarded_by_tables(&world));
+    for others in ["vnet*", "nobody*"] {
+        let text = fs::read_to_string(&kept).unwrap();
+        fs::write(&kept, text.replace("vnet*", others)).unwrap();
+        host.exec("nft", &["flush ruleset"]).unwrap();
+        let failed = host.exec("sh", &["-ec", &script]).unwrap_err();
+        let failed = format!("{failed:#}");
+        assert!(failed.contains("guard_mark: 3"), "{failed}");
+        let placed = host.exec("nft", &["list table bridge gate25_guard"]);
+        assert!(placed.unwrap().contains(others), "{others}");
+    }
+    fs::remove_file(&kept).unwrap();
+    host.exec("nft", &["flush ruleset"]).unwrap();
+    host.exec("sh", &["-ec", &script]).unwrap_err();
+    for (name, frame) in guarded() {
+        let checked = wires.check_stopped(&frame);
+        checked.unwrap_or_else(|error| panic!("{name}: {error:#}"));
+    }
 }
 
 type Frames = Vec<(&'static str, Vec<u8>)>;

@@ -1,14 +1,17 @@
 //! The guard in the kernel: looked at, put in place, taken away.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde_json::Value;
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::nft::{Nft, NftError};
 use super::removal::Removal;
 use super::routes::{self, RuleError};
+use super::tally::Tally;
 use crate::chain::in_full;
-use crate::guard::{self, Guard, Mark, TABLES};
-use crate::netfilter::{Signature, Table};
+use crate::guard::{self, COUNTER, Guard, Mark, TABLES};
+use crate::netfilter::{Family, Signature, Table};
 
 /// Why nobody knows who else uses the guard's bit.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,37 @@ pub enum MarksError {
     /// The routing rules cannot be read.
     #[error(transparent)]
     Routes(#[from] RuleError),
+}
+
+/// What the guard has stopped, or on a host that only observes would have.
+#[derive(Debug)]
+pub struct Unmarked(Mutex<[Tally; TABLES.len()]>);
+
+impl Unmarked {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new(nft: &Nft) -> Self {
+        Self(Mutex::new(
+            TABLES.map(|table| Tally::new(nft.clone(), table)),
+        ))
+    }
+
+    /// Packets by table, as they are now; where they cannot be read, which the guard's keeper
+    /// complains of, as they were.
+    pub fn packets(&self) -> [(Family, u64); TABLES.len()] {
+        let mut tallies = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for tally in tallies.iter_mut() {
+            if let Err(error) = tally.read() {
+                debug!(error = in_full(&error), "the guard's counters are not read");
+            }
+        }
+        let [routed, bridged] = TABLES.map(|table| table.family);
+        let [of_routed, of_bridged] = &*tallies;
+        [
+            (routed, of_routed.packets(COUNTER)),
+            (bridged, of_bridged.packets(COUNTER)),
+        ]
+    }
 }
 
 /// What it took to have the guard in place.

@@ -46,7 +46,7 @@ pub enum NftError {
         source: io::Error,
     },
     /// It was run, and what came of it is not known.
-    #[error("hear from {} whether it does {action}", program.display())]
+    #[error("run {} to {action}: what came of it is not known", program.display())]
     Broken {
         /// The program.
         program: PathBuf,
@@ -200,8 +200,26 @@ impl Nft {
     /// # Errors
     /// [`NftError`].
     pub fn table(&self, table: Table) -> Result<Option<Value>, NftError> {
-        let Table { family, name } = table;
-        match self.list("list a table", &["table", family.as_str(), name]) {
+        let words = ["table", table.family.as_str(), table.name];
+        self.of_table(table, "list a table", &words)
+    }
+
+    /// The counters of a table; `None` if there is no such table.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn counters(&self, table: Table) -> Result<Option<Value>, NftError> {
+        let words = ["counters", "table", table.family.as_str(), table.name];
+        self.of_table(table, "list counters", &words)
+    }
+
+    fn of_table(
+        &self,
+        table: Table,
+        action: &'static str,
+        what: &[&str],
+    ) -> Result<Option<Value>, NftError> {
+        match self.list(action, what) {
             Ok(listed) => Ok(Some(listed)),
             Err(error @ NftError::Refused { .. }) => match self.has_table(table)? {
                 true => Err(error),
@@ -222,16 +240,6 @@ impl Nft {
             let listed = &object["table"];
             listed["family"] == table.family.as_str() && listed["name"] == table.name
         }))
-    }
-
-    /// The counters of a table.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn counters(&self, table: Table) -> Result<Value, NftError> {
-        let Table { family, name } = table;
-        let words = ["counters", "table", family.as_str(), name];
-        self.list("list counters", &words)
     }
 
     /// Everybody's tables, but for the elements of sets.

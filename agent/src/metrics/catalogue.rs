@@ -73,6 +73,8 @@ catalogue! {
         "Whether the guard's nftables rules are there; 0 where the settings want none.";
     HOST_MODE = Gauge "host_mode" ["mode"]
         "1 for the mode of this host: policy, or observe (nothing is refused).";
+    GUARD_PACKETS = Counter "guard_packets_total" ["table"]
+        "Packets to guarded ports that no program had marked, by the guard's table (inet: routed or for the host; bridge). The guard stops them, unless this host only observes. If it rises while every program is in place, somebody takes the guard's bit off the mark.";
     POLICY_SOURCE = Gauge "policy_source" ["source"]
         "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused).";
     BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]

@@ -14,7 +14,7 @@ use crate::chain::in_full;
 use crate::dataplane::Dataplane as _;
 use crate::features::Feature;
 use crate::figures::Figures;
-use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals};
+use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
@@ -221,16 +221,39 @@ enum OtherError {
     #[error("{}", .0.iter().map(|it| in_full(it)).collect::<Vec<_>>().join("; "))]
     Programs(Vec<LeftoverError>),
     #[error(transparent)]
+    Look(#[from] LeftoverError),
+    #[error(transparent)]
     Folder(#[from] PinsError),
 }
 
 impl Other {
     /// None, if a look finds nothing to remove.
     fn if_any(self) -> Self {
-        match self.take_away(Removal::DryRun) {
-            Ok(0) => Self::None,
+        match self.is_there() {
+            Ok(false) => Self::None,
             // What cannot be looked at may be there.
-            Ok(_) | Err(_) => self,
+            Ok(true) | Err(_) => self,
+        }
+    }
+
+    fn is_there(&self) -> Result<bool, OtherError> {
+        match self {
+            Self::None => Ok(false),
+            Self::Table(nft) => Ok(!tables(nft, Removal::DryRun)?.is_empty()),
+            Self::Programs(pins) => {
+                let survey = Leftover::of(pins).survey()?;
+                // Folders alone are this agent's.
+                let is_pinned = survey.versions.iter().any(|version| {
+                    let Version {
+                        number: _,
+                        tables,
+                        links,
+                        programs,
+                    } = version;
+                    !(tables.is_empty() && links.is_empty() && programs.is_empty())
+                });
+                Ok(is_pinned || !Leftover::filtered()?.is_empty())
+            }
         }
     }
 
@@ -257,48 +280,48 @@ impl Other {
     /// Takes away what the other backend left, which enforces no longer alone. Returns what is
     /// wrong; another try may succeed then.
     pub(super) fn remove(&mut self) -> Option<String> {
-        match self.take_away(Removal::Real) {
-            Ok(count) => {
-                if count > 0 {
-                    info!(count, "rules of the other backend removed");
-                }
-                *self = Self::None;
-                None
-            }
-            Err(error) => Some(format!(
+        if let Err(error) = self.take_away() {
+            return Some(format!(
                 "rules of the other backend are not removed and still refuse by an earlier policy: {}",
                 in_full(&error)
-            )),
+            ));
         }
+        *self = Self::None;
+        None
     }
 
-    /// How much there was.
-    fn take_away(&self, removal: Removal) -> Result<usize, OtherError> {
+    fn take_away(&self) -> Result<(), OtherError> {
         match self {
-            Self::None => Ok(0),
-            Self::Table(nft) => match nftables::remove(nft, removal) {
-                Ok(tables) => Ok(tables.len()),
-                // Only its name is like ours.
-                Err(NftablesError::Foreign) => Ok(0),
-                Err(error) => Err(error.into()),
-            },
+            Self::None => {}
+            Self::Table(nft) => {
+                let tables = tables(nft, Removal::Real)?;
+                info!(?tables, "tables of the other backend removed");
+            }
             Self::Programs(pins) => {
                 let Removals {
                     pins: removed,
                     filters,
                     foreign: _,
                     errors,
-                } = Leftover::of(pins).remove(removal);
+                } = Leftover::of(pins).remove(Removal::Real);
                 // The folder that keeps other agents away.
                 pins.ensure()?;
-                let own_folder = pins.own_folder();
-                let removed = removed.iter().filter(|it| **it != own_folder).count();
-                match errors.is_empty() {
-                    true => Ok(removed + filters.len()),
-                    false => Err(OtherError::Programs(errors)),
+                if !errors.is_empty() {
+                    return Err(OtherError::Programs(errors));
                 }
+                let (pins, filters) = (removed.len(), filters.len());
+                info!(pins, filters, "programs of the other backend removed");
             }
         }
+        Ok(())
+    }
+}
+
+/// The backend's tables. One that only has its name is not the other backend's.
+fn tables(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError> {
+    match nftables::remove(nft, removal) {
+        Err(NftablesError::Foreign) => Ok(Vec::new()),
+        tables => tables,
     }
 }
 

@@ -41,6 +41,8 @@ fn tables_that_the_kernel_refuses_leave_the_programs_of_an_earlier_start() {
     });
     lab.converge();
     assert!(!lab.kernel().calls.contains(&"adopt"));
+    // The guard must not ask for what these do not do.
+    assert!(!lab.reconciler.is_in_force());
     let problems = lab.status().problems;
     assert!(
         problems
