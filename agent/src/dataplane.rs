@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::{
-    CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
+    Blocked, CustomerId, CustomerPolicy, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES, SetId,
 };
 
-use gate25_common::address::{Address, Family};
+use gate25_common::address::Family;
 use gate25_common::redirect::Target;
 
 use crate::compile::{Image, Prefix};
@@ -88,24 +88,22 @@ impl MapImage {
 }
 
 impl MapImage {
-    /// Where connections of customers are redirected to.
-    pub fn targets(&self) -> BTreeSet<Address> {
-        let pairs = Family::ALL
-            .into_iter()
-            .flat_map(|family| self.customers.values().map(move |it| (family, it)));
-        pairs
-            .filter_map(|(family, policy)| policy.target(family))
-            .map(Target::address)
+    /// Where connections of customers are led.
+    pub fn targets(&self) -> BTreeSet<Led> {
+        let policies = self.customers.values();
+        policies
+            .flat_map(|policy| Family::ALL.map(|family| Led::of(policy, family)))
+            .flatten()
             .collect()
     }
 
     /// Takes away targets for which `usable` does not hold: what would go there is rejected.
-    pub fn keep_targets(&mut self, usable: impl Fn(&Address) -> bool) {
+    pub fn keep_targets(&mut self, usable: impl Fn(&Led) -> bool) {
         for policy in self.customers.values_mut() {
             let [v4, v6] = Family::ALL.map(|family| {
                 let target = policy.target(family).copied();
-                let target = target.filter(|target| usable(&target.address()));
-                target.unwrap_or(Target::NONE)
+                let is_usable = Led::of(policy, family).is_some_and(|led| usable(&led));
+                target.filter(|_| is_usable).unwrap_or(Target::NONE)
             });
             *policy = policy.with_targets(v4, v6);
         }
@@ -121,6 +119,30 @@ impl MapImage {
             {
                 *policy = *known;
             }
+        }
+    }
+}
+
+/// Where connections of a customer are led.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Led {
+    /// To this relay.
+    Relay(SocketAddr),
+    /// To this host's notice.
+    Notice(SocketAddr),
+}
+
+impl Led {
+    /// Where a customer with this policy is led over `family`.
+    fn of(policy: &CustomerPolicy, family: Family) -> Option<Self> {
+        let target = policy.target(family)?;
+        let port = u16::from_be_bytes(target.port());
+        let address = SocketAddr::new(IpAddr::from(target.address()), port);
+        match policy.blocked()? {
+            Blocked::Redirect => Some(Self::Relay(address)),
+            Blocked::Notice => Some(Self::Notice(address)),
+            // Nobody is: the target is left from before.
+            Blocked::Reject | Blocked::Drop => None,
         }
     }
 }
@@ -315,8 +337,19 @@ pub enum Site {
     Root(u64),
     /// The interface of this index.
     Interface(u32),
-    /// The same interface, for what goes to the guest: replies to redirected connections.
+    /// The same interface, for what goes to the guest: replies to redirected connections, and what
+    /// comes back from guarded ports.
     Replies(u32),
+}
+
+/// What becomes of packets that come back to guests from guarded ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Returns {
+    /// They reach them.
+    #[default]
+    Open,
+    /// A guest hears only from where it may send to.
+    Judged,
 }
 
 /// How an attachment went.
@@ -372,14 +405,15 @@ pub trait Dataplane {
     /// Puts the program in front of everything that leaves the guest behind the interface.
     fn attach_interface(&mut self, index: u32) -> Result<Attached, Self::Error>;
 
-    /// Whether connections can be redirected here; why not, if they cannot.
+    /// Whether there is a hook for what goes to guests, to redirect connections and to judge what
+    /// comes back; why not, if there is none.
     ///
     /// # Errors
     ///
     /// The reason, for people.
-    fn redirects(&self) -> Result<(), &'static str>;
+    fn replies(&self) -> Result<(), &'static str>;
 
-    /// Puts the program for replies on the interface.
+    /// Puts the program for what goes to the guest on the interface.
     ///
     /// # Errors
     ///

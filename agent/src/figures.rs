@@ -4,7 +4,8 @@ use std::error::Error;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 
 /// Why counters could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,11 +40,29 @@ pub trait Figures: Send + Sync + 'static {
     /// When the kernel does not give them.
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError>;
 
-    /// Whose connection it is that was led elsewhere; `None` for one that is not known.
+    /// Packets that came back to guests from guarded ports.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn returns(&self) -> Result<ReturnCounters, FiguresError>;
+
+    /// The same of a customer; `None` for one of whom none were counted here.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn customer_returns(&self, id: CustomerId) -> Result<Option<ReturnCounters>, FiguresError>;
+
+    /// What is remembered of a connection that was led elsewhere; `None` for one that is not known.
     ///
     /// # Errors
     /// When the kernel does not tell.
-    fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, FiguresError>;
+    fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, FiguresError>;
+
+    /// What kept packets and connects from being led elsewhere.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn hindrances(&self) -> Result<Hindrances, FiguresError>;
 
     /// Starts a customer's sketch afresh.
     ///

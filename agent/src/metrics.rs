@@ -17,10 +17,13 @@ use gate25_common::counters::HostCounters;
 use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::names;
 use gate25_common::packet::{Malformed, Tunnel};
+use gate25_common::redirect::Hindrance;
+use gate25_common::returns::Fate;
 use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::doctor;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
@@ -183,6 +186,7 @@ impl Metrics {
         }
         policy(&mut families, &status, Timestamp::now())?;
         notice::collect(&mut families, &status, &self.notice)?;
+        findings(&mut families, &status)?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
             let seconds = elapsed.as_secs_f64();
@@ -210,8 +214,14 @@ impl Metrics {
 
     fn kernel(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
         let host: HostCounters = self.figures.host()?;
+        let returns = self.figures.returns()?;
         for family in Family::ALL {
             let version = version(family);
+            for fate in Fate::ALL {
+                let labels = [fate.as_str(), version];
+                let packets = returns.packets(fate, family);
+                families.counter(names_of::RETURN_PACKETS, &labels, packets)?;
+            }
             for (verdict, reason) in OUTCOMES {
                 let labels = [verdict.as_str(), reason.as_str(), version];
                 let value = host.connections(verdict, reason, family);
@@ -225,6 +235,15 @@ impl Metrics {
         }
         for kind in Malformed::ALL {
             families.counter(names_of::MALFORMED, &[kind.as_str()], host.malformed(kind))?;
+        }
+        let hindrances = self.figures.hindrances()?;
+        for hindrance in Hindrance::ALL {
+            let labels = [hindrance.as_str()];
+            families.counter(
+                names_of::REDIRECTS_REFUSED,
+                &labels,
+                hindrances.of(hindrance),
+            )?;
         }
         for tunnel in Tunnel::ALL {
             let protocol = tunnel.protocol().to_string();
@@ -282,7 +301,11 @@ fn workloads(
     let backend = constants.backend;
     let refuses = constants.host == HostMode::Policy && status.in_force;
     let enforcing = |is: bool| f64::from(u8::from(refuses && is));
-    let hooks = [(constants.hook, true), ("cgroup", status.roots > 0)];
+    let hooks = [
+        (constants.hook, true),
+        ("cgroup", status.roots > 0),
+        ("return", status.returns > 0),
+    ];
     for (hook, is) in hooks {
         families.gauge(names_of::ENFORCING, &[backend, hook], enforcing(is))?;
     }
@@ -347,6 +370,20 @@ fn policy(
     families.gauge(names_of::RELOAD_SUCCESS_TIMESTAMP, &[], success)?;
     families.counter(names_of::RELOADS, &[], status.reloads)?;
     families.counter(names_of::RELOAD_FAILURES, &[], status.reload_failures)
+}
+
+/// Of findings that are about other things nobody here knows.
+fn findings(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
+    let found = &status.examined.findings;
+    let counted = |kind: &doctor::Kind| {
+        kind.area() == doctor::Area::Coverage || *kind == doctor::Kind::NotExamined
+    };
+    for kind in doctor::Kind::ALL.iter().filter(|kind| counted(kind)) {
+        let count = found.iter().filter(|it| it.kind == *kind).count();
+        families.gauge(names_of::COVERAGE_FINDINGS, &[kind.as_str()], count as f64)?;
+    }
+    let looked = status.examined.looked.map_or(0.0, seconds);
+    families.gauge(names_of::COVERAGE_LOOKED, &[], looked)
 }
 
 fn exemption_state(exemption: &ExemptionStatus, now: Timestamp) -> &'static str {

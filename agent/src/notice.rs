@@ -12,9 +12,12 @@ pub mod server;
 pub mod session;
 pub mod template;
 
+use std::error::Error;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use gate25_common::address::Family;
 use template::Template;
 
 /// Whose connections come from where.
@@ -23,6 +26,37 @@ pub trait Customers: Send + Sync + 'static {
     /// the notice calls `unassigned`. Called once a connection, on the server's threads: it must
     /// not block for long.
     fn of(&self, peer: SocketAddr, local: SocketAddr) -> Option<Sender>;
+}
+
+/// Leads senders to the sockets on which they are answered, and nowhere else.
+pub trait Lead: Send + Sync + 'static {
+    /// From now on, and for as long as `listener` is open, connections over `family` may be led to it.
+    ///
+    /// # Errors
+    /// When nobody can be led there.
+    fn lead_to(&self, family: Family, listener: BorrowedFd<'_>) -> Result<(), LeadError>;
+}
+
+/// Why nobody can be led to a socket.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct LeadError(Box<dyn Error + Send + Sync>);
+
+impl LeadError {
+    /// What a backend says.
+    pub fn new(source: impl Error + Send + Sync + 'static) -> Self {
+        Self(Box::new(source))
+    }
+}
+
+/// Leads nobody: whoever comes has come by himself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unled;
+
+impl Lead for Unled {
+    fn lead_to(&self, _: Family, _: BorrowedFd<'_>) -> Result<(), LeadError> {
+        Ok(())
+    }
 }
 
 /// Who is told.

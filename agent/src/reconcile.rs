@@ -3,6 +3,7 @@
 mod attachments;
 pub mod files;
 mod redirects;
+mod replies;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,14 +20,16 @@ use tracing::{error, info, warn};
 use crate::chain::in_full;
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
-use crate::dataplane::{CapacityError, Dataplane, Lost, MapImage, Site};
+use crate::dataplane::{CapacityError, Dataplane, Lost, MapImage, Returns, Site};
 use crate::kernel::cgroups::Cgroup;
 use crate::kernel::links::Interface;
+use crate::kernel::routes::Way;
 use crate::metrics::Timings;
 use crate::policy::loader::SetHash;
 use crate::policy::shrink::Limits;
 use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Relay};
 use crate::reconcile::attachments::Attachments;
+use crate::reconcile::redirects::Ways;
 use crate::source::Accepted;
 use crate::status::Shared;
 use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
@@ -62,10 +65,12 @@ pub struct Circumstances {
     pub policy_dir: PathBuf,
     /// How much a set may lose unasked.
     pub shrink: Limits,
-    /// Where the notice is told, at most once a family.
+    /// Where the notice is to be told, at most once a family.
     pub notice: Vec<SocketAddr>,
-    /// By which interface packets to an address leave this host; why that is not known.
-    pub way_to: fn(IpAddr) -> Result<Option<u32>, String>,
+    /// What becomes of packets that come back to guests from guarded ports.
+    pub returns: Returns,
+    /// Where packets to an address go; why that is not known.
+    pub way_to: fn(IpAddr) -> Result<Way, String>,
     /// Where it reports to.
     pub status: Shared,
     /// Where it reports times to.
@@ -87,6 +92,10 @@ pub struct Reconciler<D: Dataplane> {
     builtin: Image,
     last_attempt: Option<SetHash>,
     attachments: Attachments,
+    /// Where the notice is told at present.
+    told: BTreeSet<SocketAddr>,
+    /// Where connections would be led, and why they are not.
+    led: Ways,
     /// What else is wrong, by subject.
     complaints: BTreeMap<&'static str, String>,
     /// Whether sockets may be open that the tables now refuse.
@@ -143,6 +152,8 @@ impl<D: Dataplane> Reconciler<D> {
             builtin: builtin()?,
             last_attempt: None,
             attachments: Attachments::default(),
+            told: BTreeSet::new(),
+            led: Ways::default(),
             complaints: BTreeMap::new(),
             revoked: true,
         })
@@ -247,6 +258,16 @@ impl<D: Dataplane> Reconciler<D> {
         let mut namespaces = std::mem::take(&mut self.inventory.namespaces);
         self.inventory.forget_gone(&mut namespaces);
         self.inventory.namespaces = namespaces;
+    }
+
+    /// Takes note of where the notice is told. Nobody is led elsewhere for it: whoever else listens
+    /// there would be sent customers' mail.
+    pub fn notice_told(&mut self, told: BTreeSet<SocketAddr>) -> Noted {
+        if self.told == told {
+            return Noted::Known;
+        }
+        self.told = told;
+        Noted::News
     }
 
     /// What there is, as far as it was told.
@@ -456,6 +477,7 @@ impl<D: Dataplane> Reconciler<D> {
         );
         let mut wanted = self.wanted()?;
         self.check_redirects(&mut wanted);
+        self.check_returns();
         wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
         let applied = self
             .dataplane
@@ -506,11 +528,10 @@ impl<D: Dataplane> Reconciler<D> {
                 left
             }
         };
-        let notice = &self.circumstances.notice;
         MapImage::new(
             image,
             self.offset.nanoseconds(),
-            notice,
+            &self.circumstances.notice,
             interfaces,
             cgroups,
         )

@@ -2,9 +2,11 @@
 
 mod backend;
 mod containers;
+mod doctor;
 mod guard;
 mod mounts;
 mod notice;
+mod routes;
 mod senders;
 mod serve;
 mod sockets;
@@ -32,8 +34,10 @@ use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::guard::Unmarked;
 use crate::kernel::links::Links;
 use crate::kernel::nft::Nft;
-use crate::kernel::routes;
+use crate::kernel::privileges;
+use crate::kernel::routes::way_to;
 use crate::metrics::{Constants, Metrics, Timings};
+use crate::notice::Lead;
 use crate::notice::counts::Counts;
 use crate::notice::server::{Listener, Responder};
 use crate::notify::{Environment, Notifier};
@@ -41,9 +45,11 @@ use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::backend::{Choice, Either, Opened, Place};
 use crate::run::containers::Containers;
+use crate::run::doctor::Doctor;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::notice::Notice;
+use crate::run::routes::Routes;
 use crate::run::senders::Senders;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
@@ -86,6 +92,8 @@ pub async fn run(
     raise_open_files();
     let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
     let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    // Every other thread did at its start.
+    privileges::confine_to_enforcing()?;
     let base = Base {
         notifier: notifier(&surroundings.notify),
         host: Host {
@@ -94,6 +102,7 @@ pub async fn run(
             roots: settings.cgroups.roots.clone(),
         },
         mounts: Mounts::watch(folder, lock)?,
+        doctor: Doctor::new(&settings, &surroundings.bpf_filesystem),
         settings,
     };
     match opened {
@@ -115,6 +124,7 @@ struct Base {
     notifier: Notifier,
     host: Host,
     mounts: Mounts,
+    doctor: Doctor,
 }
 
 async fn enforce<D: Dataplane>(
@@ -128,12 +138,14 @@ async fn enforce<D: Dataplane>(
         notifier,
         host,
         mounts,
+        doctor,
     } = base;
     let Opened {
         mut dataplane,
         figures,
         choice,
         subscription,
+        responders,
         tables,
         tasks,
         other,
@@ -146,6 +158,7 @@ async fn enforce<D: Dataplane>(
     let reporting = Reporting {
         status: status.clone(),
         listeners,
+        responders,
         figures: Arc::clone(&figures),
         timings: timings.clone(),
         choice,
@@ -154,7 +167,8 @@ async fn enforce<D: Dataplane>(
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
         notice: settings.notice.listen.clone(),
-        way_to: |address| routes::way_to(address).map_err(|error| in_full(&error)),
+        returns: settings.block_return,
+        way_to: |address| way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
         shrink: Limits {
@@ -176,8 +190,10 @@ async fn enforce<D: Dataplane>(
         clock: ClockWatch::new()?,
         mounts,
         tables,
+        routes: Routes::watched(),
         other,
         guard: Keeper::new(Guard::new(&settings)),
+        doctor,
         notice,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
@@ -243,6 +259,8 @@ struct Reporting {
     status: Shared,
     /// Where the notice's responder says how listening goes.
     listeners: watch::Sender<Vec<Listener>>,
+    /// What leads senders to it.
+    responders: Arc<dyn Lead>,
     figures: Arc<dyn Figures>,
     timings: Timings,
     choice: Choice,
@@ -259,6 +277,7 @@ impl Reporting {
         let Self {
             status,
             listeners,
+            responders,
             figures,
             timings,
             choice,
@@ -268,7 +287,9 @@ impl Reporting {
             status: status.clone(),
             figures: Arc::clone(&figures),
         };
-        let notice = notice_of(settings, host, senders, &counts, listeners, shutdown);
+        let notice = settings.notice.clone();
+        let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(&counts));
+        let notice = responder::server::serve(responder, responders, listeners, shutdown.clone());
         let constants = Constants {
             host: settings.host_mode(),
             backend: choice.name,
@@ -321,20 +342,6 @@ impl Reporting {
             tokio::spawn(notice),
         ]
     }
-}
-
-/// The server of the notice.
-fn notice_of(
-    settings: &Settings,
-    host: &str,
-    senders: Senders,
-    counts: &Arc<Counts>,
-    listeners: watch::Sender<Vec<Listener>>,
-    shutdown: &CancellationToken,
-) -> impl Future<Output = ()> + use<> {
-    let notice = settings.notice.clone();
-    let responder = Responder::new(notice, host, Arc::new(senders), Arc::clone(counts));
-    responder::server::serve(responder, listeners, shutdown.clone())
 }
 
 async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {

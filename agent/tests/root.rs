@@ -25,6 +25,8 @@ mod netns;
 mod nft;
 #[path = "root/nftables.rs"]
 mod nftables;
+#[path = "root/routes.rs"]
+mod routes;
 #[path = "root/sockets.rs"]
 mod sockets;
 #[path = "root/state.rs"]

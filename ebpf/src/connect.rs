@@ -10,13 +10,13 @@ use aya_ebpf::programs::SockAddrContext;
 use gate25_common::address::{Address, Family};
 use gate25_common::decide::{Decision, Route, Subject, Verdict};
 use gate25_common::packet::Form;
-use gate25_common::redirect::{Endpoint, SocketPeer};
+use gate25_common::redirect::{Endpoint, Hindrance, SocketPeer};
 
 use crate::frame::guarded;
 use crate::judge::{self, Interrupted};
 use crate::maps::{CUSTOMERS, HAS_SET_RETVAL, SOCKETS};
 use crate::owner::{self, task_cgroup};
-use crate::{peer, redirect};
+use crate::{peer, redirect, responder};
 
 const REFUSE: i32 = 0;
 const PASS: i32 = 1;
@@ -187,6 +187,10 @@ fn redirect(
     // SAFETY: kept by RCU while the program runs.
     let policy = unsafe { CUSTOMERS.get(decision.customer) }?;
     let target = redirect::target(policy, peer.family())?;
+    if !responder::answers(policy, &target, peer.family()) {
+        redirect::count::<Interrupted>(Hindrance::Unheard);
+        return None;
+    }
     let note = SocketPeer::new(peer.endpoint(port), target);
     peer::note(ctx, note).then_some(target)
 }

@@ -24,7 +24,11 @@ mod peer;
 #[cfg(target_arch = "bpf")]
 mod redirect;
 #[cfg(target_arch = "bpf")]
+mod reply;
+#[cfg(target_arch = "bpf")]
 mod reset;
+#[cfg(target_arch = "bpf")]
+mod responder;
 #[cfg(target_arch = "bpf")]
 mod socket;
 #[cfg(target_arch = "bpf")]

@@ -6,24 +6,26 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_ktime_get_boot_ns};
-use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use gate25_common::abi::{Blocked, CustomerPolicy};
 use gate25_common::address::Family;
-use gate25_common::packet::{self, Form, Link, MAX_HEADERS, Parsed, Segment};
-use gate25_common::redirect::{Endpoint, Flow, MAX_TARGET_PORTS, Redirected, Step};
+use gate25_common::counters::{Add, Uninterrupted};
+use gate25_common::packet::{Form, Outline, Parsed, Segment};
+use gate25_common::redirect::{Budget, Endpoint, Flow, Hindrance, Redirected, Step};
 
-use crate::checksum;
-use crate::frame::{self, CopiedPacket};
-use crate::maps::{CUSTOMERS, REDIRECTS, TARGET_PORTS};
+use crate::frame;
+use crate::maps::{BUDGETS, CUSTOMERS, HINDRANCES, REDIRECTS};
 use crate::owner;
-use crate::packed;
+use crate::reply;
+use crate::responder;
 
 const PASS: i32 = TC_ACT_UNSPEC;
 const DROP: i32 = TC_ACT_SHOT;
 /// No action of the kernel's: the packet is unchanged, and is to be answered as if it had been
 /// rejected.
 pub(crate) const IMPOSSIBLE: i32 = 0x100;
+/// No action of the kernel's: the packet is unchanged, and belongs to no redirected connection.
+pub(crate) const NOT_REDIRECTED: i32 = 0x200;
 
 /// Bytes from the beginning of a header to what is rewritten in it.
 const V4_CHECKSUM: usize = 10;
@@ -37,34 +39,53 @@ const TCP_CHECKSUM: usize = 16;
 /// The packet was not, or not wholly, rewritten.
 struct NotRewritten;
 
+/// How a packet comes to a target: a number, as global functions take nothing else.
+pub(crate) const LED: u64 = 0;
+/// Nobody leads it there: it is allowed.
+pub(crate) const BY_ITSELF: u64 = 1;
+
 /// Sends the packet, of which [`frame::parse_frame`] found this, to the target of its sender's
-/// customer: passes it, drops it, or leaves it as it is and says [`IMPOSSIBLE`].
+/// customer: passes it, drops it, or leaves it as it is and says [`IMPOSSIBLE`]. What goes
+/// [`BY_ITSELF`] is not changed, and passes but where its port is in use for a redirected connection.
 ///
 /// A function of its own for the sake of the stack and of the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64) -> i32 {
+pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64, way: u64) -> i32 {
     let ctx = TcContext::new(skb);
+    let hindered = |hindrance| {
+        if way == BY_ITSELF {
+            return PASS;
+        }
+        count::<Uninterrupted>(hindrance);
+        IMPOSSIBLE
+    };
     let Ok(Parsed::Guarded(segment)) = frame::unpack_frame(skb, parsed) else {
-        return IMPOSSIBLE;
+        return hindered(Hindrance::Tables);
     };
     match segment.form {
         Form::Plain => {}
-        Form::Unusual => return IMPOSSIBLE,
+        Form::Unusual => return hindered(Hindrance::Tables),
     }
     // SAFETY: the kernel hands every program a valid `__sk_buff`.
     let interface = unsafe { (*skb).ifindex };
     let customer = owner::of_interface(interface).customer;
     // SAFETY: kept by RCU while the program runs.
     let Some(policy) = (unsafe { CUSTOMERS.get(customer) }) else {
-        return IMPOSSIBLE;
+        return hindered(Hindrance::Tables);
     };
     let Some(target) = target(policy, segment.family) else {
-        return IMPOSSIBLE;
+        return hindered(Hindrance::Tables);
     };
     let Ok((guest, original)) = ends(&ctx, &segment) else {
-        return IMPOSSIBLE;
+        return hindered(Hindrance::Tables);
     };
+    if way == BY_ITSELF && original != target {
+        return PASS;
+    }
+    if way == LED && !responder::answers(policy, &target, segment.family) {
+        return hindered(Hindrance::Unheard);
+    }
     let flow = Flow::new(interface, segment.family, guest, target);
     // SAFETY: no arguments, no memory.
     let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -74,19 +95,35 @@ pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64) -> i32 {
     let known = REDIRECTS
         .get_ptr_mut(flow)
         .and_then(|it| unsafe { it.as_mut() });
-    match Redirected::step(known.as_deref(), &original, motion, now) {
+    let step = if way == BY_ITSELF {
+        Redirected::step_aside(known.as_deref(), customer, &original, motion, now)
+    } else {
+        Redirected::step(known.as_deref(), customer, &original, motion, now)
+    };
+    match step {
         Step::Follow => {
             if let Some(known) = known {
                 known.follow(motion, now);
             }
         }
         Step::Remember => {
+            // What takes another one's place pushes nobody out.
+            if known.is_none() && !may_begin(interface, now) {
+                return hindered(Hindrance::TooMany);
+            }
             let fresh = Redirected::new(customer, original, now);
             if REDIRECTS.insert(flow, fresh, 0).is_err() {
-                return IMPOSSIBLE;
+                return hindered(Hindrance::Tables);
             }
         }
-        Step::Refuse => return IMPOSSIBLE,
+        Step::Ignore => {}
+        Step::Refuse(hindrance) => {
+            count::<Uninterrupted>(hindrance);
+            return IMPOSSIBLE;
+        }
+    }
+    if way == BY_ITSELF {
+        return PASS;
     }
     let place = Place {
         family: segment.family,
@@ -98,6 +135,32 @@ pub(crate) extern "C" fn redirect(skb: *mut __sk_buff, parsed: u64) -> i32 {
         REWRITTEN => PASS,
         // Perhaps half of it was.
         _ => DROP,
+    }
+}
+
+/// Counts what was not led to its target.
+#[inline(always)]
+pub(crate) fn count<A: Add>(hindrance: Hindrance) {
+    if let Some(hindrances) = HINDRANCES.get_ptr_mut(0) {
+        // SAFETY: this CPU's own value, moved as `A` says.
+        unsafe { (*hindrances).count::<A>(hindrance) };
+    }
+}
+
+/// Whether one more connection of this interface may be remembered.
+#[inline(always)]
+fn may_begin(interface: u32, now: u64) -> bool {
+    // SAFETY: null, or a value that RCU keeps while the program runs. CPUs that spend at once may
+    // spend one together: the bound is about so many.
+    let budget = BUDGETS
+        .get_ptr_mut(interface)
+        .and_then(|it| unsafe { it.as_mut() });
+    match budget {
+        Some(budget) => budget.spend(now),
+        None => {
+            let mut budget = Budget::FULL;
+            budget.spend(now) && BUDGETS.insert(interface, budget, 0).is_ok()
+        }
     }
 }
 
@@ -131,43 +194,38 @@ fn ends(ctx: &TcContext, segment: &Segment) -> Result<(Endpoint, Endpoint), NotR
     }
 }
 
-/// Gives replies to redirected connections the source that the guest expects.
-#[classifier]
-fn tc_egress(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let mut link = frame::opaque(frame::link_layer(skb, checksum::NONE));
-    if packed::is_short(link) {
-        // Where that fails, it is found short again.
-        let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));
-        link = frame::opaque(frame::link_layer(skb, checksum::NONE));
-    }
-    answer(skb, link)
-}
-
-/// [`tc_egress`] for what [`frame::link_layer`] found. A function of its own for the verifier.
+/// Gives a reply to a redirected connection, which [`reply::read`] finds, the source that the guest
+/// expects: passes it, drops it, or leaves it as it is and says [`NOT_REDIRECTED`]. A function of its
+/// own for the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
-    let Ok(Link::Ip {
-        family, network, ..
-    }) = packed::unpack_link(link)
-    else {
-        return PASS;
+pub(crate) extern "C" fn answer(skb: *mut __sk_buff, parsed: u64) -> i32 {
+    let Some(reply) = reply::read(skb, parsed) else {
+        return NOT_REDIRECTED;
     };
-    let Some(reply) = packet::reply(&CopiedPacket::new(skb), family, network, is_targets) else {
-        return PASS;
-    };
+    let Outline {
+        family,
+        network,
+        transport,
+        form,
+        ..
+    } = reply.outline;
+    match form {
+        Form::Plain => {}
+        // Nothing like it is redirected.
+        Form::Unusual => return NOT_REDIRECTED,
+    }
     // SAFETY: the kernel hands every program a valid `__sk_buff`.
     let interface = unsafe { (*skb).ifindex };
     let flow = Flow::new(interface, family, reply.destination, reply.source);
     // SAFETY: the value is copied at once.
     let Some(known) = (unsafe { REDIRECTS.get(flow) }).copied() else {
-        return PASS;
+        return NOT_REDIRECTED;
     };
     let place = Place {
         family,
         network,
-        transport: reply.transport,
+        transport,
         end: End::Source,
     };
     match rewrite(skb, place.pack(), &reply.source, &known.original()) {
@@ -175,20 +233,6 @@ extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
         // Half of it is of no use to the guest.
         _ => DROP,
     }
-}
-
-/// Whether targets have this port.
-#[inline(always)]
-fn is_targets(port: [u8; 2]) -> bool {
-    let ports = TARGET_PORTS.load();
-    let mut at = 0;
-    while at < MAX_TARGET_PORTS {
-        if ports[at] != 0 && ports[at] == u16::from_ne_bytes(port) {
-            return true;
-        }
-        at += 1;
-    }
-    false
 }
 
 /// What is rewritten of a packet, and where its headers are.

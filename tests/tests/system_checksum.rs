@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Offload, PolicyText, Settings, Tap, World};
+use gate25_tests::{Offload, PolicyText, Settings, Tap, Tried, World};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const NETWORK: usize = 14;
@@ -62,13 +62,16 @@ fn port_written_as_a_checksum_after_the_verdict_reaches_nobody() {
         .sum("gate25_malformed_total", &late);
     let accepted = accepted.iter().filter(|accepted| **accepted).count();
     assert_eq!(refused, Some(accepted as f64));
+    // What was accepted did not come out before the marker.
+    let what = "a checksum left to the host that turns into the port";
+    Tried::evasion(what, accepted as u64, 0).judge().unwrap();
 }
 
 /// Nothing in nftables shows where a checksum is yet to be written: neither its backend nor the guard
 /// can know.
 #[test]
 fn port_written_as_a_checksum_passes_backend_nftables_and_the_guard_which_is_told() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let (mut guest, mut wire) = taps(&world);
     let settings = Settings {
         more: "backend: nftables\n".to_owned(),

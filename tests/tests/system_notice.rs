@@ -132,7 +132,8 @@ fn status_and_metrics_tell_whether_the_notice_is_listened_for() {
 
 #[test]
 fn thousand_connections_cost_little_memory_and_hold_no_reload_up() {
-    let more = "  max_connections: 1000\n  max_connections_per_peer: 1000\n  \
+    // A quarter is one customer's, or nobody's.
+    let more = "  max_connections: 4000\n  max_connections_per_peer: 1000\n  \
                 max_connections_per_second: 10000\n";
     let mut lab = Notice::new(more);
     let guest = lab.guest(101);

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Agent, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings, World, connect,
-    poll, send,
+    Agent, Feature, Held, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings,
+    World, connect, poll, send,
 };
 use nix::sys::signal::Signal;
 
@@ -29,6 +29,9 @@ fn guest_behind_a_tap_is_told_the_notice_in_its_customers_name() {
 }
 
 fn told(link: Link) {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest_by(101, "tap101i0", link).unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
@@ -54,6 +57,9 @@ fn told(link: Link) {
 
 #[test]
 fn postfix_of_a_guest_bounces_with_its_customers_notice() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
@@ -121,6 +127,9 @@ fn container_is_told_the_notice() {
 
 #[test]
 fn guest_is_refused_where_nobody_tells_the_notice() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     // One connection at once, and nobody listens for IPv6.
@@ -142,7 +151,7 @@ fn guest_is_refused_where_nobody_tells_the_notice() {
     let status = agent.command(&["status"]).unwrap().out;
     let why = "`notice.listen` has no IPv6 address";
     assert!(status.contains(why), "{status}");
-    let held = gate25_tests::Held::open(&guest.ns, v4, LIMIT).unwrap();
+    let held = Held::open(&guest.ns, v4, LIMIT).unwrap();
     assert!(
         held.greeting().starts_with("220 hv1"),
         "{}",
@@ -163,6 +172,94 @@ fn guest_is_refused_where_nobody_tells_the_notice() {
     })
     .unwrap();
     assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+#[test]
+fn others_who_take_the_notices_port_get_nobodys_connections() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let text = policy().container_of("told", "c-1", &world.below("box"));
+    let settings = Settings {
+        cgroups: world.settings().cgroups,
+        ..settings("")
+    };
+    let mut agent = world.agent_with(settings, &text).unwrap();
+    let container = world
+        .container("box", &Network::own(104, "veth104i0"))
+        .unwrap();
+    wait_replies(&world, &agent, "tap101i0");
+    let is_told = || {
+        poll("the notice", LIMIT, || {
+            let said = send(&guest.ns, exchangers()[0], "somebody@example.org", "news")?;
+            Ok(said.transcript.contains("closed for c-101.").then_some(()))
+        })
+        .unwrap();
+    };
+    is_told();
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.process().wait(LIMIT).unwrap();
+    // Anybody on the host's network can listen there now...
+    let squatter = world.container("squatter", &Network::Hypervisor).unwrap();
+    squatter.tenant.greet(PORT).unwrap();
+    for gateway in [
+        Hosting::GATEWAY.v4_port(PORT),
+        Hosting::GATEWAY.v6_port(PORT),
+    ] {
+        let held = Held::open(&guest.ns, gateway, LIMIT).unwrap();
+        assert_eq!(held.greeting(), "220 greeter");
+    }
+    // ...and gets nothing but from those who ask for it.
+    let check_refused = || {
+        for to in exchangers() {
+            let attempt = connect(&guest.ns, to, LIMIT).unwrap();
+            assert_eq!(attempt.outcome, Outcome::Refused, "guest to {to}");
+            let attempt = container.tenant.connect(to).unwrap();
+            assert_eq!(attempt.outcome, Outcome::Refused, "container to {to}");
+        }
+    };
+    check_refused();
+    agent.restart().unwrap();
+    check_refused();
+    let status = agent.command(&["status"]).unwrap().out;
+    assert!(status.contains("senders get no notice"), "{status}");
+    let hindered = [("reason", "not_listening")];
+    let hindered = agent
+        .metrics()
+        .unwrap()
+        .sum("gate25_redirects_refused_total", &hindered);
+    assert!(hindered >= Some(4.0), "{hindered:?}");
+    drop(squatter);
+    is_told();
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+#[test]
+fn notice_at_an_address_of_others_is_told_nobody() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    gate25_tests::greet(&world.hosting.relay, PORT).unwrap();
+    let host = &world.hosting.hypervisor;
+    host.sysctl(&[("ipv4/ip_nonlocal_bind", "1")]).unwrap();
+    let settings = Settings {
+        more: format!(
+            "notice:\n  listen: [\"{}\"]\n",
+            Hosting::RELAY.v4_port(PORT)
+        ),
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &policy()).unwrap();
+    wait_replies(&world, &agent, "tap101i0");
+    let there = Held::open(&guest.ns, Hosting::RELAY.v4_port(PORT), LIMIT).unwrap();
+    assert_eq!(there.greeting(), "220 greeter");
+    let attempt = connect(&guest.ns, exchangers()[0], LIMIT).unwrap();
+    assert_eq!(attempt.outcome, Outcome::Refused);
+    let status = agent.command(&["status"]).unwrap().out;
+    let why = format!("{} is not an address of this host", Hosting::RELAY.v4);
+    assert!(status.contains(&why), "{status}");
+    assert!(
+        status.contains(&format!("listening on {}", Hosting::RELAY.v4_port(PORT))),
+        "{status}"
+    );
 }
 
 fn check_told(transcript: &str, customer: &str) {

@@ -2,13 +2,21 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
 use gate25_tests::{
-    Agent, Containers, Guest, Held, Hosting, Lab, Link, Network, Outcome, PolicyText, Postfix,
-    Role, Settings, Witness, World, connect, greet, poll, send, tenant_program,
+    Agent, Containers, Feature, Guest, Held, Hosting, Lab, Link, Network, Outcome, PolicyText,
+    Postfix, Role, Settings, Witness, World, connect, greet, poll, send, tenant_program,
 };
 use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect as connect_socket,
+    setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -28,6 +36,9 @@ fn mail_of_a_guest_behind_a_tap_reaches_the_relay_with_the_guests_address() {
 }
 
 fn redirected(link: Link) {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let scene = Scene::new();
     let guest = scene.world.guest_by(101, "tap101i0", link).unwrap();
     let agent = scene.world.agent(&policy()).unwrap();
@@ -72,6 +83,7 @@ impl Scene {
         let world = World {
             hosting,
             witness,
+            refusal: Outcome::Refused,
             containers,
             lab,
         };
@@ -159,6 +171,9 @@ fn container_is_connected_to_the_relay_and_told_the_exchanger() {
 
 #[test]
 fn redirection_goes_on_without_the_agent_and_ends_with_the_policy() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let scene = Scene::new();
     let world = &scene.world;
     let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
@@ -194,6 +209,9 @@ fn redirection_goes_on_without_the_agent_and_ends_with_the_policy() {
 
 #[test]
 fn relay_that_is_not_there_opens_nothing() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let scene = Scene::new();
     let world = &scene.world;
     let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
@@ -233,4 +251,95 @@ fn relay_behind_a_workload_gets_nobodys_connections() {
     let wanted = format!("{v4} is behind tap102i0, a workload");
     assert!(status.contains(&wanted), "{status}");
     assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+#[test]
+fn relay_whose_route_changes_is_left_and_taken_again_at_once() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let other = world.guest_by(102, "tap102i0", Link::RoutedVeth).unwrap();
+    greet(&other.ns, 25).unwrap();
+    let agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    scene.check_redirected(&guest);
+    let host = &world.hosting.hypervisor;
+    let to = Hosting::EXCHANGER.v4_port(25);
+    let relay = Hosting::RELAY.v4;
+    let before = world.witness.settled().unwrap();
+    for (route, why) in [
+        ("dev tap102i0", "is behind tap102i0, a workload"),
+        ("unreachable", "there is no route to"),
+    ] {
+        let route = match route {
+            "unreachable" => format!("unreachable {relay}"),
+            way => format!("{relay} {way}"),
+        };
+        host.ip(&format!("route add {route}")).unwrap();
+        poll("a refusal", LIMIT, || {
+            let attempt = connect(&guest.ns, to, Duration::from_secs(2))?;
+            Ok((attempt.outcome == Outcome::Refused).then_some(()))
+        })
+        .unwrap();
+        let status = agent.command(&["status"]).unwrap().out;
+        assert!(status.contains(why), "{why}: {status}");
+        host.ip(&format!("route del {route}")).unwrap();
+        poll("the relay", LIMIT, || {
+            let attempt = connect(&guest.ns, to, Duration::from_secs(2))?;
+            Ok((attempt.outcome == Outcome::Connected).then_some(()))
+        })
+        .unwrap();
+    }
+    scene.check_redirected(&guest);
+    assert_eq!(world.witness.settled().unwrap(), before);
+}
+
+#[test]
+fn guest_that_was_redirected_reaches_the_relay_itself_from_the_same_port() {
+    let scene = Scene::new();
+    let world = &scene.world;
+    let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
+    let agent = world.agent(&policy()).unwrap();
+    wait_replies(world, &agent, "tap101i0");
+    for (exchanger, relay) in [
+        (Hosting::EXCHANGER.v4_port(25), Hosting::RELAY.v4_port(25)),
+        (Hosting::EXCHANGER.v6_port(25), Hosting::RELAY.v6_port(25)),
+    ] {
+        for to in [exchanger, relay] {
+            // The port is free for another one as soon as the relay has closed the connection.
+            poll("a greeting", LIMIT, || {
+                Ok(guest.ns.run(|| greeting(to, 40_025))?.ok())
+            })
+            .unwrap();
+        }
+    }
+    assert_eq!(world.witness.settled().unwrap(), 0);
+}
+
+/// Connects from a port of one's own, which is free again at once, and says farewell.
+fn greeting(to: SocketAddr, from: u16) -> anyhow::Result<()> {
+    let (family, own) = match to {
+        SocketAddr::V4(_) => (AddressFamily::Inet, IpAddr::from(Ipv4Addr::UNSPECIFIED)),
+        SocketAddr::V6(_) => (AddressFamily::Inet6, IpAddr::from(Ipv6Addr::UNSPECIFIED)),
+    };
+    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind(
+        fd.as_raw_fd(),
+        &SockaddrStorage::from(SocketAddr::new(own, from)),
+    )?;
+    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::seconds(5))?;
+    connect_socket(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
+    let mut stream = TcpStream::from(fd);
+    stream.set_read_timeout(Some(LIMIT))?;
+    let mut lines = BufReader::new(stream.try_clone()?);
+    let mut line = String::new();
+    lines.read_line(&mut line)?;
+    anyhow::ensure!(line.starts_with("220 "), "{line}");
+    stream.write_all(b"QUIT\r\n")?;
+    lines.read_line(&mut line)?;
+    // The relay closes first, so that no port waits here.
+    let closed = lines.read_line(&mut line)?;
+    anyhow::ensure!(closed == 0, "{line}");
+    Ok(())
 }

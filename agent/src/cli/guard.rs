@@ -10,6 +10,7 @@ use crate::cli::console::{Console, FAILED, Surroundings};
 use crate::cli::files;
 use crate::guard::{self, Guard};
 use crate::settings::Settings;
+use crate::trust::Trust;
 
 /// Shows the guard: an nftables ruleset that closes guests' ports while no program does
 #[derive(Debug, Clone, clap::Args)]
@@ -36,7 +37,8 @@ pub fn run(
         print: _required,
         keep,
     } = args;
-    let settings = match files::settings(surroundings.config, surroundings.missing) {
+    let settings = match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody)
+    {
         Ok(loaded) => loaded.settings,
         Err(diagnostics) => {
             let refused = console.refuse_beside(surroundings.colour, &diagnostics)?;

@@ -1,5 +1,7 @@
 //! The guard in the kernel: looked at, put in place, taken away.
 
+mod check;
+
 use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
@@ -12,6 +14,8 @@ use super::tally::Tally;
 use crate::chain::in_full;
 use crate::guard::{self, COUNTER, Guard, Mark, TABLES};
 use crate::netfilter::{Family, Signature, Table};
+
+pub use check::{CheckError, Placement, placement};
 
 /// Why nobody knows who else uses the guard's bit.
 #[derive(Debug, thiserror::Error)]

@@ -229,6 +229,17 @@ impl Nft {
         }
     }
 
+    /// Its version.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn version(&self) -> Result<Option<String>, NftError> {
+        let listed = self.list("list tables", &["tables"])?;
+        let mut objects = listed["nftables"].as_array().into_iter().flatten();
+        let version = objects.find_map(|it| it["metainfo"]["version"].as_str());
+        Ok(version.map(str::to_owned))
+    }
+
     /// Whether there is a table of this name, whoever made it.
     ///
     /// # Errors

@@ -34,9 +34,9 @@ use crate::kernel::removal::Removal;
 use crate::netfilter::{Commands, Signature};
 
 pub use figures::Counters;
-pub use names::TABLE;
+pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
-pub use ruleset::Options;
+pub use ruleset::{Options, Reject};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
 
 /// What status and metrics call the way it hooks interfaces.
@@ -79,8 +79,8 @@ pub enum NftablesError {
         /// What the kernel said.
         source: Errno,
     },
-    /// Nothing is redirected.
-    #[error("backend nftables redirects no connections")]
+    /// What goes to guests is not looked at.
+    #[error("backend nftables has no rules for what goes to guests")]
     Replies,
     /// Sockets are not seen.
     #[error(
@@ -109,7 +109,13 @@ impl NftablesError {
 }
 
 /// What this backend cannot do, whatever the kernel.
-pub const LACKS: &[Feature] = &Feature::ALL;
+const LACKS: [Feature; 5] = [
+    Feature::ContainerSockets,
+    Feature::LateChecksums,
+    Feature::Redirection,
+    Feature::Destinations,
+    Feature::HiddenHeaders,
+];
 
 /// The nftables backend.
 pub struct Nftables {
@@ -137,15 +143,7 @@ impl Nftables {
     /// [`NftablesError`]: nft missing or too old, the table's name taken.
     pub fn open(nft: Nft, options: Options) -> Result<Self, NftablesError> {
         let existing = look(&nft)?.map(|(existing, _)| existing);
-        let empty = MapImage::default();
-        let probe = replacement(&options, &existing.clone().unwrap_or_default(), &empty, 0);
-        nft.check(&probe).map_err(|error| match error {
-            NftError::Refused { .. } => NftablesError::Unsupported(error),
-            NftError::Run { .. }
-            | NftError::Broken { .. }
-            | NftError::Slow { .. }
-            | NftError::Json { .. } => error.into(),
-        })?;
+        let options = possible(&nft, options, existing.as_ref())?;
         let hooked = existing.map(|existing| {
             let chains = existing.chains.iter();
             chains
@@ -164,6 +162,16 @@ impl Nftables {
             tried: None,
             known: Signature::default(),
         })
+    }
+
+    /// What it cannot do here.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<Feature> {
+        let resets = match self.options.reject {
+            Reject::Reset => None,
+            Reject::Drop => Some(Feature::Resets),
+        };
+        LACKS.into_iter().chain(resets).collect()
     }
 
     /// The counters, for whoever reports them.
@@ -247,6 +255,34 @@ impl Nftables {
     }
 }
 
+/// The options as far as this kernel and this nft go along: without resets at the least.
+fn possible(
+    nft: &Nft,
+    options: Options,
+    existing: Option<&Existing>,
+) -> Result<Options, NftablesError> {
+    let existing = existing.cloned().unwrap_or_default();
+    let check = |options: &Options| {
+        let probe = replacement(options, &existing, &MapImage::default(), 0);
+        nft.check(&probe)
+    };
+    let silent = Options {
+        reject: Reject::Drop,
+        ..options.clone()
+    };
+    let possible = match check(&options) {
+        Err(NftError::Refused { .. }) => check(&silent).map(|()| silent),
+        checked => checked.map(|()| options),
+    };
+    possible.map_err(|error| match error {
+        NftError::Refused { .. } => NftablesError::Unsupported(error),
+        NftError::Run { .. }
+        | NftError::Broken { .. }
+        | NftError::Slow { .. }
+        | NftError::Json { .. } => error.into(),
+    })
+}
+
 impl Dataplane for Nftables {
     type Error = NftablesError;
 
@@ -306,8 +342,8 @@ impl Dataplane for Nftables {
         Ok(Attached::Yes)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
-        Err("backend nftables redirects nothing")
+    fn replies(&self) -> Result<(), &'static str> {
+        Err("backend nftables does not look at what goes to guests")
     }
 
     fn attach_replies(&mut self, _index: u32) -> Result<Attached, NftablesError> {
@@ -390,6 +426,27 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
         Err(NftablesError::Nft(error)) if error.is_missing() => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Interfaces whose chain in our table calls the rules for guests.
+///
+/// # Errors
+/// [`NftError`].
+pub fn chained(nft: &Nft) -> Result<BTreeSet<u32>, NftError> {
+    let Some(listed) = nft.table(TABLE)? else {
+        return Ok(BTreeSet::new());
+    };
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let rules = objects.filter_map(|object| object.get("rule"));
+    let calling = rules.filter(|rule| {
+        let statements = rule["expr"].as_array().into_iter().flatten();
+        statements
+            .filter_map(|it| it.get("jump").or(it.get("goto")))
+            .any(|it| it["target"] == names::GUEST)
+    });
+    Ok(calling
+        .filter_map(|rule| names::interface_of(rule["chain"].as_str()?))
+        .collect())
 }
 
 /// What is in our table; `None` without one.

@@ -1,13 +1,19 @@
 //! Which way packets for an address go, and what decides it.
 
-use std::fmt;
 use std::net::IpAddr;
+use std::{fmt, io};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::netlink::{self, NetlinkError, Request, Requests};
+use super::ruleset::Changes;
 
 const RTM_GETROUTE: u16 = 26;
 /// Bytes of `rtmsg`.
 const RTMSG: usize = 12;
+/// `rtm_type` within `rtmsg`.
+const RTM_TYPE: usize = 7;
+const RTN_LOCAL: u8 = 2;
 const RTA_DST: u16 = 1;
 pub(super) const RTA_OIF: u16 = 4;
 
@@ -21,13 +27,23 @@ pub struct RouteError {
     source: NetlinkError,
 }
 
-/// The index of the interface by which packets from this host to `address` leave; `None` where
-/// there is no route.
+/// Where packets from this host to an address go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// It is an address of this host.
+    Here,
+    /// They leave by the interface with this index.
+    By(u32),
+    /// There is no route.
+    Nowhere,
+}
+
+/// Where packets from this host to `address` go.
 ///
 /// # Errors
 ///
 /// [`RouteError`].
-pub fn way_to(address: IpAddr) -> Result<Option<u32>, RouteError> {
+pub fn way_to(address: IpAddr) -> Result<Way, RouteError> {
     ask(address).map_err(|source| RouteError { address, source })
 }
 
@@ -46,24 +62,57 @@ pub(super) fn route_to(address: IpAddr) -> Request {
     }
 }
 
-fn ask(address: IpAddr) -> Result<Option<u32>, NetlinkError> {
-    let mut interface = None;
+fn ask(address: IpAddr) -> Result<Way, NetlinkError> {
+    let mut way = None;
     let outcome = Requests::open()?.get(route_to(address), |payload| {
-        let attributes = payload.get(RTMSG..).ok_or(NetlinkError::Malformed)?;
-        for attribute in netlink::attributes(attributes) {
-            let (kind, value) = attribute?;
-            if kind == RTA_OIF {
-                interface = Some(netlink::number(value, 0)?);
-            }
-        }
+        way = Some(way_of(payload)?);
         Ok(())
     });
-    match outcome {
-        Ok(()) => Ok(interface),
-        // No way there.
-        Err(NetlinkError::Refused { .. }) => Ok(None),
-        Err(error) => Err(error),
+    match (outcome, way) {
+        (Ok(()), Some(way)) => Ok(way),
+        (Ok(()), None) => Err(NetlinkError::Malformed),
+        (Err(error), _) if is_no_route(&error) => Ok(Way::Nowhere),
+        (Err(error), _) => Err(error),
     }
+}
+
+/// What an answer to [`route_to`] says.
+fn way_of(route: &[u8]) -> Result<Way, NetlinkError> {
+    if is_local(route)? {
+        return Ok(Way::Here);
+    }
+    let attributes = route.get(RTMSG..).ok_or(NetlinkError::Malformed)?;
+    for attribute in netlink::attributes(attributes) {
+        if let (RTA_OIF, value) = attribute? {
+            return Ok(Way::By(netlink::number(value, 0)?));
+        }
+    }
+    Ok(Way::Nowhere)
+}
+
+/// Whether an answer to [`route_to`] says that the address is the namespace's own.
+pub(super) fn is_local(route: &[u8]) -> Result<bool, NetlinkError> {
+    let kind = route.get(RTM_TYPE).ok_or(NetlinkError::Malformed)?;
+    Ok(*kind == RTN_LOCAL)
+}
+
+/// Whether the kernel says that there is no route; routes that refuse (`prohibit`, `blackhole`) have
+/// other words.
+fn is_no_route(error: &NetlinkError) -> bool {
+    matches!(error.errno(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH))
+}
+
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV4_RULE`, `RTNLGRP_IPV6_ROUTE` and `RTNLGRP_IPV6_RULE`
+/// (linux/rtnetlink.h).
+const CHANGES: [u32; 4] = [7, 8, 11, 19];
+
+/// Subscribes to changes of the routes, and of the rules that choose between them, in the network
+/// namespace of the calling thread.
+///
+/// # Errors
+/// When the kernel refuses it.
+pub fn changes() -> io::Result<Changes> {
+    Changes::of(NETLINK_ROUTE, &CHANGES)
 }
 
 const RTM_GETRULE: u16 = 34;

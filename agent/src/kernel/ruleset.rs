@@ -1,4 +1,5 @@
-//! Notices when somebody, ourselves included, changes the nftables ruleset.
+//! Notices when somebody, ourselves included, changes the nftables ruleset, or something else of which
+//! it does not matter what the change was.
 
 use std::io;
 
@@ -13,22 +14,29 @@ const NFNLGRP_NFTABLES: u32 = 7;
 /// What a change was does not matter, so this much of each message is enough.
 const GLIMPSE: usize = 16;
 
-/// A subscription to the changes of one network namespace's ruleset.
+/// A subscription to changes in one network namespace.
 #[derive(Debug)]
 pub struct Changes {
     socket: AsyncFd<Socket>,
 }
 
 impl Changes {
-    /// Subscribes in the network namespace of the calling thread.
+    /// Subscribes to changes of the ruleset in the network namespace of the calling thread.
     ///
     /// # Errors
     /// When the kernel refuses it: without nf_tables, or without `CAP_NET_ADMIN`.
     pub fn subscribe() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        Self::of(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])
+    }
+
+    /// Subscribes to multicast groups of a protocol of netlink.
+    pub(super) fn of(protocol: isize, groups: &[u32]) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.set_non_blocking(true)?;
         socket.bind_auto()?;
-        socket.add_membership(NFNLGRP_NFTABLES)?;
+        for group in groups {
+            socket.add_membership(*group)?;
+        }
         Ok(Self {
             socket: readable(socket)?,
         })

@@ -1,6 +1,7 @@
 //! How many connections there may be, and how quickly they may come.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,6 +13,8 @@ use super::counts::Counts;
 const NETWORK: u32 = 64;
 /// How many peers it takes to use up what there is in a second.
 const SHARES: u32 = 8;
+/// How many customers it takes to use up the places: one of them may have any number of addresses.
+const CUSTOMERS: usize = 4;
 
 /// Places for connections.
 pub(super) struct Places {
@@ -23,6 +26,8 @@ pub(super) struct Places {
 struct Taken {
     total: usize,
     peers: BTreeMap<IpAddr, Peer>,
+    /// Connections by customer; nobody's together.
+    customers: BTreeMap<Option<String>, usize>,
     pace: Pace,
 }
 
@@ -32,10 +37,16 @@ struct Peer {
     pace: Pace,
 }
 
-/// Leave to serve one connection.
+/// Leave to serve one connection, of which only the address is known.
 pub(super) struct Place {
     peer: IpAddr,
     places: Arc<Places>,
+}
+
+/// Leave to serve one connection of a customer.
+pub(super) struct CustomersPlace {
+    customer: Option<String>,
+    place: Place,
 }
 
 impl Places {
@@ -46,6 +57,7 @@ impl Places {
             taken: Mutex::new(Taken {
                 total: 0,
                 peers: BTreeMap::new(),
+                customers: BTreeMap::new(),
                 pace: Pace::new(limits.per_second, limits.per_second, now),
             }),
         }
@@ -59,7 +71,12 @@ impl Places {
         if taken.total >= self.limits.connections {
             return None;
         }
-        let Taken { total, peers, pace } = &mut *taken;
+        let Taken {
+            total,
+            peers,
+            customers: _,
+            pace,
+        } = &mut *taken;
         peers.retain(|_, peer| peer.connections > 0 || !peer.pace.is_rested(now));
         let share = self.limits.per_second.div_ceil(SHARES);
         let theirs = peers.entry(peer).or_insert_with(|| Peer {
@@ -94,6 +111,43 @@ impl Drop for Place {
         self.places.counts.set_open(taken.total);
         if let Some(theirs) = taken.peers.get_mut(&self.peer) {
             theirs.connections = theirs.connections.saturating_sub(1);
+        }
+    }
+}
+
+impl Place {
+    /// The same place once it is known whose the connection is, if that customer may have another one.
+    pub(super) fn of_customer(self, customer: Option<&str>) -> Option<CustomersPlace> {
+        let customer = customer.map(str::to_owned);
+        let share = self.places.limits.connections.div_ceil(CUSTOMERS);
+        {
+            let mut taken = self.places.lock();
+            let theirs = taken.customers.entry(customer.clone()).or_default();
+            if *theirs >= share {
+                return None;
+            }
+            *theirs += 1;
+        }
+        Some(CustomersPlace {
+            customer,
+            place: self,
+        })
+    }
+}
+
+impl Drop for CustomersPlace {
+    fn drop(&mut self) {
+        let mut taken = self.place.places.lock();
+        if let Entry::Occupied(mut theirs) = taken.customers.entry(self.customer.take()) {
+            match theirs.get() {
+                0 | 1 => {
+                    theirs.remove();
+                }
+                more => {
+                    let fewer = more - 1;
+                    theirs.insert(fewer);
+                }
+            }
         }
     }
 }
@@ -215,6 +269,42 @@ mod tests {
         let _first = take("2001:db8:1:2::1").unwrap();
         assert!(take("2001:db8:1:2:ffff::2").is_none());
         assert!(take("2001:db8:1:3::1").is_some());
+    }
+
+    #[test]
+    fn customer_with_many_addresses_leaves_the_others_their_places() {
+        let now = Instant::now();
+        let limits = Limits {
+            connections: 8,
+            per_second: 1000,
+            ..Limits::default()
+        };
+        let places = Arc::new(Places::new(limits, Arc::default(), now));
+        let take = |last: u8, customer| {
+            let place = places.take([192, 0, 2, last].into(), now).unwrap();
+            place.of_customer(customer)
+        };
+        let first = take(1, Some("c-1")).unwrap();
+        let _second = take(2, Some("c-1")).unwrap();
+        assert!(take(3, Some("c-1")).is_none(), "more than a quarter");
+        let _other = take(3, Some("c-2")).unwrap();
+        let _nobodys = [take(4, None).unwrap(), take(5, None).unwrap()];
+        assert!(take(6, None).is_none(), "nobody's share is one customer's");
+        drop(first);
+        let _third = take(3, Some("c-1")).unwrap();
+        assert!(take(4, Some("c-1")).is_none());
+    }
+
+    #[test]
+    fn customer_is_forgotten_with_its_last_connection() {
+        let now = Instant::now();
+        let places = Arc::new(Places::new(Limits::default(), Arc::default(), now));
+        let take = || places.take([192, 0, 2, 1].into(), now).unwrap();
+        let held = [take(), take()].map(|place| place.of_customer(Some("c-1")));
+        assert_eq!(places.lock().customers.len(), 1);
+        drop(held);
+        assert_eq!(places.lock().customers.len(), 0);
+        assert_eq!(places.lock().total, 0);
     }
 
     #[test]

@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use gate25_common::address::Family;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::connection::Connection;
 use super::counts::{Counts, Ended};
 use super::limits::{Pace, Place, Places};
 use super::session::Session;
-use super::{Customers, Settings};
+use super::{Customers, Lead, Settings};
 use crate::chain::in_full;
 use crate::listen::{self, Buffers, FIRST_RETRY};
 
@@ -45,10 +47,11 @@ pub enum Listening {
     No(String),
 }
 
-/// Serves on the addresses of the settings until `shutdown` is cancelled. Those that cannot be bound are tried again for as long;
-/// `listeners` says how that goes.
+/// Serves on the addresses of the settings until `shutdown` is cancelled, and has senders led there by
+/// `lead`. Those that cannot be bound are tried again for as long; `listeners` says how that goes.
 pub async fn serve(
     responder: Responder,
+    lead: Arc<dyn Lead>,
     listeners: watch::Sender<Vec<Listener>>,
     shutdown: CancellationToken,
 ) {
@@ -62,7 +65,7 @@ pub async fn serve(
     let mut tasks = JoinSet::new();
     for address in addresses {
         let (responder, shutdown) = (responder.clone(), shutdown.clone());
-        let listeners = Arc::clone(&listeners);
+        let (lead, listeners) = (Arc::clone(&lead), Arc::clone(&listeners));
         tasks.spawn(async move {
             let failed = |error: &io::Error, wait: Duration| {
                 let retry = wait.as_secs_f64();
@@ -74,12 +77,29 @@ pub async fn serve(
             let Some(listener) = shutdown.run_until_cancelled(bound).await else {
                 return;
             };
-            info!(%address, "answering with the notice");
-            tell(&listeners, address, Listening::Yes);
+            let state = match lead.lead_to(family(address), listener.as_fd()) {
+                Ok(()) => {
+                    info!(%address, "answering with the notice");
+                    Listening::Yes
+                }
+                Err(error) => {
+                    let error = in_full(&error);
+                    error!(%address, error, "nobody is led to the notice");
+                    Listening::No(error)
+                }
+            };
+            tell(&listeners, address, state);
             responder.serve(listener, shutdown).await;
         });
     }
     tasks.join_all().await;
+}
+
+fn family(address: SocketAddr) -> Family {
+    match address {
+        SocketAddr::V4(_) => Family::V4,
+        SocketAddr::V6(_) => Family::V6,
+    }
 }
 
 fn tell(listeners: &watch::Sender<Vec<Listener>>, address: SocketAddr, state: Listening) {
@@ -163,7 +183,7 @@ impl Responder {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        _place: Place,
+        place: Place,
         shutdown: CancellationToken,
     ) {
         let sender = match stream.local_addr() {
@@ -173,6 +193,12 @@ impl Responder {
                 self.counts.ended(Ended::Error);
                 return;
             }
+        };
+        let customer = sender.as_ref().map(|sender| sender.customer.as_str());
+        let Some(_place) = place.of_customer(customer) else {
+            reset(stream);
+            self.counts.ended(Ended::Limited);
+            return;
         };
         let refusal = self.settings.text.reply(sender.as_ref());
         let session = Session::new(&self.host, refusal);

@@ -1,53 +1,44 @@
-//! Redirected connections: where they may be sent, and where replies to them pass.
+//! Redirected connections: where they may be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gate25_common::abi::{Blocked, InterfaceOwner};
-use gate25_common::address::{Address, Family};
+use gate25_common::abi::Blocked;
+use gate25_common::address::Family;
 
-use super::Reconciler;
-use crate::dataplane::{Dataplane, MapImage, Site};
-use crate::workloads::Framing;
+use super::{Noted, Reconciler};
+use crate::dataplane::{Dataplane, Led, MapImage};
+use crate::kernel::routes::Way;
+
+/// Where connections are to be led, and where the ways went when that was last looked at.
+#[derive(Debug, Default)]
+pub(super) struct Ways {
+    wanted: BTreeSet<Led>,
+    unfit: BTreeMap<Led, String>,
+}
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Interfaces of customers whose connections are led elsewhere: replies pass there.
-    pub(super) fn replies(&self) -> impl Iterator<Item = Site> {
-        let installed = self.dataplane.installed();
-        let redirected = |owner: &InterfaceOwner| {
-            let policy = installed.customers.get(&owner.customer());
-            policy.is_some_and(|policy| {
-                let mut families = Family::ALL.into_iter();
-                matches!(policy.blocked(), Some(Blocked::Redirect | Blocked::Notice))
-                    && families.any(|family| policy.target(family).is_some())
-            })
-        };
-        let interfaces = installed.interfaces.iter();
-        interfaces
-            .filter(move |(_, owner)| redirected(owner))
-            .filter(|(index, _)| {
-                let workload = self.workloads.interfaces.get(index);
-                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
-            })
-            .map(|(index, _)| Site::Replies(*index))
-    }
-
     /// Has rejected what cannot be redirected.
     pub(super) fn check_redirects(&mut self, wanted: &mut MapImage) {
         let mut why = BTreeSet::new();
         let targets = wanted.targets();
-        match self.dataplane.redirects() {
+        match self.dataplane.replies() {
             Ok(()) => {
                 why.extend(unanswered(wanted));
                 let unfit = self.unfit(&targets);
-                wanted.keep_targets(|address| !unfit.contains_key(address));
-                why.extend(unfit.into_values());
+                wanted.keep_targets(|led| !unfit.contains_key(led) && self.answers(led));
+                why.extend(unfit.values().cloned());
+                self.led = Ways {
+                    wanted: targets,
+                    unfit,
+                };
             }
             Err(reason) => {
                 wanted.keep_targets(|_| false);
                 if !targets.is_empty() {
                     why.insert(reason.to_owned());
                 }
+                self.led = Ways::default();
             }
         }
         let why: Vec<String> = why.into_iter().collect();
@@ -58,23 +49,56 @@ impl<D: Dataplane> Reconciler<D> {
         self.complain("redirect", complaint);
     }
 
-    /// Relays that are among those whose connections are to be redirected, and why nothing is sent
-    /// there: a customer would get other customers' mail.
-    fn unfit(&self, targets: &BTreeSet<Address>) -> BTreeMap<Address, String> {
-        let unfit = targets.iter().filter_map(|address| {
-            let relay = IpAddr::from(*address);
-            let why = match (self.circumstances.way_to)(relay) {
-                Ok(Some(index)) => {
-                    let workload = self.workloads.interfaces.get(&index)?;
-                    format!("{relay} is behind {}, a workload", workload.name)
-                }
-                // Nobody gets anything.
-                Ok(None) => return None,
-                Err(why) => why,
+    /// Looks whether the ways to where connections are to be led have changed.
+    pub fn ways(&self) -> Noted {
+        if self.unfit(&self.led.wanted) == self.led.unfit {
+            Noted::Known
+        } else {
+            Noted::News
+        }
+    }
+
+    /// Whether somebody is there. Where the agent cannot listen, its responder complains.
+    fn answers(&self, led: &Led) -> bool {
+        match led {
+            Led::Relay(_) => true,
+            Led::Notice(address) => self.told.contains(address),
+        }
+    }
+
+    /// Where nothing is sent, and why: a customer would get other customers' mail, or nobody would get
+    /// it.
+    fn unfit(&self, targets: &BTreeSet<Led>) -> BTreeMap<Led, String> {
+        let unfit = targets.iter().filter_map(|led| {
+            let why = match led {
+                Led::Relay(address) => self.keeps_from_relay(address.ip()),
+                Led::Notice(address) => self.keeps_from_notice(address.ip()),
             };
-            Some((*address, why))
+            Some((*led, why?))
         });
         unfit.collect()
+    }
+
+    fn keeps_from_relay(&self, relay: IpAddr) -> Option<String> {
+        match (self.circumstances.way_to)(relay) {
+            Ok(Way::By(index)) => {
+                let workload = self.workloads.interfaces.get(&index)?;
+                Some(format!("{relay} is behind {}, a workload", workload.name))
+            }
+            Ok(Way::Here) => None,
+            Ok(Way::Nowhere) => Some(format!("there is no route to {relay}")),
+            Err(why) => Some(why),
+        }
+    }
+
+    fn keeps_from_notice(&self, notice: IpAddr) -> Option<String> {
+        match (self.circumstances.way_to)(notice) {
+            Ok(Way::Here) => None,
+            Ok(Way::By(_) | Way::Nowhere) => {
+                Some(format!("{notice} is not an address of this host"))
+            }
+            Err(why) => Some(why),
+        }
     }
 }
 

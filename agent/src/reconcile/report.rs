@@ -89,6 +89,7 @@ impl<D: Dataplane> Reconciler<D> {
             .intersection(&sites)
             .filter(|site| matches!(site, Site::Root(_)))
             .count();
+        let returns = self.return_sites(&covered);
         let problems = self.problems(&covered, source);
         let is_guests = |site: &&Site| matches!(site, Site::Interface(_));
         let mut guests = sites.iter().filter(is_guests).peekable();
@@ -103,6 +104,7 @@ impl<D: Dataplane> Reconciler<D> {
             status.problems = problems;
             status.in_force = in_force;
             status.roots = roots;
+            status.returns = returns;
         });
     }
 

@@ -19,8 +19,10 @@ use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
-use crate::kernel::nftables::{self, Nftables, NftablesError};
+use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
+use crate::kernel::privileges;
 use crate::kernel::removal::Removal;
+use crate::notice::{Lead, Unled};
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
 
@@ -30,6 +32,7 @@ pub(super) struct Opened<D> {
     pub(super) figures: Arc<dyn Figures>,
     pub(super) choice: Choice,
     pub(super) subscription: Subscription,
+    pub(super) responders: Arc<dyn Lead>,
     pub(super) tables: Tables,
     /// What goes on beside the loop.
     pub(super) tasks: Vec<JoinHandle<()>>,
@@ -83,6 +86,10 @@ impl Place {
     pub(super) fn lock(settings: &Settings, filesystem: &Path) -> anyhow::Result<Self> {
         let (folder, pins) = match Pins::open(filesystem) {
             Ok(pins) => (pins.own_folder(), Some(pins)),
+            // There may be an agent of another user, who holds the lock there.
+            Err(error @ (PinsError::Closed { .. } | PinsError::Exposed(_))) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 let folder = match settings.backend {
                     Backend::Ebpf => return Err(error.into()),
@@ -144,6 +151,7 @@ fn open_ebpf(
     attachment: Attachment,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
     let sees_checksums = options.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
@@ -162,7 +170,8 @@ fn open_ebpf(
             hook,
             lacks: [
                 (sees_checksums, Feature::LateChecksums),
-                (bpf.redirects().is_ok(), Feature::Redirection),
+                (bpf.replies().is_ok(), Feature::Redirection),
+                (bpf.replies().is_ok(), Feature::ReturnPackets),
             ]
             .into_iter()
             .filter_map(|(can, feature)| (!can).then_some(feature))
@@ -173,6 +182,7 @@ fn open_ebpf(
         } else {
             Subscription::LinksAndFilters
         },
+        responders: Arc::new(bpf.responders()),
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
@@ -185,24 +195,28 @@ fn open_nftables(
     pins: Option<&Pins>,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_NFTABLES)?;
     // Before the first look, so that no change falls between the two.
     let tables = Tables::watched()?;
     let options = nftables::Options {
         ports: settings.guarded_ports.clone(),
         host: settings.host_mode(),
         guard: settings.guard,
+        reject: Reject::Reset,
     };
     let backend = Nftables::open(Nft::default(), options)?;
     info!(ports = ?settings.guarded_ports, mode = ?settings.enforcement, "nftables enforces");
+    let lacks = backend.lacks();
     Ok(Either::Nftables(Box::new(Opened {
         figures: Arc::new(backend.counters()),
         choice: Choice {
             name: "nftables",
             reason,
             hook: nftables::HOOK,
-            lacks: nftables::LACKS.to_vec(),
+            lacks,
         },
         subscription: Subscription::Links,
+        responders: Arc::new(Unled),
         dataplane: backend,
         tables,
         tasks: Vec::new(),
@@ -331,6 +345,7 @@ fn load_options(settings: &Settings) -> LoadOptions {
         host: settings.host_mode(),
         guard: settings.guard,
         notice: settings.notice.listen.clone(),
+        returns: settings.block_return,
         layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,

@@ -18,9 +18,11 @@ use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::backend::Other;
 use crate::run::containers::{Containers, Happened};
+use crate::run::doctor::{self, Doctor};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::notice::{Heard, Notice};
+use crate::run::routes::Routes;
 use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
 use crate::run::tables::Tables;
@@ -41,10 +43,12 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) clock: ClockWatch,
     pub(super) mounts: Mounts,
     pub(super) tables: Tables,
+    pub(super) routes: Routes,
     /// What goes once this backend enforces.
     pub(super) other: Other,
     pub(super) containers: Containers,
     pub(super) guard: Keeper,
+    pub(super) doctor: Doctor,
     pub(super) notice: Notice,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
@@ -106,7 +110,10 @@ impl<D: Dataplane> Agent<D> {
             self.reconciler.complain("namespaces", found.complaint);
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
+        let heard = self.notice.first().await;
+        self.heard_of_notice(heard);
         self.take(loaded);
+        self.doctor.soon();
         Ok(())
     }
 
@@ -169,8 +176,16 @@ impl<D: Dataplane> Agent<D> {
                         self.reconciler.verify_pins();
                     }
                 },
+                changed = self.routes.changed() => {
+                    if let Err(error) = changed {
+                        warn!(error = in_full(&error), "subscribe to the routes again");
+                        self.routes = Routes::watched();
+                    }
+                    self.dirty |= self.reconciler.ways() == Noted::News;
+                }
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
+                next = self.doctor.next() => self.examine(next),
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -210,6 +225,20 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    /// While programs are still to be attached, that they are missing is no news.
+    fn examine(&mut self, next: doctor::Next) {
+        match next {
+            doctor::Next::Due if self.dirty || self.reconciler.has_waiting() => self.doctor.soon(),
+            doctor::Next::Due => {
+                let interfaces = self.reconciler.workloads().interfaces.keys();
+                self.doctor.look(interfaces.copied().collect());
+            }
+            doctor::Next::Done(examined) => {
+                self.status.update(|status| status.examined = examined);
+            }
+        }
+    }
+
     fn kept(&mut self, kept: Kept) {
         let Kept {
             repairs,
@@ -226,9 +255,11 @@ impl<D: Dataplane> Agent<D> {
     fn heard_of_notice(&mut self, heard: Heard) {
         let Heard {
             listeners,
+            told,
             complaint,
         } = heard;
         self.status.update(|status| status.notice = listeners);
+        self.dirty |= self.reconciler.notice_told(told) == Noted::News;
         self.reconciler.complain("notice", complaint);
     }
 
@@ -313,6 +344,7 @@ impl<D: Dataplane> Agent<D> {
             LinkEvent::Lost => self.rescan().await?,
         }
         self.dirty = true;
+        self.doctor.soon();
         Ok(())
     }
 
@@ -378,6 +410,7 @@ impl<D: Dataplane> Agent<D> {
         }
         self.reconciler
             .complain("cgroups", self.containers.complaint());
+        self.doctor.soon();
         self.dirty = true;
     }
 
@@ -391,6 +424,7 @@ impl<D: Dataplane> Agent<D> {
         self.store.retry();
         self.sweeper.now();
         self.guard.rescan();
+        self.doctor.soon();
         self.dirty = true;
         Ok(())
     }

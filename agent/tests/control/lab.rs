@@ -13,14 +13,15 @@ use gate25::notice::server::{Listener, Listening};
 use gate25::policy::Origin;
 use gate25::settings::Enforcement;
 use gate25::status::{
-    ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
+    Examined, ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
 };
 use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::{Fate, ReturnCounters};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -230,8 +231,24 @@ impl Figures for Counted {
         Ok(None)
     }
 
-    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        let mut counters = ReturnCounters::ZERO;
+        counters.count::<Uninterrupted>(Fate::Allow, Family::V4, 1);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V4, 2);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V6, 5);
+        Ok(counters)
+    }
+
+    fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
         Ok(None)
+    }
+
+    fn redirected(&self, _: &Flow) -> Result<Option<Redirected>, FiguresError> {
+        Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
@@ -320,6 +337,7 @@ fn sample() -> Status {
         guard_in_place: true,
         guard_repairs: 0,
         roots: 2,
+        returns: 3,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         notice: vec![
             Listener {
@@ -335,5 +353,6 @@ fn sample() -> Status {
         complained_of: std::collections::BTreeSet::new(),
         problems: Vec::new(),
         warnings: Vec::new(),
+        examined: Examined::default(),
     }
 }

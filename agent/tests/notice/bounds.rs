@@ -2,13 +2,15 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25::notice::counts::{Counts, Ended};
 use gate25::notice::server::{Listener, Listening, Responder, serve};
 use gate25::notice::template::Template;
-use gate25::notice::{Customers, Limits, Sender, Settings};
+use gate25::notice::{Customers, Lead, LeadError, Limits, Sender, Settings, Unled};
+use gate25_common::address::Family;
 
 /// Knows nobody.
 struct Nobody;
@@ -16,6 +18,18 @@ struct Nobody;
 impl Customers for Nobody {
     fn of(&self, _: SocketAddr, _: SocketAddr) -> Option<Sender> {
         None
+    }
+}
+
+/// Takes every connection for another customer's.
+struct Strangers;
+
+impl Customers for Strangers {
+    fn of(&self, peer: SocketAddr, _: SocketAddr) -> Option<Sender> {
+        Some(Sender {
+            customer: peer.to_string(),
+            relay: None,
+        })
     }
 }
 
@@ -131,6 +145,21 @@ async fn connections_of_one_peer_beyond_its_bound_leave_the_others_alone() {
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
     let mut other = socket.connect(lab.address).await.unwrap();
     assert_eq!(until(&mut other, "\n").await, "220 hv1 ESMTP\r\n");
+}
+
+#[tokio::test]
+async fn connections_of_one_customer_beyond_its_share_are_reset() {
+    let limits = Limits {
+        connections: 8,
+        ..LIMITS
+    };
+    let lab = Lab::with(limits, "The notice", Nobody).await;
+    let held = [lab.greeted().await, lab.greeted().await];
+    assert_eq!(lab.refused().await, ErrorKind::ConnectionReset);
+    lab.wait(Ended::Limited, 1).await;
+    drop(held);
+    lab.wait(Ended::Unanswered, 2).await;
+    lab.greeted().await;
 }
 
 #[tokio::test]
@@ -261,6 +290,35 @@ async fn shutdown_tells_open_connections_and_ends_soon() {
 }
 
 #[tokio::test]
+async fn address_to_which_nobody_can_be_led_is_told() {
+    struct Full;
+    impl Lead for Full {
+        fn lead_to(&self, family: Family, _: BorrowedFd<'_>) -> Result<(), LeadError> {
+            assert_eq!(family, Family::V4);
+            Err(LeadError::new(std::io::Error::other("the table is full")))
+        }
+    }
+    let settings = Settings {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        ..Settings::default()
+    };
+    let responder = Responder::new(settings, "hv1", Arc::new(Nobody), Arc::default());
+    let (sender, mut heard) = watch::channel(Vec::new());
+    let shutdown = CancellationToken::new();
+    let server = tokio::spawn(serve(responder, Arc::new(Full), sender, shutdown.clone()));
+    let told = |it: &Vec<Listener>| {
+        let why = "the table is full".to_owned();
+        it.first().map(|it| &it.state) == Some(&Listening::No(why))
+    };
+    timeout(DEADLINE, heard.wait_for(told))
+        .await
+        .unwrap()
+        .unwrap();
+    shutdown.cancel();
+    timeout(DEADLINE, server).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn address_that_is_taken_is_told_and_bound_once_it_is_free() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = taken.local_addr().unwrap();
@@ -271,7 +329,7 @@ async fn address_that_is_taken_is_told_and_bound_once_it_is_free() {
     let responder = Responder::new(settings, "hv1", Arc::new(Nobody), Arc::default());
     let (sender, mut heard) = watch::channel(Vec::new());
     let shutdown = CancellationToken::new();
-    let server = tokio::spawn(serve(responder, sender, shutdown.clone()));
+    let server = tokio::spawn(serve(responder, Arc::new(Unled), sender, shutdown.clone()));
     let state = |listeners: &Vec<Listener>| listeners.first().map(|it| it.state.clone());
     let failed = |it: &Vec<Listener>| matches!(state(it), Some(Listening::No(why)) if why.contains("in use"));
     timeout(DEADLINE, heard.wait_for(failed))
@@ -300,7 +358,7 @@ struct Lab {
 
 impl Lab {
     async fn of(limits: Limits) -> Self {
-        Self::with(limits, "The notice", Nobody).await
+        Self::with(limits, "The notice", Strangers).await
     }
 
     async fn with(limits: Limits, text: &str, customers: impl Customers) -> Self {

@@ -14,7 +14,8 @@ use gate25::settings::Enforcement;
 use gate25::status::Shared;
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 use nix::unistd::{Gid, Group};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -188,8 +189,20 @@ impl Figures for Nothing {
         Ok(None)
     }
 
-    fn redirected(&self, _: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        Ok(ReturnCounters::ZERO)
+    }
+
+    fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
         Ok(None)
+    }
+
+    fn redirected(&self, _: &Flow) -> Result<Option<Redirected>, FiguresError> {
+        Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {

@@ -7,7 +7,7 @@ pub const ABI_VERSION: u32 = 3;
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
 /// The program on the same interface, in the direction that reaches the guest; only where
-/// connections are redirected.
+/// connections are redirected, or packets that come back are judged.
 pub const PROGRAM_TC_EGRESS: &str = "tc_egress";
 /// The program on what the sockets of a control group send.
 pub const PROGRAM_CGROUP_EGRESS: &str = "cgroup_egress";
@@ -45,6 +45,13 @@ pub const MAP_SOCKETS: &str = "SOCKETS";
 pub const MAP_SOCKET_PEERS: &str = "SOCKET_PEERS";
 /// [`crate::redirect::Flow`] to [`crate::redirect::Redirected`].
 pub const MAP_REDIRECTS: &str = "REDIRECTS";
+/// Interface index ([`u32`]) to [`crate::redirect::Budget`].
+pub const MAP_BUDGETS: &str = "BUDGETS";
+/// One [`crate::redirect::Hindrances`] per CPU.
+pub const MAP_HINDRANCES: &str = "HINDRANCES";
+/// The sockets on which the running agent tells the notice, by [`crate::address::Family`]; they
+/// leave it when they are closed.
+pub const MAP_RESPONDERS: &str = "RESPONDERS";
 /// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
 pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
 /// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
@@ -55,30 +62,42 @@ pub const MAP_HOST_COUNTERS: &str = "HOST_COUNTERS";
 pub const MAP_CUSTOMER_COUNTERS: &str = "CUSTOMER_COUNT";
 /// [`crate::abi::CustomerId`] to [`crate::counters::Sketch`].
 pub const MAP_SKETCHES: &str = "SKETCHES";
+/// One [`crate::returns::ReturnCounters`] per CPU.
+pub const MAP_RETURN_COUNTERS: &str = "RETURN_COUNTERS";
+/// [`crate::abi::CustomerId`] to one [`crate::returns::ReturnCounters`] per CPU.
+pub const MAP_RETURN_CUSTOMERS: &str = "RETURN_CUSTOMER";
 /// Ring buffer of [`crate::counters::Event`].
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 16] = [
     MAP_INTERFACES,
     MAP_CGROUPS,
     MAP_SOCKETS,
     MAP_SOCKET_PEERS,
     MAP_REDIRECTS,
+    MAP_BUDGETS,
+    MAP_HINDRANCES,
+    MAP_RESPONDERS,
     MAP_CUSTOMERS,
     MAP_PREFIXES,
     MAP_HOST_COUNTERS,
     MAP_CUSTOMER_COUNTERS,
     MAP_SKETCHES,
+    MAP_RETURN_COUNTERS,
+    MAP_RETURN_CUSTOMERS,
     MAP_EVENTS,
 ];
 
 /// Maps that go on in the next version of the agent, each with the first [`ABI_VERSION`] in which
 /// every byte of it meant what it means now. Whoever changes that raises both.
-pub const INHERITED: [(&str, u32); 4] = [
+pub const INHERITED: [(&str, u32); 7] = [
     (MAP_HOST_COUNTERS, 1),
     (MAP_CUSTOMER_COUNTERS, 1),
     (MAP_SKETCHES, 1),
+    (MAP_RETURN_COUNTERS, 3),
+    (MAP_RETURN_CUSTOMERS, 3),
+    (MAP_HINDRANCES, 3),
     (MAP_INTERFACES, 2),
 ];
 
@@ -98,3 +117,6 @@ pub const GLOBAL_HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 pub const GLOBAL_GUARD_MARK: &str = "GUARD_MARK";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
+/// Constant of the object: 1 where packets that come back to guests from guarded ports are judged,
+/// `u8`.
+pub const GLOBAL_BLOCK_RETURN: &str = "BLOCK_RETURN";

@@ -2,7 +2,8 @@
 
 use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
-use crate::redirect::{Flow, Redirected, SocketPeer};
+use crate::redirect::{Budget, Flow, Hindrances, Redirected, SocketPeer};
+use crate::returns::ReturnCounters;
 
 macro_rules! pod {
     ($($t:ty),+ $(,)?) => {$(
@@ -22,8 +23,11 @@ pod!(
     Flow,
     Redirected,
     SocketPeer,
+    Budget,
+    Hindrances,
     HostCounters,
     CustomerCounters,
     Sketch,
+    ReturnCounters,
     Event,
 );

@@ -8,11 +8,11 @@ use gate25_common::counters::Uninterrupted;
 use gate25_common::decide::{HostMode, Verdict};
 use gate25_common::packet::{ParseError, Parsed, parse};
 use gate25_common::testing::frames::MemoryFrame;
-use gate25_tests::NetNs;
+use gate25_tests::{NetNs, fewer};
 
 use super::cgroup::Cgroups;
 use super::egress::{family, make_way_out, out, parse_packet};
-use super::kernel::{Action, Kernel, LOOPBACK, Meta, in_namespace};
+use super::kernel::{Action, Kernel, LOOPBACK, Meta, NOTICE, NOTICE_V6, in_namespace};
 use super::pure::{carried_out, judge, possible};
 use super::random::{Random, frame, policies};
 
@@ -59,12 +59,14 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
     let owners: Vec<_> = tables.policies.keys().copied().collect();
     let mut kernel = Kernel::load(host);
     kernel.fill(LOOPBACK, &tables);
+    kernel.listen(&[NOTICE, NOTICE_V6]);
     let mut expected = kernel.host_counters();
     let mut seen = [0u32; Verdict::ALL.len()];
     let (mut answered, mut untracked) = (0, 0);
     let start = Instant::now();
-    for number in 0..PACKETS {
-        if number % ROUND == 0 {
+    let (packets, round) = (fewer(PACKETS), fewer(ROUND));
+    for number in 0..packets {
+        if number % round == 0 {
             // One of those with a policy, one without, or nobody.
             tables.owner = match random.below(10) {
                 0 => None,
@@ -87,7 +89,7 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         let verdict = decision.map(|decision| decision.verdict);
         let action = hook.run(&kernel, &frame);
         assert!(
-            carried_out(&tables, decision, &action),
+            carried_out(&tables, decision, &frame, &action),
             "seed {seed}, packet {number}: {action:?} for {verdict:?}: {frame:02x?}"
         );
         if let Some(verdict) = verdict {
@@ -100,15 +102,15 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         }
     }
     assert_eq!(kernel.host_counters(), expected, "at the end");
-    let rate = f64::from(PACKETS) / start.elapsed().as_secs_f64();
+    let rate = f64::from(packets) / start.elapsed().as_secs_f64();
     report(&format!(
-        "{hook:?}, {host:?}: {PACKETS} packets, {rate:.0} a second, {seen:?}, {answered} answered"
+        "{hook:?}, {host:?}: {packets} packets, {rate:.0} a second, {seen:?}, {answered} answered"
     ));
     // Not vacuous: a fair share of each.
-    assert!(untracked > PACKETS / 1000, "{untracked}");
+    assert!(untracked > packets / 1000, "{untracked}");
     for verdict in possible(host) {
         assert!(
-            seen[*verdict as usize] > PACKETS / 100,
+            seen[*verdict as usize] > packets / 100,
             "{verdict:?} in {seen:?}"
         );
     }

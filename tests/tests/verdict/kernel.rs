@@ -1,28 +1,32 @@
 //! The program and its tables in a network namespace of their own.
 
-use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::panic::resume_unwind;
 use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
-    HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+    HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, SockMap,
 };
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, SchedClassifier, TestRun as _,
     TestRunOptions,
 };
 use aya::util::nr_cpus;
+use gate25::dataplane::Returns;
 use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
     Counting, CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue,
 };
+use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
+use gate25_common::redirect::{Hindrance, Hindrances};
+use gate25_common::returns::ReturnCounters;
 use gate25_common::testing::tables::MemoryTables;
 use gate25_tests::{Lab, NetNs};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -35,6 +39,14 @@ pub(crate) const LOOPBACK: u32 = 1;
 /// Where the notice is told.
 pub(crate) const NOTICE: SocketAddr =
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 52), 2525));
+
+/// The same for IPv6.
+pub(crate) const NOTICE_V6: SocketAddr = SocketAddr::V6(SocketAddrV6::new(
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0xc000, 0x0203),
+    2525,
+    0,
+    0,
+));
 
 /// What the program made of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,11 +92,17 @@ impl Meta {
 /// The loaded program. Every thread that makes one stays on one CPU, whose counters it moves.
 pub(crate) struct Kernel {
     ebpf: Ebpf,
+    responders: Vec<TcpListener>,
 }
 
 impl Kernel {
-    /// Loads the program, guarding port 25.
+    /// Loads the programs, guarding port 25; what comes back to guests is not judged.
     pub(crate) fn load(host: HostMode) -> Self {
+        Self::load_with(host, Returns::Open)
+    }
+
+    /// The same with what comes back to guests judged or not.
+    pub(crate) fn load_with(host: HostMode, returns: Returns) -> Self {
         let mut cpus = CpuSet::new();
         cpus.set(0).expect("CPU 0 fits");
         sched_setaffinity(Pid::from_raw(0), &cpus).expect("CPU 0 exists");
@@ -92,13 +110,40 @@ impl Kernel {
             ports: vec![25],
             host,
             guard: Some(Mark::DEFAULT),
-            notice: vec![NOTICE],
+            notice: vec![NOTICE, NOTICE_V6],
+            returns,
             layout: skb::running_kernel().expect("the kernel describes its packets"),
             debug_lines: DebugLines::Off,
             pins: None,
         })
         .expect("the program loads");
-        Self { ebpf }
+        Self {
+            ebpf,
+            responders: Vec::new(),
+        }
+    }
+
+    /// Listens on the addresses, whoever has them, and has senders led there: one a family.
+    pub(crate) fn listen(&mut self, addresses: &[SocketAddr]) {
+        for address in addresses {
+            let (index, family) = match address {
+                SocketAddr::V4(_) => (Family::V4 as u32, "ipv4"),
+                SocketAddr::V6(_) => (Family::V6 as u32, "ipv6"),
+            };
+            let nonlocal = format!("/proc/sys/net/{family}/ip_nonlocal_bind");
+            fs::write(nonlocal, "1").expect("addresses of others can be bound");
+            let listener = TcpListener::bind(address).expect("the address is free");
+            let mut responders: SockMap<_> = self.map(names::MAP_RESPONDERS);
+            responders
+                .set(index, &listener, 0)
+                .expect("insert a socket");
+            self.responders.push(listener);
+        }
+    }
+
+    /// Closes what was listened on.
+    pub(crate) fn fall_silent(&mut self) {
+        self.responders.clear();
     }
 
     /// Writes `tables`, whose owner is that of the workload at `interface`.
@@ -166,10 +211,21 @@ impl Kernel {
         counters
             .insert(customer, zeros, 0)
             .expect("insert counters");
+        let zeros = PerCpuValues::try_from(vec![ReturnCounters::ZERO; cpus]).expect("one a CPU");
+        let mut returns: PerCpuHashMap<_, CustomerId, ReturnCounters> =
+            self.map(names::MAP_RETURN_CUSTOMERS);
+        returns.insert(customer, zeros, 0).expect("insert counters");
         let mut sketches: HashMap<_, CustomerId, Sketch> = self.map(names::MAP_SKETCHES);
         sketches
             .insert(customer, Sketch::EMPTY, 0)
             .expect("insert a sketch");
+    }
+
+    /// Gives a customer another one's policy.
+    pub(crate) fn adopt(&mut self, from: CustomerId, to: CustomerId) {
+        let mut customers: HashMap<_, CustomerId, CustomerPolicy> = self.map(names::MAP_CUSTOMERS);
+        let policy = customers.get(&from, 0).expect("a policy");
+        customers.insert(to, policy, 0).expect("insert a policy");
     }
 
     /// Takes a customer's policy away.
@@ -275,6 +331,16 @@ impl Kernel {
         sum
     }
 
+    pub(crate) fn hindrances(&self, hindrance: Hindrance) -> u64 {
+        let map = self.ebpf.map(names::MAP_HINDRANCES).expect("the table");
+        let counters: PerCpuArray<_, Hindrances> = map.try_into().expect("its type");
+        let mut sum = Hindrances::ZERO;
+        for counters in counters.get(&0, 0).expect("its value").iter() {
+            sum.add(counters);
+        }
+        sum.of(hindrance)
+    }
+
     pub(crate) fn customer_counters(&self, customer: CustomerId) -> CustomerCounters {
         let map = self
             .ebpf
@@ -287,6 +353,27 @@ impl Kernel {
             sum.add(counters);
         }
         sum
+    }
+
+    /// What came back to the host's guests.
+    pub(crate) fn returns(&self) -> ReturnCounters {
+        let map = self
+            .ebpf
+            .map(names::MAP_RETURN_COUNTERS)
+            .expect("the table");
+        let counters: PerCpuArray<_, ReturnCounters> = map.try_into().expect("its type");
+        summed(&counters.get(&0, 0).expect("its value"))
+    }
+
+    /// What came back to a customer.
+    pub(crate) fn customer_returns(&self, customer: CustomerId) -> ReturnCounters {
+        let map = self
+            .ebpf
+            .map(names::MAP_RETURN_CUSTOMERS)
+            .expect("the table");
+        let counters: PerCpuHashMap<_, CustomerId, ReturnCounters> =
+            map.try_into().expect("its type");
+        summed(&counters.get(&customer, 0).expect("its value"))
     }
 
     pub(crate) fn sketch(&self, customer: CustomerId) -> Sketch {
@@ -303,6 +390,13 @@ impl Kernel {
         let map = self.ebpf.map_mut(name).expect("the table");
         map.try_into().expect("its type")
     }
+}
+
+fn summed(values: &PerCpuValues<ReturnCounters>) -> ReturnCounters {
+    values.iter().fold(ReturnCounters::ZERO, |mut sum, cpu| {
+        sum.add(cpu);
+        sum
+    })
 }
 
 /// Runs `body` in a namespace of its own.

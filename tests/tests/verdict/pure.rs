@@ -70,12 +70,15 @@ pub(crate) fn passes(verdict: Option<Verdict>) -> bool {
 pub(crate) fn carried_out(
     tables: &MemoryTables,
     decision: Option<Decision>,
+    frame: &[u8],
     action: &Action,
 ) -> bool {
     let Some(decision) = decision else {
         return *action == Action::Passed;
     };
     match decision.verdict {
+        // What goes to the target by itself is refused while its port is in use for another place.
+        Verdict::Allow if matches!(action, Action::Answered(_)) => is_led(tables, decision, frame),
         Verdict::Allow | Verdict::Observe => *action == Action::Passed,
         Verdict::Drop => *action == Action::Dropped,
         Verdict::Reject => matches!(action, Action::Dropped | Action::Answered(_)),

@@ -1,5 +1,7 @@
 //! Random frames and policies: what was right before something changed in it.
 
+use std::net::SocketAddr;
+
 use gate25_common::abi::{Blocked, CustomerId, CustomerPolicy, Exemption, Mode, Quarantine, SetId};
 use gate25_common::address::Address;
 use gate25_common::redirect::Target;
@@ -8,7 +10,7 @@ use gate25_common::testing::frames::{
 };
 use gate25_common::testing::tables::MemoryTables;
 
-use super::kernel::{NOTICE, boot_time};
+use super::kernel::{NOTICE, NOTICE_V6, boot_time};
 
 const TARGET_V6: [u8; 16] = [0x20, 1, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 192, 0, 2, 3];
 
@@ -207,17 +209,15 @@ pub(crate) fn policies(random: &mut Random) -> MemoryTables {
             set(random),
             set(random),
         );
-        let port = match policy.blocked() {
-            Some(Blocked::Notice) => NOTICE.port(),
-            _ => 25,
+        let relay = SocketAddr::from((v4_address(random), 25));
+        let relay_v6 = SocketAddr::from((TARGET_V6, 25));
+        let targets = match policy.blocked() {
+            Some(Blocked::Notice) => [NOTICE, NOTICE_V6],
+            _ => [relay, relay_v6],
         };
-        let [v4, v6] = [
-            Address::from_v4(v4_address(random)),
-            Address::from_v6(TARGET_V6),
-        ]
-        .map(|address| match random.below(5) {
+        let [v4, v6] = targets.map(|it| match random.below(5) {
             0 => Target::NONE,
-            _ => Target::new(address, port.to_be_bytes()).expect("a port"),
+            _ => Target::new(it.ip().into(), it.port().to_be_bytes()).expect("a port"),
         });
         let policy = policy.with_targets(v4, v6);
         let exemptions: Vec<_> = (0..random.below(17))

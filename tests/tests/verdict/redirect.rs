@@ -1,18 +1,20 @@
 //! Redirected packets, byte by byte: what comes out is what somebody else's code builds for the
 //! other address.
 
+use std::net::{SocketAddr, TcpListener};
+
 use etherparse::{PacketBuilder, TcpHeader, VlanId};
-use gate25_common::abi::{Blocked, Mode, Quarantine};
+use gate25_common::abi::{Blocked, CustomerId, Mode, Quarantine};
 use gate25_common::address::Address;
 use gate25_common::decide::HostMode;
-use gate25_common::redirect::Target;
+use gate25_common::redirect::{Hindrance, Target};
 use gate25_common::testing::frames::{
     GATEWAY_MAC, GUEST_MAC, GUEST_V4, GUEST_V6, SERVER_V4, SERVER_V6,
 };
 
 use nix::net::if_::if_nametoindex;
 
-use super::kernel::{Action, Kernel, LOOPBACK, Meta, in_namespace};
+use super::kernel::{Action, Kernel, LOOPBACK, Meta, NOTICE, NOTICE_V6, in_namespace};
 use super::table::{CUSTOMER, tables};
 
 /// `TC_ACT_UNSPEC`, which is `TCX_NEXT`.
@@ -314,6 +316,157 @@ fn target_is_reached_directly_and_nothing_is_rewritten() {
         for places in FAMILIES {
             let packet = Packet::out(places, TARGET, SYN).bytes();
             assert_eq!(kernel.run(&packet, Meta::default()), Action::Passed);
+        }
+    });
+}
+
+#[test]
+fn reply_to_a_direct_connection_is_not_named_after_one_that_was_redirected_from_its_port() {
+    in_namespace(|_| {
+        let kernel = redirecting(SMTP);
+        for places in FAMILIES {
+            let to = |place, flags| Packet::out(places, place, flags);
+            let back = |place| Packet::back(places, place, SYN | ACK);
+            check_sent(&kernel, &to(EXCHANGER, SYN), &to(TARGET, SYN));
+            check_sent(&kernel, &to(EXCHANGER, ACK | FIN), &to(TARGET, ACK | FIN));
+            check_sent(&kernel, &to(TARGET, SYN), &to(TARGET, SYN));
+            check_reply(&kernel, &back(TARGET), &back(TARGET));
+            // It has the port now, until it ends.
+            let (action, _) = kernel.raw(&to(OTHER, SYN).bytes(), Meta::default());
+            assert_eq!(action, SENT_BACK);
+            check_sent(&kernel, &to(TARGET, ACK | FIN), &to(TARGET, ACK | FIN));
+            check_sent(&kernel, &to(OTHER, SYN), &to(TARGET, SYN));
+            check_reply(&kernel, &back(TARGET), &back(OTHER));
+        }
+    });
+}
+
+#[test]
+fn direct_connection_does_not_take_the_place_of_a_redirected_one() {
+    in_namespace(|_| {
+        let kernel = redirecting(SMTP);
+        for places in FAMILIES {
+            let to = |place, flags| Packet::out(places, place, flags);
+            check_sent(&kernel, &to(EXCHANGER, SYN), &to(TARGET, SYN));
+            for flags in [SYN, ACK] {
+                let (action, _) = kernel.raw(&to(TARGET, flags).bytes(), Meta::default());
+                assert_eq!(action, SENT_BACK, "{flags}");
+            }
+            let back = |place| Packet::back(places, place, ACK);
+            check_reply(&kernel, &back(TARGET), &back(EXCHANGER));
+        }
+        assert_eq!(kernel.hindrances(Hindrance::PortInUse), 2);
+        assert_eq!(kernel.hindrances(Hindrance::Unknown), 2);
+    });
+}
+
+#[test]
+fn direct_connection_that_nobody_saw_begin_goes_on() {
+    in_namespace(|_| {
+        let kernel = redirecting(SMTP);
+        for places in FAMILIES {
+            for flags in [ACK, ACK | FIN] {
+                let packet = Packet::out(places, TARGET, flags);
+                check_sent(&kernel, &packet, &packet);
+            }
+        }
+    });
+}
+
+#[test]
+fn interface_that_makes_up_senders_uses_up_its_own_budget_only() {
+    in_namespace(|namespace| {
+        namespace
+            .ip("link add other type veth peer name far")
+            .expect("another interface");
+        let other = if_nametoindex("other").expect("its index");
+        let mut kernel = redirecting(SMTP);
+        kernel.own(other, Some(CUSTOMER));
+        let from = |port| Packet {
+            from: (GUEST, port),
+            ..Packet::out(FAMILIES[0], EXCHANGER, SYN)
+        };
+        let led = |meta, port| {
+            let (action, _) = kernel.raw(&from(port).bytes(), meta);
+            assert!(action == PASSED || action == SENT_BACK, "{action}");
+            action == PASSED
+        };
+        let refused = (1..=60_000).find(|port| !led(Meta::default(), *port));
+        // What there is at once, and what has come on meanwhile.
+        let refused = refused.expect("a bound");
+        assert!(refused > 2000, "{refused}");
+        assert_eq!(kernel.hindrances(Hindrance::TooMany), 1);
+        // What was remembered goes on, and so do others.
+        assert!(led(Meta::default(), 1));
+        let elsewhere = Meta {
+            interface: other,
+            ..Meta::default()
+        };
+        assert!(led(elsewhere, refused));
+    });
+}
+
+#[test]
+fn notice_is_led_to_only_while_the_agents_own_socket_listens_there() {
+    in_namespace(|_| {
+        let mut tables = tables(Mode::Enforce, Blocked::Notice, Quarantine::No);
+        let target =
+            |to: SocketAddr| Target::new(to.ip().into(), to.port().to_be_bytes()).expect("a port");
+        let policy = tables.policies[&CUSTOMER].with_targets(target(NOTICE), target(NOTICE_V6));
+        tables.policies.insert(CUSTOMER, policy);
+        let mut kernel = Kernel::load(HostMode::Policy);
+        kernel.fill(LOOPBACK, &tables);
+        let outcomes = |kernel: &Kernel, flags| {
+            FAMILIES.map(|places| {
+                let packet = Packet::out(places, EXCHANGER, flags).bytes();
+                kernel.raw(&packet, Meta::default()).0
+            })
+        };
+        assert_eq!(outcomes(&kernel, SYN), [SENT_BACK; 2], "nobody listens");
+        let elsewhere = |to: SocketAddr| SocketAddr::new(to.ip(), to.port() + 1);
+        kernel.listen(&[elsewhere(NOTICE), elsewhere(NOTICE_V6)]);
+        assert_eq!(outcomes(&kernel, SYN), [SENT_BACK; 2], "another port");
+        let hosts = [
+            SocketAddr::from(([127, 0, 0, 1], NOTICE.port())),
+            SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, NOTICE.port())),
+        ];
+        kernel.listen(&hosts);
+        assert_eq!(outcomes(&kernel, SYN), [SENT_BACK; 2], "another address");
+        kernel.fall_silent();
+        kernel.listen(&[NOTICE]);
+        assert_eq!(outcomes(&kernel, SYN), [PASSED, SENT_BACK], "IPv4 alone");
+        kernel.listen(&[NOTICE_V6]);
+        assert_eq!(outcomes(&kernel, SYN), [PASSED; 2]);
+        assert_eq!(outcomes(&kernel, ACK), [PASSED; 2]);
+        kernel.fall_silent();
+        // Whoever listens there now is not the agent.
+        let _squatters = [NOTICE, NOTICE_V6].map(|it| TcpListener::bind(it).expect("it is free"));
+        assert_eq!(outcomes(&kernel, SYN), [SENT_BACK; 2], "the agent is gone");
+        assert_eq!(
+            outcomes(&kernel, ACK),
+            [SENT_BACK; 2],
+            "its connections too"
+        );
+        assert_eq!(kernel.hindrances(Hindrance::Unheard), 11);
+    });
+}
+
+#[test]
+fn interface_that_changes_hands_begins_connections_anew() {
+    in_namespace(|_| {
+        let mut kernel = redirecting(SMTP);
+        let next = CustomerId::from_name("next");
+        for places in FAMILIES {
+            let to = |place, flags| Packet::out(places, place, flags);
+            check_sent(&kernel, &to(EXCHANGER, SYN), &to(TARGET, SYN));
+        }
+        kernel.adopt(CUSTOMER, next);
+        kernel.own(LOOPBACK, Some(next));
+        for places in FAMILIES {
+            let to = |place, flags| Packet::out(places, place, flags);
+            check_sent(&kernel, &to(OTHER, SYN), &to(TARGET, SYN));
+            let back = |place| Packet::back(places, place, ACK);
+            check_reply(&kernel, &back(TARGET), &back(OTHER));
         }
     });
 }

@@ -7,9 +7,13 @@ use gate25_common::abi::{
     CustomerId, CustomerPolicy, EVENTS_BYTES, InterfaceOwner, MAX_CUSTOMERS, MAX_PREFIXES,
     PrefixKey, PrefixValue,
 };
+use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
-use gate25_common::redirect::{Flow, MAX_REDIRECTS, Redirected, SocketPeer};
+use gate25_common::redirect::{
+    Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, Redirected, SocketPeer,
+};
+use gate25_common::returns::ReturnCounters;
 
 /// Bytes of a trie's key before its data.
 const TRIE_LENGTH: usize = 4;
@@ -69,6 +73,18 @@ impl Shape {
                 size_of::<Sketch>(),
                 MAX_CUSTOMERS,
             ),
+            names::MAP_RETURN_COUNTERS => (
+                MapType::PerCpuArray,
+                size_of::<u32>(),
+                size_of::<ReturnCounters>(),
+                1,
+            ),
+            names::MAP_RETURN_CUSTOMERS => (
+                MapType::PerCpuHash,
+                size_of::<CustomerId>(),
+                size_of::<ReturnCounters>(),
+                MAX_CUSTOMERS,
+            ),
             names::MAP_SOCKET_PEERS => (
                 MapType::SkStorage,
                 size_of::<u32>(),
@@ -80,6 +96,24 @@ impl Shape {
                 size_of::<Flow>(),
                 size_of::<Redirected>(),
                 MAX_REDIRECTS,
+            ),
+            names::MAP_BUDGETS => (
+                MapType::LruHash,
+                size_of::<u32>(),
+                size_of::<Budget>(),
+                MAX_BUDGETS,
+            ),
+            names::MAP_HINDRANCES => (
+                MapType::PerCpuArray,
+                size_of::<u32>(),
+                size_of::<Hindrances>(),
+                1,
+            ),
+            names::MAP_RESPONDERS => (
+                MapType::SockMap,
+                size_of::<u32>(),
+                size_of::<u32>(),
+                Family::ALL.len(),
             ),
             names::MAP_SOCKETS => (MapType::SkStorage, size_of::<u32>(), size_of::<u64>(), 0),
             names::MAP_EVENTS => (MapType::RingBuf, 0, 0, EVENTS_BYTES),
@@ -102,5 +136,21 @@ impl Shape {
             value: info.value_size() as usize,
             entries: info.max_entries() as usize,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_has_a_form_and_nothing_else() {
+        for name in names::MAPS {
+            assert!(
+                Shape::wanted(name).is_some(),
+                "{name} is replaced at every start"
+            );
+        }
+        assert_eq!(Shape::wanted(names::PROGRAM_TC_INGRESS), None);
     }
 }

@@ -11,14 +11,14 @@ use gate25_common::abi::{
 };
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
-use gate25_common::redirect::{Flow, Redirected};
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
 
 use crate::compile::Prefix;
 use crate::dataplane::{MapImage, Step};
 use crate::kernel::bpf::BpfError;
 
 /// `BPF_NOEXIST`: what is counted stays.
-const NO_REPLACE: u64 = 1;
+pub(super) const NO_REPLACE: u64 = 1;
 
 /// The tables that the policy is written into.
 pub(super) struct PolicyTables {
@@ -143,6 +143,7 @@ pub(super) struct CounterTables {
     customers: PerCpuHashMap<MapData, CustomerId, CustomerCounters>,
     sketches: HashMap<MapData, CustomerId, Sketch>,
     redirects: HashMap<MapData, Flow, Redirected>,
+    hindrances: PerCpuArray<MapData, Hindrances>,
     cpus: usize,
 }
 
@@ -162,6 +163,9 @@ impl CounterTables {
             })?,
             redirects: typed(&open, names::MAP_REDIRECTS, |map| {
                 HashMap::try_from(aya::maps::Map::LruHashMap(map))
+            })?,
+            hindrances: typed(&open, names::MAP_HINDRANCES, |map| {
+                PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map))
             })?,
             cpus: nr_cpus().map_err(|(file, source)| BpfError::Cpus { file, source })?,
         })
@@ -196,10 +200,25 @@ impl CounterTables {
         present(self.sketches.get(&id, 0), names::MAP_SKETCHES)
     }
 
-    /// Whose connection it is that was led elsewhere, if it is known.
-    pub(super) fn redirected(&self, flow: &Flow) -> Result<Option<CustomerId>, BpfError> {
-        let known = present(self.redirects.get(flow, 0), names::MAP_REDIRECTS)?;
-        Ok(known.map(|known| known.customer()))
+    /// What is remembered of a connection that was led elsewhere, if it is known.
+    pub(super) fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, BpfError> {
+        present(self.redirects.get(flow, 0), names::MAP_REDIRECTS)
+    }
+
+    /// What kept packets and connects from being led elsewhere.
+    pub(super) fn hindrances(&self) -> Result<Hindrances, BpfError> {
+        let values = self
+            .hindrances
+            .get(&0, 0)
+            .map_err(|source| BpfError::Table {
+                action: "read",
+                map: names::MAP_HINDRANCES,
+                source,
+            })?;
+        Ok(values.iter().fold(Hindrances::ZERO, |mut sum, cpu| {
+            sum.add(cpu);
+            sum
+        }))
     }
 
     /// Starts a customer's sketch afresh.
@@ -253,7 +272,7 @@ impl CounterTables {
     }
 }
 
-fn typed<T>(
+pub(super) fn typed<T>(
     open: impl Fn(&'static str) -> Result<MapData, BpfError>,
     name: &'static str,
     wrap: impl FnOnce(MapData) -> Result<T, MapError>,
@@ -272,7 +291,10 @@ fn key(set: SetId, prefix: &Prefix) -> Key<PrefixKey> {
     )
 }
 
-fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V>, BpfError> {
+pub(super) fn present<V>(
+    result: Result<V, MapError>,
+    map: &'static str,
+) -> Result<Option<V>, BpfError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
@@ -284,7 +306,7 @@ fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V
     }
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
@@ -296,7 +318,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::EEXIST) =>

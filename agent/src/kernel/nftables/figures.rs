@@ -8,7 +8,8 @@ use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
-use gate25_common::redirect::Flow;
+use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 
 use super::names::{self, TABLE};
 use crate::figures::{Figures, FiguresError};
@@ -95,9 +96,22 @@ impl Figures for Counters {
         Ok(None)
     }
 
-    /// Nobody's: connections are not led elsewhere here.
-    fn redirected(&self, _flow: &Flow) -> Result<Option<CustomerId>, FiguresError> {
+    /// None: what goes to guests is not looked at here.
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        Ok(ReturnCounters::ZERO)
+    }
+
+    fn customer_returns(&self, _id: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
         Ok(None)
+    }
+
+    /// Nobody's: connections are not led elsewhere here.
+    fn redirected(&self, _flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
+        Ok(None)
+    }
+
+    fn hindrances(&self) -> Result<Hindrances, FiguresError> {
+        Ok(Hindrances::ZERO)
     }
 
     fn clear_sketch(&self, _id: CustomerId) -> Result<(), FiguresError> {

@@ -5,11 +5,7 @@ use std::net::IpAddr;
 
 use super::SocketsError;
 use crate::kernel::netlink::{NetlinkError, Requests};
-use crate::kernel::routes::{RTA_OIF, route_to};
-
-/// Where `rtmsg` says what kind of route it is.
-const TYPE: usize = 7;
-const RTN_LOCAL: u8 = 2;
+use crate::kernel::routes::{RTA_OIF, is_local, route_to};
 
 /// The routes of the namespace that its socket was made in.
 pub(super) struct Routes {
@@ -50,14 +46,13 @@ impl Routes {
         } else {
             request.attribute(RTA_OIF, &interface.to_ne_bytes())
         };
-        let mut is_local = false;
+        let mut local = false;
         let outcome = self.requests.get(request, |payload| {
-            let kind = payload.get(TYPE).ok_or(NetlinkError::Malformed)?;
-            is_local = *kind == RTN_LOCAL;
+            local = is_local(payload)?;
             Ok(())
         });
         match outcome {
-            Ok(()) => Ok(is_local),
+            Ok(()) => Ok(local),
             // No way there, or none any more.
             Err(NetlinkError::Refused { .. }) => Ok(false),
             Err(error) => Err(SocketsError::Route(error)),
