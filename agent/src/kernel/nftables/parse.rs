@@ -7,18 +7,16 @@ use gate25_common::packet::{ETHERTYPES_OF_TAGS, Malformed, PROTOCOL_LLC, Tunnel}
 
 use serde_json::{Value, json};
 
-use super::expression::{
-    Rule, and, any_of, at_least, below, between, count, equal, field, fragment, goto, leave, meta,
-    network, transport, unequal,
-};
 use super::names;
+use crate::netfilter::expression::{
+    self, AUTHENTICATION, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, Rule, TCP, and, any_of,
+    at_least, below, between, count, equal, field, fragment, goto, leave, meta, network, transport,
+    unequal,
+};
 
-/// `IP_OFFSET`, and with `IP_MF`.
-const FRAGMENT_OFFSET: u32 = 0x1fff;
-const ANY_FRAGMENT: u32 = 0x3fff;
+/// `IP_MF`.
 const MORE_FRAGMENTS: u32 = 0x2000;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ANY_FRAGMENT: u32 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
 /// Below, the field is a frame's length and an LLC header follows.
 const ETHERTYPE_MIN: u32 = 0x0600;
 const IPV4_WORDS: u32 = 5;
@@ -28,8 +26,6 @@ const TCP_HEADER: u32 = 20;
 /// Shorter buffers are in one piece: a tap splits those that do not fit a page of 4 KiB with the room
 /// that is left before them (`tun_alloc_skb`, `packet_alloc_skb`).
 const PAGED: u32 = 3800;
-const TCP: u16 = 6;
-const AUTHENTICATION: u16 = 51;
 /// Headers behind which TCP may follow. The kernel looks behind the first four only.
 const EXTENSIONS: [u16; 8] = [0, 43, 44, 60, AUTHENTICATION, 135, 139, 140];
 const WALKED_EXTENSIONS: [u16; 4] = [0, 43, 44, 60];
@@ -37,8 +33,6 @@ const WALKED_EXTENSIONS: [u16; 4] = [0, 43, 44, 60];
 const NAMES_OF_WALKED: [&str; 4] = ["hbh", "rt", "frag", "dst"];
 /// What the kernel takes for the last header although TCP may follow.
 const UNKNOWN_EXTENSIONS: [u16; 4] = [AUTHENTICATION, 135, 139, 140];
-/// As in the guard: 64 bytes of check value and the fixed 12, in 32-bit words less two.
-const LONGEST_AH: u32 = 17;
 
 /// Every chain here with its rules.
 pub(super) fn chains(ports: &[u16]) -> Vec<(String, Vec<Rule>)> {
@@ -164,28 +158,11 @@ fn v4_short() -> Vec<Rule> {
     ]
 }
 
-/// Behind an authentication header (RFC 4302) ports can be read, and nothing else be judged. What
-/// is let go is marked, since the guard is shown the same.
+/// Behind an authentication header ports can be read, and nothing else be judged. What is let go is
+/// marked, since the guard is shown the same.
 fn v4_authenticated(ports: &Value) -> Vec<Rule> {
-    let mut rules = vec![
-        vec![
-            unequal(transport(0, 8), any_of([TCP, AUTHENTICATION])),
-            goto(names::PASS),
-        ],
-        vec![
-            equal(transport(0, 8), AUTHENTICATION),
-            refuse(Malformed::Extensions),
-        ],
-    ];
-    rules.extend((1..=LONGEST_AH).map(|length| {
-        vec![
-            equal(transport(8, 8), length),
-            unequal(transport((length + 2) * 32 + 16, 16), ports.clone()),
-            goto(names::PASS),
-        ]
-    }));
-    rules.push(vec![refuse(Malformed::Extensions)]);
-    rules
+    let stop = vec![refuse(Malformed::Extensions)];
+    expression::authenticated(ports, &goto(names::PASS), &stop)
 }
 
 fn v6() -> Vec<Rule> {
