@@ -9,11 +9,13 @@ use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 const TARGET: &str = "bpfel-unknown-none";
 const PACKAGE: &str = "gate25-ebpf";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const INSTALL: &str = "./xtask/x build";
+const EPOCH: &str = "SOURCE_DATE_EPOCH";
 
 fn main() {
     let agent = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
@@ -39,12 +41,26 @@ fn main() {
         "cargo::rustc-env=GATE25_EBPF_TOOLCHAIN={}",
         toolchain.describe()
     );
+    println!("cargo::rerun-if-env-changed={EPOCH}");
+    println!("cargo::rustc-env=GATE25_BUILT={}", built());
     for (name, features) in [("gate25", None), ("gate25-log", Some("log"))] {
         let built = build(workspace, &toolchain, &linker, features);
         let to = out.join(name);
         std::fs::copy(&built, &to).unwrap_or_else(|error| {
             panic!("copy {} to {}: {error}", built.display(), to.display())
         });
+    }
+}
+
+/// Seconds since 1970: a clock that shows less is wrong.
+fn built() -> u64 {
+    // https://reproducible-builds.org/specs/source-date-epoch/
+    match env::var(EPOCH) {
+        Ok(text) => text.parse().expect("SOURCE_DATE_EPOCH is a number"),
+        Err(_) => SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .expect("the clock is set")
+            .as_secs(),
     }
 }
 

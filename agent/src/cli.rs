@@ -3,11 +3,13 @@
 pub mod check;
 pub mod console;
 pub mod diff;
+pub mod doctor;
 pub mod explain;
 mod files;
 pub mod guard;
 pub mod list;
 pub mod metrics;
+pub mod prepare;
 pub mod reload;
 pub mod schema;
 pub mod status;

@@ -337,8 +337,19 @@ pub enum Site {
     Root(u64),
     /// The interface of this index.
     Interface(u32),
-    /// The same interface, for what goes to the guest: replies to redirected connections.
+    /// The same interface, for what goes to the guest: replies to redirected connections, and what
+    /// comes back from guarded ports.
     Replies(u32),
+}
+
+/// What becomes of packets that come back to guests from guarded ports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Returns {
+    /// They reach them.
+    #[default]
+    Open,
+    /// A guest hears only from where it may send to.
+    Judged,
 }
 
 /// How an attachment went.
@@ -382,14 +393,15 @@ pub trait Dataplane {
     /// Puts the program in front of everything that leaves the guest behind the interface.
     fn attach_interface(&mut self, index: u32) -> Result<Attached, Self::Error>;
 
-    /// Whether connections can be redirected here; why not, if they cannot.
+    /// Whether there is a hook for what goes to guests, to redirect connections and to judge what
+    /// comes back; why not, if there is none.
     ///
     /// # Errors
     ///
     /// The reason, for people.
-    fn redirects(&self) -> Result<(), &'static str>;
+    fn replies(&self) -> Result<(), &'static str>;
 
-    /// Puts the program for replies on the interface.
+    /// Puts the program for what goes to the guest on the interface.
     ///
     /// # Errors
     ///

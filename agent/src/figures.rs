@@ -5,6 +5,7 @@ use std::error::Error;
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 
 /// Why counters could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,18 @@ pub trait Figures: Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not give them.
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError>;
+
+    /// Packets that came back to guests from guarded ports.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn returns(&self) -> Result<ReturnCounters, FiguresError>;
+
+    /// The same of a customer; `None` for one of whom none were counted here.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn customer_returns(&self, id: CustomerId) -> Result<Option<ReturnCounters>, FiguresError>;
 
     /// What is remembered of a connection that was led elsewhere; `None` for one that is not known.
     ///

@@ -5,6 +5,7 @@
 //! yet. It goes by the names of interfaces, in `bridge` and `inet` `prerouting`, before anything
 //! else (priority -450).
 
+mod check;
 mod marks;
 mod ruleset;
 
@@ -16,6 +17,7 @@ use crate::kernel::nft::{Nft, NftError, family_word};
 use crate::policy::Pattern;
 use crate::settings::Settings;
 
+pub use check::{CheckError, Placement, placement};
 pub use marks::{MarksError, in_ruleset, users};
 pub use ruleset::{FAMILIES, TABLE};
 

@@ -7,21 +7,27 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
+use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
-use gate25::cli::{check, diff, guard, list, metrics, reload, schema, status, teardown};
+use gate25::cli::{
+    check, diff, doctor, guard, list, metrics, prepare, reload, schema, status, teardown,
+};
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use gate25::kernel::privileges;
 use gate25::logging;
 use gate25::notify::Environment;
 use gate25::run::{Surroundings, run};
 use gate25::settings::{self, LogFormat, LogLevel, Missing, Settings, SettingsError};
+use gate25::trust::{Keepers, Trust};
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
+use tracing::warn;
 
 /// Invalid input, or not enforcing.
 const FAILED: u8 = 1;
@@ -46,7 +52,9 @@ enum Command {
     Reload(reload::Args),
     Status(status::Args),
     List(list::Args),
+    Doctor(doctor::Args),
     Teardown(teardown::Args),
+    Prepare(prepare::Args),
     Explain(explain::Args),
     Guard(guard::Args),
     Metrics(metrics::Args),
@@ -88,7 +96,9 @@ fn main() -> ExitCode {
         Command::Reload(args) => asking(&cli, |at, console| reload::run(args, at, console)),
         Command::Status(args) => asking(&cli, |at, console| status::run(args, at, console)),
         Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
+        Command::Doctor(args) => asking(&cli, |at, console| doctor::run(args, at, console)),
         Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
+        Command::Prepare(args) => asking(&cli, |at, console| prepare::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
         Command::Guard(args) => asking(&cli, |at, console| guard::run(args, at, console)),
         Command::Metrics(args) => metrics::run(args, &mut io::stdout().lock())
@@ -179,7 +189,8 @@ fn interfaces() -> BTreeSet<String> {
 
 fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
     let (config, missing) = cli.config();
-    let settings = match settings::read(config, missing) {
+    let trust = Trust::Keepers(Keepers::of_process());
+    let settings = match settings::read(config, missing, &trust) {
         Ok(loaded) => {
             let colour = colour(io::stderr().is_terminal());
             loaded
@@ -198,6 +209,13 @@ fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     logging::install(log(&settings))?;
+    // Before there is a second thread.
+    if let Err(error) = privileges::confine() {
+        warn!(
+            error = in_full(&error),
+            "more privileges are kept than are needed"
+        );
+    }
     let surroundings = Surroundings {
         bpf_filesystem: args.bpffs.clone(),
         attachment: match args.attach {
@@ -210,10 +228,21 @@ fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
+        .on_thread_start(only_enforce)
         .build()
         .context("start the runtime")?
         .block_on(until_signal(settings, surroundings))
         .map(|()| ExitCode::SUCCESS)
+}
+
+/// Programs are loaded by the first thread alone.
+fn only_enforce() {
+    if let Err(error) = privileges::confine_to_enforcing() {
+        warn!(
+            error = in_full(&error),
+            "a thread keeps privileges that it does not need"
+        );
+    }
 }
 
 async fn until_signal(settings: Settings, surroundings: Surroundings) -> anyhow::Result<()> {

@@ -18,10 +18,12 @@ use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::names;
 use gate25_common::packet::{Malformed, Tunnel};
 use gate25_common::redirect::Hindrance;
+use gate25_common::returns::Fate;
 use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::doctor;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
@@ -131,7 +133,7 @@ pub struct Constants {
     /// Why the backend was chosen.
     pub backend_reason: &'static str,
     /// What the backend cannot do here.
-    pub lacks: &'static [Feature],
+    pub lacks: Vec<Feature>,
     /// Customers with series of their own on the main page.
     pub customer_series_limit: usize,
 }
@@ -177,6 +179,7 @@ impl Metrics {
         workloads(&mut families, &status, &self.constants)?;
         policy(&mut families, &status, Timestamp::now())?;
         notice::collect(&mut families, &status, &self.notice)?;
+        findings(&mut families, &status)?;
         let policy = started.elapsed();
         for (collector, elapsed) in [("kernel", kernel), ("agent", policy)] {
             let seconds = elapsed.as_secs_f64();
@@ -204,8 +207,14 @@ impl Metrics {
 
     fn kernel(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
         let host: HostCounters = self.figures.host()?;
+        let returns = self.figures.returns()?;
         for family in Family::ALL {
             let version = version(family);
+            for fate in Fate::ALL {
+                let labels = [fate.as_str(), version];
+                let packets = returns.packets(fate, family);
+                families.counter(names_of::RETURN_PACKETS, &labels, packets)?;
+            }
             for (verdict, reason) in OUTCOMES {
                 let labels = [verdict.as_str(), reason.as_str(), version];
                 let value = host.connections(verdict, reason, family);
@@ -284,11 +293,13 @@ fn workloads(
     constants: &Constants,
 ) -> Result<(), MetricsError> {
     let backend = constants.backend;
-    let containers = match constants.host {
-        HostMode::Policy if status.roots > 0 => 1.0,
-        HostMode::Policy | HostMode::Observe => 0.0,
-    };
-    families.gauge(names_of::ENFORCING, &[backend, "cgroup"], containers)?;
+    for (hook, places) in [("cgroup", status.roots), ("return", status.returns)] {
+        let enforcing = match constants.host {
+            HostMode::Policy if places > 0 => 1.0,
+            HostMode::Policy | HostMode::Observe => 0.0,
+        };
+        families.gauge(names_of::ENFORCING, &[backend, hook], enforcing)?;
+    }
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status
@@ -343,6 +354,20 @@ fn policy(
     families.gauge(names_of::RELOAD_SUCCESS_TIMESTAMP, &[], success)?;
     families.counter(names_of::RELOADS, &[], status.reloads)?;
     families.counter(names_of::RELOAD_FAILURES, &[], status.reload_failures)
+}
+
+/// Of findings that are about other things nobody here knows.
+fn findings(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
+    let found = &status.examined.findings;
+    let counted = |kind: &doctor::Kind| {
+        kind.area() == doctor::Area::Coverage || *kind == doctor::Kind::NotExamined
+    };
+    for kind in doctor::Kind::ALL.iter().filter(|kind| counted(kind)) {
+        let count = found.iter().filter(|it| it.kind == *kind).count();
+        families.gauge(names_of::COVERAGE_FINDINGS, &[kind.as_str()], count as f64)?;
+    }
+    let looked = status.examined.looked.map_or(0.0, seconds);
+    families.gauge(names_of::COVERAGE_LOOKED, &[], looked)
 }
 
 fn exemption_state(exemption: &ExemptionStatus, now: Timestamp) -> &'static str {

@@ -3,6 +3,7 @@
 mod attachments;
 pub mod files;
 mod redirects;
+mod replies;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +20,7 @@ use tracing::{error, info};
 use crate::chain::in_full;
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
-use crate::dataplane::{CapacityError, Dataplane, MapImage, Site};
+use crate::dataplane::{CapacityError, Dataplane, MapImage, Returns, Site};
 use crate::kernel::cgroups::Cgroup;
 use crate::kernel::links::Interface;
 use crate::kernel::routes::Way;
@@ -64,6 +65,8 @@ pub struct Circumstances {
     pub shrink: Limits,
     /// Where the notice is to be told, at most once a family.
     pub notice: Vec<SocketAddr>,
+    /// What becomes of packets that come back to guests from guarded ports.
+    pub returns: Returns,
     /// Where packets to an address go; why that is not known.
     pub way_to: fn(IpAddr) -> Result<Way, String>,
     /// Where it reports to.
@@ -434,6 +437,7 @@ impl<D: Dataplane> Reconciler<D> {
         );
         let mut wanted = self.wanted()?;
         self.check_redirects(&mut wanted);
+        self.check_returns();
         wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
         let applied = self
             .dataplane

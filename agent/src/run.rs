@@ -2,6 +2,7 @@
 
 mod backend;
 mod containers;
+mod doctor;
 mod guard;
 mod mounts;
 mod notice;
@@ -31,6 +32,7 @@ use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::links::Links;
+use crate::kernel::privileges;
 use crate::kernel::routes::way_to;
 use crate::metrics::{Constants, Metrics, Timings};
 use crate::notice::Lead;
@@ -41,6 +43,7 @@ use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::backend::{Choice, Either, Opened, Place};
 use crate::run::containers::Containers;
+use crate::run::doctor::Doctor;
 use crate::run::guard::Keeper;
 use crate::run::mounts::Mounts;
 use crate::run::notice::Notice;
@@ -87,6 +90,8 @@ pub async fn run(
     raise_open_files();
     let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
     let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    // Every other thread did at its start.
+    privileges::confine_to_enforcing()?;
     let base = Base {
         notifier: notifier(&surroundings.notify),
         host: Host {
@@ -95,6 +100,7 @@ pub async fn run(
             roots: settings.cgroups.roots.clone(),
         },
         mounts: Mounts::watch(folder, lock)?,
+        doctor: Doctor::new(&settings, &surroundings.bpf_filesystem),
         settings,
     };
     match opened {
@@ -116,6 +122,7 @@ struct Base {
     notifier: Notifier,
     host: Host,
     mounts: Mounts,
+    doctor: Doctor,
 }
 
 async fn enforce<D: Dataplane>(
@@ -129,6 +136,7 @@ async fn enforce<D: Dataplane>(
         notifier,
         host,
         mounts,
+        doctor,
     } = base;
     let Opened {
         mut dataplane,
@@ -157,6 +165,7 @@ async fn enforce<D: Dataplane>(
     let containers = Containers::open(&settings.cgroups.roots, &host.name);
     let circumstances = Circumstances {
         notice: settings.notice.listen.clone(),
+        returns: settings.block_return,
         way_to: |address| way_to(address).map_err(|error| in_full(&error)),
         cgroup_mount: containers.mount(),
         policy_dir: settings.policy_dir.clone(),
@@ -182,6 +191,7 @@ async fn enforce<D: Dataplane>(
         routes: Routes::watched(),
         other,
         guard: Keeper::new(Guard::new(&settings)),
+        doctor,
         notice,
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),

@@ -18,10 +18,12 @@ use std::time::Duration;
 use gate25_common::decide::HostMode;
 use serde::Serialize;
 
+use crate::dataplane::Returns;
 use crate::diagnostic::{Diagnostic, Problems};
 use crate::guard::Mark;
 use crate::policy::Pattern;
 use crate::policy::directory::{Links, open_regular, read_bounded};
+use crate::trust::{Trust, TrustError};
 
 /// Where the settings are, unless somebody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/gate25/gate25.yaml";
@@ -43,6 +45,8 @@ pub struct Settings {
     pub guard: Option<Mark>,
     /// Destination ports that are judged: 1 to 8, distinct, sorted.
     pub guarded_ports: Vec<u16>,
+    /// What becomes of packets that come back to guests from these ports.
+    pub block_return: Returns,
     /// Which interfaces are workloads.
     pub interfaces: Interfaces,
     /// Which cgroups are workloads.
@@ -189,6 +193,7 @@ impl Default for Settings {
             backend: Backend::Auto,
             guard: Some(Mark::DEFAULT),
             guarded_ports: vec![25],
+            block_return: Returns::Open,
             interfaces: Interfaces {
                 matched: ["tap*", "vnet*", "veth*i*"].map(Pattern::new).to_vec(),
                 ignored: Vec::new(),
@@ -257,6 +262,9 @@ pub enum SettingsError {
         /// Why.
         source: io::Error,
     },
+    /// Others could have written it.
+    #[error("the settings are not gone by")]
+    Exposed(#[from] TrustError),
     /// The file is wrong: everything that is, in one go.
     #[error("{} is not valid", path.display())]
     Invalid {
@@ -267,15 +275,23 @@ pub enum SettingsError {
     },
 }
 
-/// Reads the settings from a file.
+/// Reads the settings from a file, which must have been written by those whom `trust` names.
 ///
 /// # Errors
 /// See [`SettingsError`].
-pub fn read(path: &Path, missing: Missing) -> Result<Loaded, SettingsError> {
-    let opened = open_regular(path, Links::Followed);
-    let bytes = match opened.and_then(|file| file.as_ref().map_or(Err(not_a_file()), read_bounded))
-    {
-        Ok(bytes) => bytes,
+pub fn read(path: &Path, missing: Missing, trust: &Trust) -> Result<Loaded, SettingsError> {
+    let read = || -> io::Result<_> {
+        let file = open_regular(path, Links::Followed)?.ok_or_else(not_a_file)?;
+        Ok((file.metadata()?, read_bounded(&file)?))
+    };
+    let bytes = match read() {
+        Ok((metadata, bytes)) => {
+            if let Trust::Keepers(keepers) = trust {
+                keepers.judge(path, &metadata).map_err(TrustError::from)?;
+                keepers.judge_way(path)?;
+            }
+            bytes
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound && missing == Missing::Defaults => {
             return Ok(Loaded::default());
         }

@@ -16,6 +16,7 @@ use crate::policy::directory::{self, DirectoryError};
 use crate::policy::loader::{Circumstances, Loader, Purpose, Refused, SetHash, SourceFile};
 use crate::state::StoredSet;
 use crate::status::Source;
+use crate::trust::{Keepers, Trust};
 
 const TRANSIENT_RETRIES: u32 = 5;
 const TRANSIENT_PAUSE: Duration = Duration::from_millis(20);
@@ -64,14 +65,16 @@ pub enum SourceError {
 /// The policy directory.
 pub struct PolicyFiles {
     directory: PathBuf,
+    trust: Trust,
     loader: Loader,
 }
 
 impl PolicyFiles {
-    /// The files in `directory`.
+    /// The files in `directory`, which must have been written by those whom this process trusts.
     pub fn new(directory: PathBuf) -> Self {
         Self {
             directory,
+            trust: Trust::Keepers(Keepers::of_process()),
             loader: Loader::default(),
         }
     }
@@ -128,12 +131,12 @@ impl PolicyFiles {
     /// Reads the directory, again where somebody is writing to it.
     fn read(&self) -> Result<directory::Contents, DirectoryError> {
         for _ in 0..TRANSIENT_RETRIES {
-            match directory::read(&self.directory) {
+            match directory::read(&self.directory, &self.trust) {
                 Err(error) if error.is_transient() => std::thread::sleep(TRANSIENT_PAUSE),
                 result => return result,
             }
         }
-        directory::read(&self.directory)
+        directory::read(&self.directory, &self.trust)
     }
 }
 

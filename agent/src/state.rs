@@ -8,27 +8,27 @@ pub mod lock;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use nix::unistd::geteuid;
 
 use crate::policy::directory::{Links, open_regular};
 use crate::policy::loader::{SetHash, SourceFile};
+use crate::trust::{Keepers, Trust, TrustError};
 use format::FormatError;
 
 /// The file in the state directory.
 pub const FILE_NAME: &str = "last-known-good.json";
 /// The name under which it is written. One name is enough: only one agent runs on a host.
 const TEMPORARY_NAME: &str = ".last-known-good.json.new";
+/// All that is kept in the directory.
+pub(crate) const NAMES: [&str; 2] = [FILE_NAME, TEMPORARY_NAME];
 /// The largest file that is written or read, in bytes. Ten thousand customers take 3 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// Group and others may write.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// A set of policy files that was accepted, as it was.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,14 +53,8 @@ pub enum StateError {
         source: io::Error,
     },
     /// Somebody else could have put a policy there.
-    #[error(
-        "the state directory {} must belong to root or to gate25's user and be writable by nobody \
-         else: chown root, chmod 0700", path.display()
-    )]
-    Exposed {
-        /// The directory.
-        path: PathBuf,
-    },
+    #[error("what is kept must be writable by nobody but root and the agent's user")]
+    Exposed(#[from] TrustError),
     /// A symbolic link, a directory, a device.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
@@ -143,7 +137,23 @@ impl LastKnownGood {
     /// [`StateError`]: a set that is not whole is never returned.
     pub fn load(&self) -> Result<Option<StoredSet>, StateError> {
         self.folder()?;
-        let Some(bytes) = self.read()? else {
+        self.stored(&Trust::Keepers(keepers()))
+    }
+
+    /// The set that an agent of any user has kept in `directory`, for commands that change nothing;
+    /// `None` if none has.
+    ///
+    /// # Errors
+    /// As [`LastKnownGood::load`].
+    pub fn look(directory: &Path) -> Result<Option<StoredSet>, StateError> {
+        let store = Self {
+            directory: directory.to_owned(),
+        };
+        store.stored(&Trust::Anybody)
+    }
+
+    fn stored(&self, trust: &Trust) -> Result<Option<StoredSet>, StateError> {
+        let Some(bytes) = self.read(trust)? else {
             return Ok(None);
         };
         let set = format::decode(&bytes).map_err(|source| self.unusable(source))?;
@@ -161,7 +171,7 @@ impl LastKnownGood {
         let temporary = self.directory.join(TEMPORARY_NAME);
         remove(&temporary).map_err(|source| self.unwritten(source))?;
         // What cannot be read is written anew.
-        if let Ok(Some(bytes)) = self.read()
+        if let Ok(Some(bytes)) = self.read(&Trust::Keepers(keepers()))
             && format::hash(&bytes).is_ok_and(|stored| stored == set.hash)
         {
             return Ok(Saved::Unchanged);
@@ -198,17 +208,14 @@ impl LastKnownGood {
             .open(&self.directory)
             .map_err(failed)?;
         let metadata = folder.metadata().map_err(failed)?;
-        let ours = metadata.uid() == 0 || metadata.uid() == geteuid().as_raw();
-        if !ours || metadata.mode() & WRITABLE_BY_OTHERS != 0 {
-            return Err(StateError::Exposed {
-                path: self.directory.clone(),
-            });
-        }
+        let judged = keepers().judge(&self.directory, &metadata);
+        judged.map_err(TrustError::from)?;
+        keepers().judge_way(&self.directory)?;
         Ok(folder)
     }
 
     /// The file's contents; `None` if there is no file.
-    fn read(&self) -> Result<Option<Vec<u8>>, StateError> {
+    fn read(&self, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.path();
         let file = match open_regular(&path, Links::Refused) {
             Ok(Some(file)) => file,
@@ -219,8 +226,15 @@ impl LastKnownGood {
             }
             Err(source) => return Err(StateError::Read { path, source }),
         };
+        let metadata = file.metadata().map_err(|source| StateError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        if let Trust::Keepers(keepers) = trust {
+            keepers.judge(&path, &metadata).map_err(TrustError::from)?;
+        }
         let read = || -> io::Result<Option<Vec<u8>>> {
-            if file.metadata()?.len() > MAX_FILE_BYTES {
+            if metadata.len() > MAX_FILE_BYTES {
                 return Ok(None);
             }
             let mut bytes = Vec::new();
@@ -244,6 +258,11 @@ impl LastKnownGood {
         let path = self.path();
         StateError::Write { path, source }
     }
+}
+
+/// Who may have written what is kept: an agent, and no group.
+fn keepers() -> Keepers {
+    Keepers::of_process().alone()
 }
 
 /// Writes a file that was not there, down to the disk.

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
+use crate::doctor::Finding;
 use crate::notice::server::Listener;
 use crate::policy::Relay;
 use crate::policy::loader::SetHash;
@@ -141,12 +142,25 @@ pub struct Status {
     pub entries: BTreeMap<&'static str, usize>,
     /// Control groups that carry the programs for all below them.
     pub roots: usize,
+    /// Interfaces on which packets that come back from guarded ports are judged.
+    pub returns: usize,
     /// Where the SMTP notice listens, or not.
     pub notice: Vec<Listener>,
     /// Why enforcement is not complete; empty when it is.
     pub problems: Vec<String>,
     /// What else somebody should look at.
     pub warnings: Vec<String>,
+    /// What is wrong with the coverage of workloads.
+    pub examined: Examined,
+}
+
+/// What was found when the kernel was last asked what covers workloads.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Examined {
+    /// When that was; `None` before the first time.
+    pub looked: Option<Timestamp>,
+    /// Errors first.
+    pub findings: Vec<Finding>,
 }
 
 impl Default for Status {
@@ -165,9 +179,11 @@ impl Default for Status {
             guard_repairs: 0,
             entries: BTreeMap::new(),
             roots: 0,
+            returns: 0,
             notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
             warnings: Vec::new(),
+            examined: Examined::default(),
         }
     }
 }

@@ -5,6 +5,8 @@
 
 #[path = "reconcile/files.rs"]
 mod files;
+#[path = "reconcile/returns.rs"]
+mod returns;
 #[path = "reconcile/sites.rs"]
 mod sites;
 #[path = "reconcile/ways.rs"]
@@ -17,7 +19,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use gate25::clock::Offset;
-use gate25::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use gate25::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, MapImage, Returns, Site, Step, plan,
+};
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;
 use gate25::policy::Pattern;
@@ -40,6 +44,8 @@ struct Kernel {
     covered: BTreeSet<Site>,
     calls: Vec<&'static str>,
     refuses: bool,
+    /// Why there is no hook for what goes to guests, if there is none.
+    no_replies: Option<&'static str>,
 }
 
 /// A backend in memory; what it is made from stays with the test.
@@ -93,8 +99,8 @@ impl Dataplane for Memory {
         Ok(Attached::Yes)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
-        Ok(())
+    fn replies(&self) -> Result<(), &'static str> {
+        self.kernel.borrow().no_replies.map_or(Ok(()), Err)
     }
 
     fn attach_replies(&mut self, index: u32) -> Result<Attached, Refusal> {
@@ -141,10 +147,16 @@ impl Lab {
 
     /// On what an earlier agent left.
     fn on(kernel: Kernel) -> Self {
+        Self::with(kernel, Returns::Open)
+    }
+
+    /// The same with packets that come back judged or not.
+    fn with(kernel: Kernel, returns: Returns) -> Self {
         let dir = TempDir::new().unwrap();
         let status = Shared::default();
         let circumstances = Circumstances {
             notice: vec![ways::NOTICE],
+            returns,
             way_to: ways::way_to,
             host: Host {
                 name: "hv-1".to_owned(),

@@ -102,8 +102,8 @@ impl Frame for LinearFrame {
     }
 }
 
-/// A packet, or a frame without tags taken off, whose headers are copied out by helper, wherever they
-/// are: programs on control groups cannot bring them into the linear part. No checksum is to come that a socket could misplace.
+/// A packet whose headers are copied out by helper, wherever they are: programs on control groups
+/// cannot bring them into the linear part. No checksum is to come that a socket could misplace.
 pub(crate) struct CopiedPacket {
     skb: *mut __sk_buff,
     length: usize,
@@ -246,7 +246,7 @@ extern "C" fn copied_network_layer(skb: *mut __sk_buff, link: u64) -> u64 {
 }
 
 #[inline(always)]
-fn network_of<F: Frame>(frame: &F, link: u64) -> u64 {
+pub(crate) fn network_of<F: Frame>(frame: &F, link: u64) -> u64 {
     packed::pack_parsed(match packed::unpack_link(link) {
         Ok(Link::Ip {
             family,

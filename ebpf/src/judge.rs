@@ -55,6 +55,15 @@ impl Buffer {
             gso_size: u64::from(fields.gso_size),
         }
     }
+
+    /// How many packets it stands for, with this much payload in all.
+    #[inline(always)]
+    pub(crate) fn segments(&self, payload: usize) -> u64 {
+        match self.gso_size {
+            0 => 1,
+            size => (payload as u64).div_ceil(size).max(1),
+        }
+    }
 }
 
 /// Judges and counts a packet for a guarded port.
@@ -81,10 +90,7 @@ pub(crate) fn count<A: Counts>(
     if !counts(workload, decision) {
         return;
     }
-    let segments = match buffer.gso_size {
-        0 => 1,
-        size => (segment.payload as u64).div_ceil(size).max(1),
-    };
+    let segments = buffer.segments(segment.payload);
     let headers = (segment.transport + segment.tcp_header) as u64;
     let bytes = buffer.length + (segments - 1) * headers;
     if let Some(counters) = HOST_COUNTERS.get_ptr_mut(0) {

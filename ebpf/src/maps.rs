@@ -17,6 +17,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::redirect::{
     Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, MAX_TARGET_PORTS, Redirected, SocketPeer,
 };
+use gate25_common::returns::ReturnCounters;
 
 /// Memory follows what is in use.
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -70,6 +71,17 @@ pub(crate) static CUSTOMER_COUNT: PerCpuHashMap<
 pub(crate) static SKETCHES: HashMap<CustomerId, Sketch, MAX_CUSTOMERS, NO_PREALLOC> =
     HashMap::new();
 
+#[btf_map]
+pub(crate) static RETURN_COUNTERS: PerCpuArray<ReturnCounters, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub(crate) static RETURN_CUSTOMER: PerCpuHashMap<
+    CustomerId,
+    ReturnCounters,
+    MAX_CUSTOMERS,
+    NO_PREALLOC,
+> = PerCpuHashMap::new();
+
 /// Holds `Event`s; typed as nothing, since libbpf wants a ring buffer without a value size.
 #[btf_map]
 pub(crate) static EVENTS: RingBuf<(), EVENTS_BYTES> = RingBuf::new();
@@ -93,6 +105,9 @@ pub(crate) static SKB_LAYOUT: Global<SkbLayout> = Global::new(SkbLayout::UNKNOWN
 
 #[unsafe(no_mangle)]
 pub(crate) static HOST_OBSERVES: Global<u8> = Global::new(0);
+
+#[unsafe(no_mangle)]
+pub(crate) static BLOCK_RETURN: Global<u8> = Global::new(0);
 
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);

@@ -120,26 +120,36 @@ pub(crate) fn unpack_parsed<F: Frame>(packed: u64, frame: &F) -> Result<Parsed, 
         SIX_IN_FOUR => Ok(Parsed::Tunnel(Tunnel::SixInFour)),
         GRE => Ok(Parsed::Tunnel(Tunnel::Gre)),
         GUARDED => {
-            let family = unpack_family(packed);
-            let outline = Outline {
-                family,
-                route: if packed & ROUTED == 0 {
-                    Route::Direct
-                } else {
-                    Route::SourceRouted
-                },
-                form: unpack_form(packed),
-                network: NETWORK.get(packed),
-                transport: TRANSPORT.get(packed),
-                tcp_header: TCP_HEADER.get(packed),
-                payload: PAYLOAD.get(packed),
-            };
+            let outline = outline(packed);
             outline
                 .fill(frame)
                 .map(Parsed::Guarded)
-                .ok_or(ParseError::ShortNetwork(family))
+                .ok_or(ParseError::ShortNetwork(outline.family))
         }
         _ => Err(unpack_error(packed)),
+    }
+}
+
+/// The outline of the TCP packet that [`pack_parsed`] packed, if it was one that is judged.
+#[inline(always)]
+pub(crate) fn unpack_outline(packed: u64) -> Option<Outline> {
+    (packed & KIND == GUARDED).then(|| outline(packed))
+}
+
+#[inline(always)]
+fn outline(packed: u64) -> Outline {
+    Outline {
+        family: unpack_family(packed),
+        route: if packed & ROUTED == 0 {
+            Route::Direct
+        } else {
+            Route::SourceRouted
+        },
+        form: unpack_form(packed),
+        network: NETWORK.get(packed),
+        transport: TRANSPORT.get(packed),
+        tcp_header: TCP_HEADER.get(packed),
+        payload: PAYLOAD.get(packed),
     }
 }
 

@@ -6,21 +6,17 @@
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_PSEUDO_HDR, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_csum_diff, bpf_ktime_get_boot_ns};
-use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use gate25_common::abi::{Blocked, CustomerPolicy};
 use gate25_common::address::Family;
 use gate25_common::counters::{Add, Uninterrupted};
-use gate25_common::packet::{self, Form, Link, MAX_HEADERS, Parsed, Segment};
-use gate25_common::redirect::{
-    Budget, Endpoint, Flow, Hindrance, MAX_TARGET_PORTS, Redirected, Step,
-};
+use gate25_common::packet::{Form, Outline, Parsed, Segment};
+use gate25_common::redirect::{Budget, Endpoint, Flow, Hindrance, Redirected, Step};
 
-use crate::checksum;
-use crate::frame::{self, CopiedPacket};
-use crate::maps::{BUDGETS, CUSTOMERS, HINDRANCES, REDIRECTS, TARGET_PORTS};
+use crate::frame;
+use crate::maps::{BUDGETS, CUSTOMERS, HINDRANCES, REDIRECTS};
 use crate::owner;
-use crate::packed;
+use crate::reply;
 use crate::responder;
 
 const PASS: i32 = TC_ACT_UNSPEC;
@@ -28,6 +24,8 @@ const DROP: i32 = TC_ACT_SHOT;
 /// No action of the kernel's: the packet is unchanged, and is to be answered as if it had been
 /// rejected.
 pub(crate) const IMPOSSIBLE: i32 = 0x100;
+/// No action of the kernel's: the packet is unchanged, and belongs to no redirected connection.
+pub(crate) const NOT_REDIRECTED: i32 = 0x200;
 
 /// Bytes from the beginning of a header to what is rewritten in it.
 const V4_CHECKSUM: usize = 10;
@@ -196,43 +194,38 @@ fn ends(ctx: &TcContext, segment: &Segment) -> Result<(Endpoint, Endpoint), NotR
     }
 }
 
-/// Gives replies to redirected connections the source that the guest expects.
-#[classifier]
-fn tc_egress(ctx: TcContext) -> i32 {
-    let skb = ctx.skb.skb;
-    let mut link = frame::opaque(frame::link_layer(skb, checksum::NONE));
-    if packed::is_short(link) {
-        // Where that fails, it is found short again.
-        let _missing = ctx.pull_data(ctx.len().min(2 * MAX_HEADERS as u32));
-        link = frame::opaque(frame::link_layer(skb, checksum::NONE));
-    }
-    answer(skb, link)
-}
-
-/// [`tc_egress`] for what [`frame::link_layer`] found. A function of its own for the verifier.
+/// Gives a reply to a redirected connection, which [`reply::read`] finds, the source that the guest
+/// expects: passes it, drops it, or leaves it as it is and says [`NOT_REDIRECTED`]. A function of its
+/// own for the verifier.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
-    let Ok(Link::Ip {
-        family, network, ..
-    }) = packed::unpack_link(link)
-    else {
-        return PASS;
+pub(crate) extern "C" fn answer(skb: *mut __sk_buff, parsed: u64) -> i32 {
+    let Some(reply) = reply::read(skb, parsed) else {
+        return NOT_REDIRECTED;
     };
-    let Some(reply) = packet::reply(&CopiedPacket::new(skb), family, network, is_targets) else {
-        return PASS;
-    };
+    let Outline {
+        family,
+        network,
+        transport,
+        form,
+        ..
+    } = reply.outline;
+    match form {
+        Form::Plain => {}
+        // Nothing like it is redirected.
+        Form::Unusual => return NOT_REDIRECTED,
+    }
     // SAFETY: the kernel hands every program a valid `__sk_buff`.
     let interface = unsafe { (*skb).ifindex };
     let flow = Flow::new(interface, family, reply.destination, reply.source);
     // SAFETY: the value is copied at once.
     let Some(known) = (unsafe { REDIRECTS.get(flow) }).copied() else {
-        return PASS;
+        return NOT_REDIRECTED;
     };
     let place = Place {
         family,
         network,
-        transport: reply.transport,
+        transport,
         end: End::Source,
     };
     match rewrite(skb, place.pack(), &reply.source, &known.original()) {
@@ -240,20 +233,6 @@ extern "C" fn answer(skb: *mut __sk_buff, link: u64) -> i32 {
         // Half of it is of no use to the guest.
         _ => DROP,
     }
-}
-
-/// Whether targets have this port.
-#[inline(always)]
-fn is_targets(port: [u8; 2]) -> bool {
-    let ports = TARGET_PORTS.load();
-    let mut at = 0;
-    while at < MAX_TARGET_PORTS {
-        if ports[at] != 0 && ports[at] == u16::from_ne_bytes(port) {
-            return true;
-        }
-        at += 1;
-    }
-    false
 }
 
 /// What is rewritten of a packet, and where its headers are.

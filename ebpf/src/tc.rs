@@ -6,9 +6,7 @@ use aya_ebpf::programs::TcContext;
 use gate25_common::address::Family;
 use gate25_common::counters::Uninterrupted;
 use gate25_common::decide::{Decision, Verdict};
-use gate25_common::packet::{
-    MAX_HEADERS, Malformed, ParseError, Parsed, evidently_other, hides_ip,
-};
+use gate25_common::packet::{MAX_HEADERS, Malformed, ParseError, Parsed, evidently_other};
 
 use crate::checksum;
 use crate::frame::{self, LinearFrame};
@@ -58,7 +56,7 @@ fn tc_ingress(ctx: TcContext) -> i32 {
 #[inline(always)]
 fn finish(skb: *mut __sk_buff, parsed: u64, action: i32) -> i32 {
     match action {
-        PASS => pass_judged(skb),
+        PASS => pass_seen(skb),
         redirect::IMPOSSIBLE => refuse(skb, parsed),
         // Half rewritten, it goes nowhere.
         _ => DROP,
@@ -73,11 +71,11 @@ fn finish(skb: *mut __sk_buff, parsed: u64, action: i32) -> i32 {
 extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
     match frame::unpack_frame(skb, parsed) {
         // Not TCP to a guarded port.
-        Ok(Parsed::Other) => pass_unjudged(skb),
+        Ok(Parsed::Other) => pass_seen(skb),
         // Its inside is out of reach: counted, so that it can be seen.
         Ok(Parsed::Tunnel(tunnel)) => {
             judge::tunnel::<Uninterrupted>(&workload(skb), tunnel);
-            pass_unjudged(skb)
+            pass_seen(skb)
         }
         Ok(Parsed::Guarded(segment)) => {
             let decision =
@@ -85,7 +83,7 @@ extern "C" fn inspect(skb: *mut __sk_buff, parsed: u64) -> i32 {
             act(skb, &decision)
         }
         // Too short to name a protocol: no receiver takes it for IP.
-        Err(ParseError::ShortLink) => pass_unjudged(skb),
+        Err(ParseError::ShortLink) => pass_seen(skb),
         // IP whose headers are not there: it could be anything, so it is closed.
         Err(ParseError::ShortNetwork(family)) => malformed(skb, Malformed::Truncated, family),
         // Of a form that hides or may change its port.
@@ -110,7 +108,7 @@ fn act(skb: *mut __sk_buff, decision: &Decision) -> i32 {
     );
     match decision.verdict {
         Verdict::Allow => ALLOWED,
-        Verdict::Observe => pass_judged(skb),
+        Verdict::Observe => pass_seen(skb),
         Verdict::Drop | Verdict::Throttle => DROP,
         Verdict::Redirect | Verdict::Notice => REDIRECT,
         Verdict::Reject => REFUSE,
@@ -132,26 +130,14 @@ extern "C" fn refuse(skb: *mut __sk_buff, parsed: u64) -> i32 {
     }
 }
 
-/// Passes a packet that the guard stops unless it is told that the packet was judged.
+/// Passes a packet that was looked into, and tells the guard, which cannot look into all of them and
+/// stops those that may hold a guarded packet. What is evidently another needs no such word.
 #[inline(always)]
-fn pass_judged(skb: *mut __sk_buff) -> i32 {
+fn pass_seen(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the kernel hands every program a valid `__sk_buff`.
     let fields = unsafe { &mut *skb };
     fields.mark |= GUARD_MARK.load();
     PASS
-}
-
-/// Passes a packet that is not ours to judge. The guard cannot look into frames that the kernel
-/// does not take for IP, and stops those that may hold it.
-#[inline(always)]
-fn pass_unjudged(skb: *mut __sk_buff) -> i32 {
-    // SAFETY: the kernel hands every program a valid `__sk_buff`.
-    let protocol = u16::from_be(unsafe { (*skb).protocol } as u16);
-    if hides_ip(protocol) {
-        pass_judged(skb)
-    } else {
-        PASS
-    }
 }
 
 /// Brings headers that lie outside the linear part of the packet into it. Where that fails, or

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 
-use crate::{Metrics, NetNs, Process, Said, http, poll, process::tail};
+use crate::{Metrics, NetNs, Privileges, Process, Said, http, poll, process::tail};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9425);
 const READY: Duration = Duration::from_secs(10);
@@ -33,6 +33,38 @@ pub struct Settings {
     pub env: Vec<(String, String)>,
     /// A command that runs the agent's, such as `strace`.
     pub wrapper: Vec<String>,
+    /// As whom it runs: not as root, unless a test needs that.
+    pub privileges: Privileges,
+    /// Which build of the agent.
+    pub build: Build,
+}
+
+/// A build of the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Build {
+    /// The one that is tested.
+    #[default]
+    This,
+    /// One whose programs are others.
+    OtherPrograms,
+    /// One that has another version of everything that the kernel holds, too.
+    OtherTables,
+}
+
+impl Build {
+    /// Where its binary is: [`binary`], or in the folder `GATE25_BUILDS`, which `cargo xtask` sets
+    /// for the slow tier.
+    fn binary(self) -> anyhow::Result<PathBuf> {
+        let name = match self {
+            Self::This => return binary(),
+            Self::OtherPrograms => "programs",
+            Self::OtherTables => "tables",
+        };
+        let dir = env::var_os("GATE25_BUILDS").context("GATE25_BUILDS is not set")?;
+        let path = Path::new(&dir).join(name);
+        path.canonicalize()
+            .with_context(|| format!("no agent at {}", path.display()))
+    }
 }
 
 impl Default for Settings {
@@ -45,6 +77,8 @@ impl Default for Settings {
             args: Vec::new(),
             env: Vec::new(),
             wrapper: Vec::new(),
+            privileges: Privileges::default(),
+            build: Build::This,
         }
     }
 }
@@ -314,6 +348,8 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
         args,
         env,
         wrapper,
+        privileges,
+        build,
     } = settings;
     let text = format!(
         "schema: 1\nhost: {host:?}\npolicy_dir: {:?}\ninterfaces:\n  match: [{}]\ncgroups:\n  roots: [{}]\nhttp:\n  listen: [{:?}]\n{more}",
@@ -324,11 +360,14 @@ fn launch(ns: &NetNs, dir: &Path, settings: &Settings) -> anyhow::Result<Process
     );
     let config = dir.join("gate25.yaml");
     replace(&config, &text)?;
-    let binary = binary()?;
-    let mut command = match wrapper.split_first() {
-        Some((program, rest)) => {
+    let binary = build.binary()?;
+    privileges.prepare(ns, &binary, &config)?;
+    // Whoever traces the agent is root: he sees how it starts, and writes where he likes.
+    let mut before = wrapper.iter().cloned().chain(privileges.command());
+    let mut command = match before.next() {
+        Some(program) => {
             let mut command = ns.command(program);
-            command.args(rest).arg(binary);
+            command.args(before).arg(binary);
             command
         }
         None => ns.command(binary),

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::NetNs;
+use crate::{NetNs, paced};
 
 /// Fetches a page from inside a namespace: its status and body.
 ///
@@ -18,9 +18,10 @@ pub fn get(from: &NetNs, server: SocketAddr, path: &str) -> anyhow::Result<(u16,
     const LIMIT: Duration = Duration::from_secs(5);
     const LARGEST: u64 = 64 << 20;
     let answer = from.run(|| {
-        let mut stream = TcpStream::connect_timeout(&server, LIMIT)?;
-        stream.set_read_timeout(Some(LIMIT))?;
-        stream.set_write_timeout(Some(LIMIT))?;
+        let limit = paced(LIMIT);
+        let mut stream = TcpStream::connect_timeout(&server, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
         // HTTP/1.0: the answer ends with the connection and is not chunked.
         stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: gate25\r\n\r\n").as_bytes())?;
         let mut answer = Vec::new();

@@ -38,6 +38,18 @@ pub struct Tried {
 }
 
 impl Tried {
+    /// An evasion that was tried with each of so many packets or connects.
+    #[must_use]
+    pub fn evasion(what: &str, sent: u64, leaked: u64) -> Self {
+        Self {
+            trial: Trial::Evasion,
+            what: what.to_owned(),
+            times: sent,
+            sent,
+            leaked,
+        }
+    }
+
     /// Writes the trial down and fails if anything leaked, or if nothing was sent: a trial under
     /// which nobody sends shows nothing.
     ///

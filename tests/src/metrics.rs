@@ -65,11 +65,12 @@ impl Metrics {
     /// # Errors
     /// Naming the first series that is.
     pub fn check_not_below(&self, before: &Self) -> anyhow::Result<()> {
-        const COUNTED: [&str; 5] = [
+        const COUNTED: [&str; 6] = [
             "gate25_connections_total",
             "gate25_packets_total",
             "gate25_bytes_total",
             "gate25_malformed_total",
+            "gate25_return_packets_total",
             "gate25_customer_connections_total",
         ];
         for name in COUNTED {

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::NetNs;
+use crate::{NetNs, paced};
 
 /// How a connect ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +140,7 @@ impl Held {
     /// # Errors
     /// As [`Held::open`].
     pub fn open_here(to: SocketAddr, limit: Duration) -> anyhow::Result<Self> {
+        let limit = paced(limit);
         let stream =
             TcpStream::connect_timeout(&to, limit).with_context(|| format!("connect to {to}"))?;
         stream
@@ -169,7 +170,7 @@ impl Held {
     /// When the other side sends something.
     pub fn wait_cut(&mut self, limit: Duration) -> anyhow::Result<Attempt> {
         self.stream
-            .set_read_timeout(Some(limit))
+            .set_read_timeout(Some(paced(limit)))
             .context("set the read timeout")?;
         let start = Instant::now();
         let result = self.stream.read(&mut [0; 64]);
@@ -226,6 +227,7 @@ impl Held {
     /// # Errors
     /// When it goes on working until the deadline.
     pub fn write_until_cut(&mut self, limit: Duration) -> anyhow::Result<Attempt> {
+        let limit = paced(limit);
         let start = Instant::now();
         loop {
             let mut byte = [0; 512];

@@ -15,6 +15,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::paced;
+
 /// A running process; it is killed when this value goes.
 #[derive(Debug)]
 pub struct Process {
@@ -84,6 +86,7 @@ impl Process {
     /// # Errors
     /// When it still runs at the deadline; it is killed then.
     pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let limit = paced(limit);
         let end = Instant::now() + limit;
         let mut pause = Duration::from_millis(1);
         loop {
@@ -136,7 +139,8 @@ impl Drop for Process {
     }
 }
 
-/// Asks again and again until the answer is there or the time is up.
+/// Asks again and again until the answer is there or the time is up, which is longer where
+/// [`paced`] makes it so.
 ///
 /// # Errors
 /// At the deadline, naming what was waited for; at once when asking fails.
@@ -145,6 +149,7 @@ pub fn poll<T>(
     limit: Duration,
     mut ask: impl FnMut() -> anyhow::Result<Option<T>>,
 ) -> anyhow::Result<T> {
+    let limit = paced(limit);
     let end = Instant::now() + limit;
     let mut pause = Duration::from_millis(1);
     loop {

@@ -123,6 +123,20 @@ impl Sender {
         })
     }
 
+    /// Ends it; what became of all attempts, the one under way included.
+    #[must_use]
+    pub fn finish(mut self) -> Tally {
+        self.end();
+        self.tally()
+    }
+
+    fn end(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+
     /// Forgets what was counted so far.
     pub fn reset(&self) {
         *self.tally.lock().unwrap_or_else(PoisonError::into_inner) = Tally::default();
@@ -131,10 +145,7 @@ impl Sender {
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            drop(thread.join());
-        }
+        self.end();
     }
 }
 

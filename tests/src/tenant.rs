@@ -1,8 +1,10 @@
 //! A program inside a container that connects, sends and forges as a test tells it to.
 
-mod packets;
+pub(crate) mod packets;
 mod program;
-mod sockets;
+mod ring;
+pub(crate) mod sockets;
+mod tricks;
 
 use std::{
     env,
@@ -17,8 +19,13 @@ use std::{
 use anyhow::{Context as _, bail};
 
 pub use program::tenant;
+pub use tricks::{MEETING_PORT, Target, Trick};
 
-use crate::{Attempt, Outcome, Tally, poll};
+use crate::{
+    Attempt, Outcome, Tally,
+    flood::{Hardware, Plan, Sent, Way},
+    paced, poll,
+};
 
 /// Longer than anything a tenant waits for.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -75,7 +82,7 @@ impl Tenant {
             Ok(UnixStream::connect(path).ok())
         })?;
         stream
-            .set_read_timeout(Some(LIMIT))
+            .set_read_timeout(Some(paced(LIMIT)))
             .context("set the read timeout")?;
         Ok(Self {
             name: name.to_owned(),
@@ -162,6 +169,17 @@ impl Tenant {
             &from.to_string(),
             &to.to_string(),
         ])
+    }
+
+    /// Reaches an address in an unusual way. Connected may mean sent.
+    ///
+    /// # Errors
+    /// As [`Tenant::connect`].
+    pub fn play(&self, trick: Trick, target: &Target) -> anyhow::Result<Attempt> {
+        let mut words = vec!["trick".to_owned(), format!("{trick:?}")];
+        words.extend(target.to_words());
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.attempt(&words)
     }
 
     /// Leaves its network for a new one, and keeps a packet socket for [`Tenant::send_frame`].
@@ -268,29 +286,48 @@ impl Tenant {
     /// # Errors
     /// When there is no such hammer.
     pub fn tally(&self, name: &str) -> anyhow::Result<Tally> {
-        let text = self.ask(&["tally", name])?;
-        let mut words = text.split('\t');
-        let mut number = || -> anyhow::Result<u64> {
-            let word = words.next().context("a tally has three numbers")?;
-            word.parse().context("a number")
-        };
-        let [connected, refused, others] = [number()?, number()?, number()?];
-        let last_other = words.next().filter(|text| !text.is_empty());
-        Ok(Tally {
-            connected,
-            refused,
-            others,
-            last_other: last_other.map(Outcome::from),
-            ..Tally::default()
-        })
+        tally(&self.ask(&["tally", name])?)
     }
 
-    /// Ends a hammer.
+    /// Ends a hammer; what became of all its attempts, without the times.
     ///
     /// # Errors
-    /// When the tenant is gone.
-    pub fn rest(&self, name: &str) -> anyhow::Result<()> {
-        self.ask(&["rest", name]).map(drop)
+    /// When there is no such hammer.
+    pub fn rest(&self, name: &str) -> anyhow::Result<Tally> {
+        tally(&self.ask(&["rest", name])?)
+    }
+
+    /// Starts sending SYNs made by hand, out of a raw socket or past IP.
+    pub(crate) fn flood(&self, name: &str, plan: &Plan) -> anyhow::Result<()> {
+        let Plan { way, pairs, rate } = plan;
+        let mut words = vec!["flood".to_owned(), name.to_owned(), rate.to_string()];
+        match way {
+            Way::Packets => words.push("packets".to_owned()),
+            Way::Frames {
+                device,
+                source,
+                gateway,
+            } => {
+                words.extend(["frames".to_owned(), device.clone()]);
+                words.extend([source, gateway].map(|address| hardware_text(*address)));
+            }
+            Way::Tap { .. } => bail!("a tenant has no tap"),
+        }
+        for (from, to) in pairs {
+            words.extend([from.to_string(), to.to_string()]);
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.ask(&words).map(drop)
+    }
+
+    /// What such a flood has sent so far.
+    pub(crate) fn flooded(&self, name: &str) -> anyhow::Result<Sent> {
+        sent(&self.ask(&["flooded", name])?)
+    }
+
+    /// Ends such a flood; what it has sent in all.
+    pub(crate) fn ebb(&self, name: &str) -> anyhow::Result<Sent> {
+        sent(&self.ask(&["ebb", name])?)
     }
 
     /// Opens a connection and keeps asking and reading.
@@ -307,6 +344,14 @@ impl Tenant {
     /// When it has ended.
     pub fn echoes(&self, name: &str) -> anyhow::Result<u64> {
         self.ask(&["echoes", name])?.parse().context("a number")
+    }
+
+    /// Closes such a connection; the answers that it got.
+    ///
+    /// # Errors
+    /// When it had ended before.
+    pub fn hush(&self, name: &str) -> anyhow::Result<u64> {
+        self.ask(&["hush", name])?.parse().context("a number")
     }
 
     fn attempt(&self, words: &[&str]) -> anyhow::Result<Attempt> {
@@ -333,4 +378,40 @@ impl Tenant {
             None => bail!("{}: the tenant ended", what()),
         }
     }
+}
+
+fn tally(text: &str) -> anyhow::Result<Tally> {
+    let mut words = text.split('\t');
+    let mut number = || -> anyhow::Result<u64> {
+        let word = words.next().context("a tally has three numbers")?;
+        word.parse().context("a number")
+    };
+    let [connected, refused, others] = [number()?, number()?, number()?];
+    let last_other = words.next().filter(|text| !text.is_empty());
+    Ok(Tally {
+        connected,
+        refused,
+        others,
+        last_other: last_other.map(Outcome::from),
+        ..Tally::default()
+    })
+}
+
+fn sent(text: &str) -> anyhow::Result<Sent> {
+    let mut words = text.splitn(3, '\t');
+    let mut number = || -> anyhow::Result<u64> {
+        let word = words.next().context("what was sent is two numbers")?;
+        word.parse().context("a number")
+    };
+    let [packets, unsent] = [number()?, number()?];
+    let trouble = words.next().filter(|text| !text.is_empty());
+    Ok(Sent {
+        packets,
+        unsent,
+        trouble: trouble.map(str::to_owned),
+    })
+}
+
+fn hardware_text([a, b, c, d, e, f]: Hardware) -> String {
+    format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
 }

@@ -30,7 +30,7 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    const fn new(v4: [u8; 4], v6: [u16; 8]) -> Self {
+    pub(crate) const fn new(v4: [u8; 4], v6: [u16; 8]) -> Self {
         let [a, b, c, d] = v4;
         let [s, t, u, v, w, x, y, z] = v6;
         Self {

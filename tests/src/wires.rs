@@ -34,8 +34,16 @@ impl Wires {
     /// # Errors
     /// When the kernel refuses, or nothing is forwarded before the deadline.
     pub fn new(host: &NetNs) -> anyhow::Result<Self> {
+        Self::with(host, Offload::None)
+    }
+
+    /// The same, the guest's tap with what QEMU sets up or without.
+    ///
+    /// # Errors
+    /// As [`Wires::new`].
+    pub fn with(host: &NetNs, offload: Offload) -> anyhow::Result<Self> {
         spare_bridges(host)?;
-        let mut guest = Tap::new(host, "tap101i0", Offload::None)?;
+        let mut guest = Tap::new(host, "tap101i0", offload)?;
         let mut far = Tap::new(host, "wire0", Offload::None)?;
         host.ip("link add br9 type bridge\nlink set br9 up")?;
         for port in ["tap101i0", "wire0"] {

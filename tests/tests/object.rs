@@ -10,6 +10,7 @@ use std::time::Duration;
 use aya::programs::{CgroupSkbAttachType, CgroupSockAddrAttachType, CgroupSockAttachType};
 use aya_obj::generated::bpf_map_type;
 use aya_obj::{Object, ProgramSection};
+use gate25::dataplane::Returns;
 use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
@@ -23,7 +24,8 @@ use gate25_common::names;
 use gate25_common::redirect::{
     Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, Redirected, SocketPeer,
 };
-use gate25_tests::Lab;
+use gate25_common::returns::ReturnCounters;
+use gate25_tests::{Lab, kernel_version};
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
@@ -250,6 +252,26 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
             ),
         ),
         (
+            names::MAP_RETURN_COUNTERS,
+            (
+                BPF_MAP_TYPE_PERCPU_ARRAY,
+                4,
+                size_of::<ReturnCounters>(),
+                1,
+                0,
+            ),
+        ),
+        (
+            names::MAP_RETURN_CUSTOMERS,
+            (
+                BPF_MAP_TYPE_PERCPU_HASH,
+                id,
+                size_of::<ReturnCounters>(),
+                MAX_CUSTOMERS,
+                NO_PREALLOC,
+            ),
+        ),
+        (
             names::MAP_EVENTS,
             (BPF_MAP_TYPE_RINGBUF, 0, 0, EVENTS_BYTES, 0),
         ),
@@ -283,6 +305,8 @@ fn licence_lets_the_kernel_lend_its_helpers() {
 fn programs_load_within_the_verifier_bound_whatever_the_settings() {
     let lab = Lab::for_test().expect("a lab");
     let namespace = lab.netns("verifier").expect("a namespace");
+    let max = max_processed();
+    let mut beyond = Vec::new();
     let run = || {
         for debug_lines in [DebugLines::Off, DebugLines::On] {
             for host in [HostMode::Policy, HostMode::Observe] {
@@ -293,6 +317,7 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                         host,
                         guard: Some(Mark::DEFAULT),
                         notice: Vec::new(),
+                        returns: Returns::Judged,
                         layout: skb::running_kernel().expect("the kernel describes its packets"),
                         debug_lines,
                         pins: None,
@@ -305,10 +330,9 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
                             continue; // Before 5.16 the kernel does not tell.
                         };
                         line += &format!(" {name} {processed}");
-                        assert!(
-                            processed < MAX_PROCESSED,
-                            "{name}: {processed} for {options:?}"
-                        );
+                        if processed >= max {
+                            beyond.push(format!("{name}: {processed} for {options:?}"));
+                        }
                     }
                     report(&line);
                 }
@@ -316,6 +340,15 @@ fn programs_load_within_the_verifier_bound_whatever_the_settings() {
         }
     };
     namespace.run(run).expect("the namespace is entered");
+    assert!(beyond.is_empty(), "more than {max}: {beyond:#?}");
+}
+
+/// Older verifiers take longer ways through the same program: the kernel's own limit is a million.
+fn max_processed() -> u32 {
+    match kernel_version().expect("the kernel's version") {
+        (..6, _) | (6, ..6) => 4 * MAX_PROCESSED,
+        _ => MAX_PROCESSED,
+    }
 }
 
 /// Only the ordinary one: aya-log's table has a definition that libbpf 1.0 no longer reads.

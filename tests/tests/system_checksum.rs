@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Offload, PolicyText, Tap, World};
+use gate25_tests::{Offload, PolicyText, Tap, Tried, World};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const NETWORK: usize = 14;
@@ -70,6 +70,9 @@ fn port_written_as_a_checksum_after_the_verdict_reaches_nobody() {
         .sum("gate25_malformed_total", &late);
     let accepted = accepted.iter().filter(|accepted| **accepted).count();
     assert_eq!(refused, Some(accepted as f64));
+    // What was accepted did not come out before the marker.
+    let what = "a checksum left to the host that turns into the port";
+    Tried::evasion(what, accepted as u64, 0).judge().unwrap();
 }
 
 /// Where the host is told to write a checksum, and from where it is counted.

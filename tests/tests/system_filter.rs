@@ -102,17 +102,33 @@ fn filter_adopted_by_the_next_start_is_never_away() {
     assert_eq!(filters.matches("gate25").count(), 1, "{filters}");
 }
 
-#[track_caller]
-fn start(world: &World) -> Agent {
-    let settings = Settings {
+#[test]
+fn redirection_without_tcx_is_a_refusal_and_status_says_so() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let policy = PolicyText::default()
+        .redirecting("mailers")
+        .customer_of("mailers", "c-1", "tap101i0");
+    let agent = world.agent_with(by_filter(), &policy).unwrap();
+    world.check_closed(&guest).unwrap();
+    let status = agent.command(&["status"]).unwrap();
+    assert!(status.out.contains("without tcx"), "{status:?}");
+}
+
+fn by_filter() -> Settings {
+    Settings {
         args: ["--attach", "filter"].map(str::to_owned).into(),
         ..Settings::default()
-    };
+    }
+}
+
+#[track_caller]
+fn start(world: &World) -> Agent {
     let policy = PolicyText::default()
         .customer("c-1", "tap101i0")
         .exempt("c-1")
         .customer("c-2", "tap102i0");
-    world.agent_with(settings, &policy).unwrap()
+    world.agent_with(by_filter(), &policy).unwrap()
 }
 
 /// What libvirt does for `<bandwidth>` (virNetDevBandwidthSet), without the policer, which not

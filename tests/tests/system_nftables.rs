@@ -21,7 +21,7 @@ const EXCHANGER: [fn() -> std::net::SocketAddr; 2] = [
 
 #[test]
 fn every_kind_of_guest_is_closed_opened_by_exemption_and_counted() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let links = [(101, "tap101i0"), (102, "tap102i0"), (103, "vnet103")];
     let kinds = [Link::BridgedTap, Link::BridgedVeth, Link::RoutedVeth];
     let guests: Vec<Guest> = links
@@ -63,8 +63,23 @@ fn every_kind_of_guest_is_closed_opened_by_exemption_and_counted() {
 }
 
 #[test]
+fn refusals_are_resets_exactly_where_the_kernel_gives_them_and_metrics_say_so() {
+    let world = World::for_nftables().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let agent = start(&world, &PolicyText::default());
+    world.check_closed(&guest).unwrap();
+    let metrics = agent.metrics().unwrap();
+    let resets = metrics.sum("gate25_backend_feature", &[("feature", "resets")]);
+    let expected = match world.refusal {
+        Outcome::Refused => 1.0,
+        _ => 0.0,
+    };
+    assert_eq!(resets, Some(expected));
+}
+
+#[test]
 fn profiles_drop_and_observe_and_a_guest_that_nobody_owns_is_refused() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let dropped = world.guest(101, "tap101i0").unwrap();
     let watched = world.guest(102, "tap102i0").unwrap();
     let nobodys = world.guest(103, "tap103i0").unwrap();
@@ -89,7 +104,7 @@ fn profiles_drop_and_observe_and_a_guest_that_nobody_owns_is_refused() {
 
 #[test]
 fn exemption_ends_on_time_with_the_agent_dead() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let mut agent = start(&world, &policy);
@@ -119,7 +134,7 @@ fn exemption_ends_on_time_with_the_agent_dead() {
 
 #[test]
 fn exemption_begins_when_it_should() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let wait = Duration::from_secs(4);
     let begins = Instant::now() + wait;
@@ -143,7 +158,7 @@ fn exemption_begins_when_it_should() {
 
 #[test]
 fn kill_restart_and_reload_open_nothing_and_keep_the_counters() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let mut agent = start(&world, &policy);
@@ -180,7 +195,7 @@ fn kill_restart_and_reload_open_nothing_and_keep_the_counters() {
 
 #[test]
 fn switch_between_backends_opens_nothing() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let mut agent = world.agent_with(settings("ebpf"), &policy).unwrap();
@@ -220,7 +235,7 @@ fn switch_between_backends_opens_nothing() {
 
 #[test]
 fn ruleset_that_others_flush_is_put_back_within_a_second() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = start(&world, &policy);
@@ -252,7 +267,7 @@ fn ruleset_that_others_flush_is_put_back_within_a_second() {
 
 #[test]
 fn host_without_ebpf_is_enforced_by_nftables_and_says_so() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let without = Settings {
         args: ["--bpffs", "/run/nowhere"].map(str::to_owned).into(),
@@ -281,7 +296,7 @@ fn host_without_ebpf_is_enforced_by_nftables_and_says_so() {
 
 #[test]
 fn container_is_judged_at_its_veth_and_its_root_is_said_to_be_without_programs() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let container = world
         .container("shop-1", &Network::own(104, "veth104i0"))
         .unwrap();
@@ -311,7 +326,7 @@ fn container_is_judged_at_its_veth_and_its_root_is_said_to_be_without_programs()
 
 #[test]
 fn missing_nft_is_said() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let host = &world.hosting.hypervisor;
     let without = Settings {
         env: vec![("PATH".to_owned(), "/nonexistent".to_owned())],
@@ -325,7 +340,7 @@ fn missing_nft_is_said() {
 
 #[test]
 fn table_of_somebody_else_is_said_and_left_alone() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let host = &world.hosting.hypervisor;
     host.exec("nft", &["add", "table", "netdev", "gate25"])
         .unwrap();

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 #[test]
 fn nft_knows_control_groups_by_nothing_but_their_path() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let host = &world.hosting.hypervisor;
     let cgroup = world.containers.root.child("shop-1").unwrap();
     let (path, id) = (path_for_nft(cgroup.dir()), cgroup.id().unwrap());
@@ -34,7 +34,7 @@ fn nft_knows_control_groups_by_nothing_but_their_path() {
 
 #[test]
 fn json_of_nft_has_no_level_of_control_groups() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let host = &world.hosting.hypervisor;
     assert!(nft(host, &json!({"table": table()})));
     let map = object("owners", json!({"type": "cgroupsv2", "map": "verdict"}));

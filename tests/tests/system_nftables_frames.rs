@@ -21,7 +21,7 @@ const AUTHENTICATION: u8 = 51;
 
 #[test]
 fn closed_guest_gets_no_guarded_packet_out_in_any_frame() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let _agent = start(&world, &policy);
@@ -37,7 +37,7 @@ fn closed_guest_gets_no_guarded_packet_out_in_any_frame() {
 
 #[test]
 fn exempt_guest_gets_out_all_that_can_be_looked_up() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default()
         .customer("c-1", "tap101i0")
@@ -55,7 +55,7 @@ fn exempt_guest_gets_out_all_that_can_be_looked_up() {
 
 #[test]
 fn what_is_not_guarded_passes_in_every_frame() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let _agent = start(&world, &PolicyText::default());
     for (name, frame) in others() {
@@ -66,7 +66,7 @@ fn what_is_not_guarded_passes_in_every_frame() {
 
 #[test]
 fn observed_guest_gets_everything_out() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default()
         .profile("watch", "observe", "reject")
@@ -84,7 +84,7 @@ fn observed_guest_gets_everything_out() {
 
 #[test]
 fn what_is_wrong_with_packets_is_counted_by_kind() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = start(&world, &policy);
@@ -117,7 +117,7 @@ fn what_is_wrong_with_packets_is_counted_by_kind() {
 
 #[test]
 fn allowlist_of_ipv4_holds_for_mapped_and_nat64_addresses_and_no_others() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let Wires { mut guest, mut far } = Wires::new(&world.hosting.hypervisor).unwrap();
     let [a, b, c, d] = SERVER_V4;
     let text = format!(

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Agent, Held, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings, World,
-    connect, poll, send,
+    Agent, Feature, Held, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings,
+    World, connect, poll, send,
 };
 use nix::sys::signal::Signal;
 
@@ -29,6 +29,9 @@ fn guest_behind_a_tap_is_told_the_notice_in_its_customers_name() {
 }
 
 fn told(link: Link) {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest_by(101, "tap101i0", link).unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
@@ -54,6 +57,9 @@ fn told(link: Link) {
 
 #[test]
 fn postfix_of_a_guest_bounces_with_its_customers_notice() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
@@ -121,6 +127,9 @@ fn container_is_told_the_notice() {
 
 #[test]
 fn guest_is_refused_where_nobody_tells_the_notice() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     // One connection at once, and nobody listens for IPv6.

@@ -2,37 +2,22 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-#[path = "restart/faults.rs"]
-mod faults;
+#[path = "faults/besieged.rs"]
+mod besieged;
 
 use std::time::Duration;
 
-use gate25_tests::{Agent, PolicyText, Siege, World, poll};
+use gate25_tests::{Accounts, Agent, Meter, PolicyText, Privileges, Settings, Trial, World, poll};
 use nix::sys::signal::Signal;
 
-use faults::{closed, killed_at_random_moments, killed_in_a_start, killed_in_an_apply, other};
+use besieged::{besieged, closed, either};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
-fn agent_killed_at_random_moments_lets_nothing_through_and_cuts_nothing() {
-    killed_at_random_moments(20);
-}
-
-#[test]
-fn start_killed_at_any_kernel_call_opens_nothing() {
-    killed_in_a_start(5);
-}
-
-#[test]
-fn apply_killed_at_any_kernel_call_opens_nothing() {
-    killed_in_an_apply(5);
-}
-
-#[test]
 fn restart_with_nothing_changed_writes_nothing() {
     let world = World::new().unwrap();
-    let _siege = Siege::prepare(&world).unwrap();
+    let _senders = Meter::prepare(&world).unwrap();
     let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
     let before = world.pinned_objects().unwrap();
     assert!(before.len() > 10, "{before:?}");
@@ -81,9 +66,14 @@ fn two_agents_started_at_once_leave_one() {
 #[test]
 fn pins_taken_away_while_the_agent_runs_come_back() {
     let world = World::new().unwrap();
-    let mut siege = Siege::prepare(&world).unwrap();
-    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
-    siege.attack(&world).unwrap();
+    let mut meter = Meter::prepare(&world).unwrap();
+    // Only root mounts; system_privileges.rs tells how it is without him.
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..world.settings()
+    };
+    let mut agent = world.agent_with(settings, &closed(&world)).unwrap();
+    meter.attack(&world, &agent).unwrap();
     let host = &world.hosting.hypervisor;
     host.exec("umount", &["--lazy", "/sys/fs/bpf"]).unwrap();
     poll("the pins to come back", LIMIT, || {
@@ -92,21 +82,28 @@ fn pins_taken_away_while_the_agent_runs_come_back() {
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     assert!(agent.log().contains("WARN"), "{}", agent.log());
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
     // They are worth as much as the first ones: the agent may end.
     agent.signal(Signal::SIGKILL).unwrap();
     agent.process().wait(LIMIT).unwrap();
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
     agent.restart().unwrap();
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
+    meter
+        .judge(
+            &agent,
+            Trial::Fault,
+            "bpf filesystem unmounted under the agent",
+            1,
+            Accounts::Customers,
+        )
+        .unwrap();
 }
 
 #[test]
 fn pins_of_another_layout_are_taken_over_without_a_gap() {
     let world = World::new().unwrap();
-    let mut siege = Siege::prepare(&world).unwrap();
-    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
-    siege.attack(&world).unwrap();
+    let (mut meter, mut agent) = besieged(&world);
     let before = refused(&agent);
     assert!(before > 0.0);
     agent.stop().unwrap();
@@ -114,27 +111,34 @@ fn pins_of_another_layout_are_taken_over_without_a_gap() {
     let host = &world.hosting.hypervisor;
     let own = "/sys/fs/bpf/gate25";
     age_pins(&world);
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
     agent.restart().unwrap();
     // What is counted means what it meant then.
     assert!(refused(&agent) >= before, "{before}: {}", agent.log());
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
     assert!(agent.log().contains("v1"), "{}", agent.log());
     let left = host.exec("ls", &[own]).unwrap();
     assert!(!left.split_whitespace().any(|name| name == "v1"), "{left}");
     assert!(world.pinned_objects().unwrap().len() > 10);
     agent
-        .apply_policy("policy.yaml", &other(&world).text())
+        .apply_policy("policy.yaml", &either(&world, 0).text())
         .unwrap();
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
+    meter
+        .judge(
+            &agent,
+            Trial::Fault,
+            "start on the pins of an earlier version",
+            1,
+            Accounts::Host,
+        )
+        .unwrap();
 }
 
 #[test]
 fn counters_of_another_form_begin_anew() {
     let world = World::new().unwrap();
-    let mut siege = Siege::prepare(&world).unwrap();
-    let mut agent = world.agent_with(world.settings(), &closed(&world)).unwrap();
-    siege.attack(&world).unwrap();
+    let (mut meter, mut agent) = besieged(&world);
     agent.stop().unwrap();
     age_pins(&world);
     let host = &world.hosting.hypervisor;
@@ -145,10 +149,19 @@ fn counters_of_another_form_begin_anew() {
     let create: Vec<&str> = create.into_iter().chain(form.split(' ')).collect();
     host.exec("bpftool", &create).unwrap();
     agent.restart().unwrap();
-    siege.check(&world).unwrap();
+    meter.check().unwrap();
     let log = agent.log();
     assert!(log.contains("CUSTOMER_COUNT"), "{log}");
     assert!(!log.contains("HOST_COUNTERS"), "{log}");
+    meter
+        .judge(
+            &agent,
+            Trial::Fault,
+            "start on counters of another form",
+            1,
+            Accounts::AtMost,
+        )
+        .unwrap();
 }
 
 #[test]

@@ -4,7 +4,10 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use gate25_tests::{Agent, Container, Hosting, Network, Outcome, PolicyText, World, after, poll};
+use gate25_tests::{
+    Agent, Container, Hosting, Network, Outcome, PolicyText, Privileges, Settings, World, after,
+    poll,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 /// Connections that nobody uses are looked for.
@@ -141,7 +144,12 @@ fn container_moved_to_another_owner_loses_its_connections() {
 fn scene(network: &Network) -> (World, Agent, Container) {
     let world = World::new().unwrap();
     let policy = revoked(&world).exempt("c-1");
-    let agent = world.agent_with(world.settings(), &policy).unwrap();
+    // Networks of their own are entered, which takes more than the agent needs otherwise.
+    let settings = Settings {
+        privileges: Privileges::and(&["sys_admin", "sys_ptrace"]),
+        ..world.settings()
+    };
+    let agent = world.agent_with(settings, &policy).unwrap();
     let container = world.container("free", network).unwrap();
     world.wait_free(&container.tenant).unwrap();
     (world, agent, container)

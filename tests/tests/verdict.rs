@@ -18,5 +18,6 @@ mod verdict {
     mod random;
     mod redirect;
     mod reset;
+    mod returns;
     mod table;
 }

@@ -38,6 +38,23 @@ impl Count {
         self.skipped += skipped;
     }
 
+    /// What could not be run.
+    pub(crate) fn failure() -> Self {
+        Self {
+            failed: 1,
+            ..Self::default()
+        }
+    }
+
+    /// Shows the tests that noted that they were skipped, a line each. libtest took them for passed.
+    pub(crate) fn skip(&mut self, noted: &str) {
+        for line in noted.lines() {
+            println!("skipped: {line}");
+            self.passed = self.passed.saturating_sub(1);
+            self.skipped += 1;
+        }
+    }
+
     pub(crate) fn total(self) -> u32 {
         let Self {
             passed,
@@ -91,6 +108,21 @@ pub(crate) fn build() -> anyhow::Result<PathBuf> {
         .with_context(|| format!("no {} was built", binary.display()))
 }
 
+/// How many tests a `cargo test` with `-- --list` lists.
+pub(crate) fn listed_tests(mut command: Command) -> anyhow::Result<u64> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("start cargo")?;
+    if !output.status.success() {
+        bail!("list the tests: {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let tests = text.lines().filter(|line| line.ends_with(": test"));
+    Ok(tests.count() as u64)
+}
+
 /// Runs `cargo test`, showing its output, and counts what libtest reports.
 ///
 /// A run that fails without a failed test (it does not compile, it was killed) counts as one.
@@ -124,8 +156,23 @@ pub(crate) fn count_tests(mut command: Command, limit: Duration) -> anyhow::Resu
     Ok(count)
 }
 
+/// The last line of a command's output.
+pub(crate) fn closing_line(count: Count) -> String {
+    let Count {
+        passed,
+        failed,
+        skipped,
+    } = count;
+    let skips = if skipped == 0 {
+        String::new()
+    } else {
+        format!(", {skipped} skipped")
+    };
+    format!("{passed} passed, {failed} failed{skips}")
+}
+
 /// Reads libtest's `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
-fn summary(line: &str) -> Option<Count> {
+pub(crate) fn summary(line: &str) -> Option<Count> {
     let rest = line.strip_prefix("test result: ")?;
     let (_, rest) = rest.split_once(". ")?;
     let mut values = BTreeMap::new();
@@ -217,6 +264,32 @@ mod tests {
             })
         );
         assert_eq!(summary("test result_is_ok ... ok"), None);
+    }
+
+    #[test]
+    fn closing_line_without_skips_has_two_numbers() {
+        let count = Count {
+            passed: 12,
+            failed: 0,
+            skipped: 0,
+        };
+        assert_eq!(closing_line(count), "12 passed, 0 failed");
+        let count = Count {
+            passed: 12,
+            failed: 1,
+            skipped: 2,
+        };
+        assert_eq!(closing_line(count), "12 passed, 1 failed, 2 skipped");
+    }
+
+    #[test]
+    fn skip_takes_noted_tests_from_those_that_passed() {
+        let mut count = Count {
+            passed: 3,
+            ..Count::default()
+        };
+        count.skip("a_test: no tcx before Linux 6.6\n");
+        assert_eq!((count.passed, count.skipped), (2, 1));
     }
 
     #[test]

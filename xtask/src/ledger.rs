@@ -9,12 +9,10 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::cargo::{root, target};
+use crate::cargo::target;
 
 /// The document that holds the table.
-const DOCUMENT: &str = "tests/LEAKS.md";
-const BEGIN: &str = "<!-- table: begin -->\n";
-const END: &str = "<!-- table: end -->\n";
+pub(crate) const DOCUMENT: &str = "tests/LEAKS.md";
 
 /// What tests write down while a command runs them.
 #[derive(Debug)]
@@ -50,21 +48,6 @@ impl Ledger {
         let sums = add_up(&text)?;
         Ok((!sums.is_empty()).then(|| markdown(&sums)))
     }
-}
-
-/// Puts a table into the document, in place of the one that is there.
-pub(crate) fn publish(table: &str) -> anyhow::Result<()> {
-    let path = root().join(DOCUMENT);
-    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let new =
-        replace(&text, table).with_context(|| format!("no marks of a table in {DOCUMENT}"))?;
-    fs::write(&path, new).with_context(|| format!("write {}", path.display()))
-}
-
-fn replace(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
 fn add_up(text: &str) -> anyhow::Result<BTreeMap<(&str, &str), Sums>> {
@@ -135,15 +118,5 @@ mod tests {
     #[test]
     fn add_up_of_a_torn_line_is_an_error() {
         assert!(add_up("fault\tkill -9\t2\n").is_err());
-    }
-
-    #[test]
-    fn replace_keeps_what_is_around_the_table() {
-        let text = format!("# T\n\n{BEGIN}old\n{END}\nend\n");
-        assert_eq!(
-            replace(&text, "new\n").unwrap(),
-            format!("# T\n\n{BEGIN}new\n{END}\nend\n")
-        );
-        assert_eq!(replace("no marks", "new\n"), None);
     }
 }

@@ -95,7 +95,10 @@ fn shell_lints() -> Option<Command> {
         "xtask/x".into(),
         ".ci/run".into(),
         "tests/src/cleanup.sh".into(),
-        "tests/src/init.sh".into(),
+        "tests/src/vm/init.sh".into(),
+        "tests/src/vm/guest.sh".into(),
+        "tests/src/vm/testbed.sh".into(),
+        "tests/src/vm/commands.sh".into(),
     ];
     collect_scripts(&root().join("deploy"), &mut scripts);
     let found = Command::new("shellcheck")

@@ -5,12 +5,18 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod binaries;
+mod builds;
 mod cargo;
 mod demo;
+mod document;
+mod kernels;
 mod ledger;
 mod lint;
+mod soak;
 mod table;
 mod test;
+mod vm;
 
 /// gate25's developer commands.
 #[derive(Debug, Parser)]
@@ -28,6 +34,10 @@ enum Command {
     Demo(demo::Options),
     /// Run the tests, quick tiers first.
     Test(test::Options),
+    /// Run the tests on other kernels, in virtual machines without KVM.
+    Vm(vm::Options),
+    /// Repeat the faults under the leak meter until the time is up.
+    Soak(soak::Options),
     /// Check format, lints and shell scripts: the first tier of `test`.
     Lint,
     /// Connect as told, inside a container.
@@ -49,6 +59,8 @@ fn main() -> ExitCode {
         }),
         Command::Demo(options) => demo::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Vm(options) => vm::run(&options),
+        Command::Soak(options) => soak::run(&options),
         Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
         Command::Tenant { args } => gate25_tests::tenant(&args).map(|()| ExitCode::SUCCESS),
         Command::Pump => gate25_tests::pump_stdio().map(|()| ExitCode::SUCCESS),

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     process::{Command, ExitCode},
     time::Instant,
 };
@@ -11,23 +10,26 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 
 use crate::{
-    cargo::{self, Count, LIMIT, cargo, count_tests, root, target},
+    binaries, builds,
+    cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
+    document,
+    kernels::{self, Series},
     ledger::{self, Ledger},
-    lint,
+    lint, vm,
 };
 
 /// What to run.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Only these tiers; all but the slow one when none is named.
+    /// Only these tiers; all but the slow one and the matrix when none is named.
     tiers: Vec<Tier>,
-    /// The slow tier too.
+    /// The slow tier and the matrix of kernels, too.
     #[arg(long)]
     full: bool,
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md.
+    /// Put the tables of the run into tests/LEAKS.md and, with the matrix, tests/KERNELS.md.
     #[arg(long)]
     publish: bool,
 }
@@ -56,6 +58,8 @@ pub(crate) enum Tier {
     System,
     /// What takes minutes.
     Slow,
+    /// The object, verdict and system tiers on other kernels, under QEMU.
+    Matrix,
 }
 
 impl Tier {
@@ -68,6 +72,7 @@ impl Tier {
             Self::Verdict => "verdict",
             Self::System => "system",
             Self::Slow => "slow",
+            Self::Matrix => "matrix",
         }
     }
 }
@@ -77,7 +82,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ledger = Ledger::begin()?;
     let chosen = |tier: &Tier| {
         if options.tiers.is_empty() {
-            *tier != Tier::Slow || options.full
+            options.full || !matches!(tier, Tier::Slow | Tier::Matrix)
         } else {
             options.tiers.contains(tier)
         }
@@ -100,7 +105,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(table) = ledger.table()? {
         println!("{table}");
         if options.publish {
-            ledger::publish(&table)?;
+            document::publish(ledger::DOCUMENT, &table)?;
         }
     }
     for line in lines {
@@ -114,20 +119,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn closing_line(count: Count) -> String {
-    let Count {
-        passed,
-        failed,
-        skipped,
-    } = count;
-    let skips = if skipped == 0 {
-        String::new()
-    } else {
-        format!(", {skipped} skipped")
-    };
-    format!("{passed} passed, {failed} failed{skips}")
-}
-
 /// A tier that cannot be run, or runs nothing, has failed.
 fn tier_result(tier: Tier, options: &Options, ledger: &Ledger) -> Count {
     let result = run_tier(tier, options, ledger).and_then(|count| {
@@ -138,10 +129,7 @@ fn tier_result(tier: Tier, options: &Options, ledger: &Ledger) -> Count {
     });
     result.unwrap_or_else(|error| {
         println!("FAILED: {error:#}");
-        Count {
-            failed: 1,
-            ..Count::default()
-        }
+        Count::failure()
     })
 }
 
@@ -151,6 +139,10 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
         Tier::Unit => unit(options),
         Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => {
             root_tests(tier, options, ledger)
+        }
+        Tier::Matrix => {
+            let asked = vm::Options::of_all(options.filter.clone(), options.publish);
+            vm::matrix(&asked, ledger)
         }
     }
 }
@@ -179,11 +171,13 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
     if !nix::unistd::geteuid().is_root() {
         bail!("the tier {} needs root", tier.prefix());
     }
-    let targets = targets(tier)?;
+    let targets = binaries::targets(tier.prefix())?;
     let agent = cargo::build()?;
     let mut command = cargo("test");
     command.args(["--package", "gate25-tests", "--no-fail-fast"]);
     if tier == Tier::System {
+        // For the virtual machine that is a guest.
+        kernels::provide(Series::V6_1)?;
         // The agent's own tests against the kernel, each in a namespace of its own.
         command.args(["--package", "gate25", "--test", "root"]);
         command.args(["--features", "gate25-tests/root,gate25/root-tests"]);
@@ -200,15 +194,13 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
         .env("GATE25_SKIPS", &skips)
         .env("GATE25_LEDGER", ledger.path());
     command.env("GATE25_BIN", agent);
+    if tier == Tier::Slow {
+        command.env("GATE25_BUILDS", builds::make()?);
+    }
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
     let mut count = count_tests(command, LIMIT)?;
-    let noted = fs::read_to_string(&skips).context("read the skips")?;
-    for line in noted.lines() {
-        println!("skipped: {line}");
-        count.passed = count.passed.saturating_sub(1);
-        count.skipped += 1;
-    }
+    count.skip(&fs::read_to_string(&skips).context("read the skips")?);
     Ok(count)
 }
 
@@ -217,49 +209,6 @@ fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
         Tier::System => drop(command.arg("--test-threads=2")),
         Tier::Slow => drop(command.arg("--test-threads=1")),
-        Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict => {}
-    }
-}
-
-fn targets(tier: Tier) -> anyhow::Result<Vec<String>> {
-    let dir = root().join("tests/tests");
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry
-            .with_context(|| format!("read {}", dir.display()))?
-            .path();
-        names.extend(target_name(&path).filter(|name| name.starts_with(tier.prefix())));
-    }
-    names.sort();
-    if names.is_empty() {
-        bail!("no file {}/{}*.rs", dir.display(), tier.prefix());
-    }
-    Ok(names)
-}
-
-fn target_name(path: &Path) -> Option<String> {
-    let is_rust = path.extension().is_some_and(|extension| extension == "rs");
-    let stem = path.file_stem()?.to_str()?;
-    is_rust.then(|| stem.to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn closing_line_without_skips_has_two_numbers() {
-        let count = Count {
-            passed: 12,
-            failed: 0,
-            skipped: 0,
-        };
-        assert_eq!(closing_line(count), "12 passed, 0 failed");
-        let count = Count {
-            passed: 12,
-            failed: 1,
-            skipped: 2,
-        };
-        assert_eq!(closing_line(count), "12 passed, 1 failed, 2 skipped");
+        Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict | Tier::Matrix => {}
     }
 }

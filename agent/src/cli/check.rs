@@ -14,6 +14,7 @@ use crate::json;
 use crate::policy::Policy;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::settings::Missing;
+use crate::trust::Trust;
 
 /// The set is valid.
 const OK: u8 = 0;
@@ -112,7 +113,7 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> Report {
         ..Findings::default()
     };
     if dir.is_none() {
-        match files::settings(surroundings.config, surroundings.missing) {
+        match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody) {
             Ok(loaded) => {
                 findings.directory = Some(loaded.settings.policy_dir);
                 findings.diagnostics.extend(loaded.warnings);

@@ -16,6 +16,7 @@ use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, escape};
 use crate::json;
 use crate::settings::{Missing, Settings};
+use crate::trust::Trust;
 
 /// Invalid, refused, or not enforcing.
 pub(super) const FAILED: u8 = 1;
@@ -78,7 +79,7 @@ impl Console<'_> {
         reader: Reader,
         surroundings: &Surroundings<'_>,
     ) -> io::Result<Result<Settings, ExitCode>> {
-        match files::settings(surroundings.config, surroundings.missing) {
+        match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody) {
             Ok(loaded) => Ok(Ok(loaded.settings)),
             Err(diagnostics) => self
                 .refuse(reader, surroundings.colour, &diagnostics)

@@ -20,6 +20,7 @@ use crate::json;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::policy::scalar::Time;
 use crate::settings::Missing;
+use crate::trust::Trust;
 use crate::yaml::read::Scalar as _;
 use crate::yaml::tree::Style;
 pub use text::Layout;
@@ -116,7 +117,8 @@ pub fn run(
     out: &mut dyn Write,
     complaints: &mut dyn Write,
 ) -> io::Result<ExitCode> {
-    let settings = match files::settings(surroundings.config, surroundings.missing) {
+    let settings = match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody)
+    {
         Ok(loaded) => loaded.settings,
         Err(diagnostics) => return refuse(args, &diagnostics, surroundings.colour, out),
     };

@@ -2,12 +2,14 @@
 //! path an editor finds.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, Location};
 use crate::policy::Policy;
 use crate::policy::directory;
 use crate::policy::loader::{Circumstances, Loader, SetHash};
 use crate::settings::{self, Missing, SettingsError};
+use crate::trust::Trust;
 
 /// What reading a policy directory came to.
 #[derive(Debug, Default)]
@@ -22,20 +24,21 @@ pub(super) struct Set {
     pub(super) diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads the settings of this host.
+/// Reads the settings of this host, as written by those whom `trust` names.
 ///
 /// # Errors
 /// Everything that is wrong with them.
 pub(super) fn settings(
     config: &Path,
     missing: Missing,
+    trust: &Trust,
 ) -> Result<settings::Loaded, Vec<Diagnostic>> {
-    settings::read(config, missing).map_err(settings_failure)
+    settings::read(config, missing, trust).map_err(|error| settings_failure(config, error))
 }
 
 /// Reads the policy set in `dir`.
 pub(super) fn policy(dir: &Path, circumstances: &Circumstances) -> Set {
-    let contents = match directory::read(dir) {
+    let contents = match directory::read(dir, &Trust::Anybody) {
         Ok(contents) => contents,
         Err(error) => {
             return Set {
@@ -57,9 +60,14 @@ pub(super) fn policy(dir: &Path, circumstances: &Circumstances) -> Set {
     }
 }
 
-fn settings_failure(error: SettingsError) -> Vec<Diagnostic> {
+fn settings_failure(config: &Path, error: SettingsError) -> Vec<Diagnostic> {
     match error {
         SettingsError::Io { path, source } => vec![Diagnostic::unreadable(&path, &source)],
+        SettingsError::Exposed(error) => vec![Diagnostic::error(
+            "exposed",
+            Location::whole(&Arc::from(config)),
+            error.to_string(),
+        )],
         SettingsError::Invalid {
             path: _,
             diagnostics,

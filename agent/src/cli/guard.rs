@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use crate::cli::console::{Console, Surroundings};
 use crate::cli::files;
 use crate::guard::Guard;
+use crate::trust::Trust;
 
 /// Shows the guard: an nftables ruleset that closes guests' ports while no program does
 #[derive(Debug, Clone, clap::Args)]
@@ -25,7 +26,8 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let Args { print: _required } = args;
-    let settings = match files::settings(surroundings.config, surroundings.missing) {
+    let settings = match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody)
+    {
         Ok(loaded) => loaded.settings,
         Err(diagnostics) => return console.refuse_beside(surroundings.colour, &diagnostics),
     };

@@ -9,7 +9,9 @@ use std::process::ExitCode;
 
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::control::client::Client;
-use crate::control::messages::{Mode, NoticeListener, Reloads, RunningPolicy, State, Status, Term};
+use crate::control::messages::{
+    Mode, NoticeListener, Reloads, Returns, RunningPolicy, State, Status, Term,
+};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 
 /// Says whether this host enforces, and why not
@@ -70,6 +72,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         policy,
         workloads,
         cgroup_roots,
+        returns,
         reload,
         repairs,
         guard_repairs,
@@ -105,6 +108,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         lines.push(line("workloads", format!("{}: {states}", kind.as_str())));
     }
     lines.push(line("cgroup roots", cgroup_roots.to_string()));
+    lines.push(line("returns", returned(returns)));
     lines.push(line("reload", last(reload)));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("guard repairs", guard_repairs.to_string()));
@@ -184,6 +188,21 @@ fn listening(listener: &NoticeListener) -> String {
         (true, _) => format!("listening on {address}"),
         (false, Some(error)) => format!("not listening on {address}: {error}"),
         (false, None) => format!("not listening on {address} yet"),
+    }
+}
+
+fn returned(
+    Returns {
+        interfaces,
+        packets,
+    }: &Returns,
+) -> String {
+    match interfaces {
+        0 => "not judged".to_owned(),
+        interfaces => format!(
+            "judged on {interfaces} interfaces: {}",
+            attempts(packets.as_ref())
+        ),
     }
 }
 

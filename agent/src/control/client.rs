@@ -11,13 +11,15 @@ use axum::http::header::{CONTENT_TYPE, HOST};
 use axum::http::{Method, Request, StatusCode};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::messages::{
-    Customers, Exemptions, Failure, Policy, Reload, ReloadRequest, Status, Workloads,
+    Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status, Workloads,
 };
 
 /// Longer than the agent takes to say that it is busy.
@@ -39,8 +41,8 @@ pub enum ClientError {
         source: io::Error,
     },
     /// It did not answer in time.
-    #[error("the agent did not answer in {PATIENCE:?}")]
-    Slow,
+    #[error("the agent did not answer in {0:?}")]
+    Slow(Duration),
     /// It is there but does not get to it.
     #[error("{0}")]
     Busy(String),
@@ -69,7 +71,7 @@ impl ClientError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Slow | Self::Busy(_) => true,
+            Self::Unreachable { .. } | Self::Slow(_) | Self::Busy(_) => true,
             Self::Refused(_)
             | Self::Http(_)
             | Self::Answer(_)
@@ -94,7 +96,7 @@ impl ClientError {
     pub fn is_nobody(&self) -> bool {
         match self {
             Self::Unreachable { path: _, source } => is_nobody(source),
-            Self::Slow
+            Self::Slow(_)
             | Self::Busy(_)
             | Self::Refused(_)
             | Self::Http(_)
@@ -118,6 +120,7 @@ fn is_nobody(error: &io::Error) -> bool {
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
+    patience: Duration,
 }
 
 impl Client {
@@ -126,7 +129,24 @@ impl Client {
     pub fn new(socket: &Path) -> Self {
         Self {
             socket: socket.to_owned(),
+            patience: PATIENCE,
         }
+    }
+
+    /// The same for callers that wait no longer than this for an answer.
+    #[must_use]
+    pub fn patient(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The process that serves the socket.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn process(&self) -> io::Result<u32> {
+        let socket = std::os::unix::net::UnixStream::connect(&self.socket)?;
+        let credentials = getsockopt(&socket, PeerCredentials)?;
+        u32::try_from(credentials.pid()).map_err(io::Error::other)
     }
 
     /// Whether anybody serves the socket, whether he answers or not.
@@ -165,6 +185,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn exemptions(&self) -> Result<Exemptions, ClientError> {
         self.get("/v1/exemptions")
+    }
+
+    /// What it found wrong with the coverage of workloads when it last looked.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn findings(&self) -> Result<Findings, ClientError> {
+        self.get("/v1/findings")
     }
 
     /// The running set.
@@ -221,8 +249,8 @@ impl Client {
             .build()
             .map_err(ClientError::Runtime)?;
         let (status, body) = runtime
-            .block_on(async { timeout(PATIENCE, self.exchange(request)).await })
-            .map_err(|_elapsed| ClientError::Slow)??;
+            .block_on(async { timeout(self.patience, self.exchange(request)).await })
+            .map_err(|_elapsed| ClientError::Slow(self.patience))??;
         if status.is_success() {
             return Ok(serde_json::from_slice(&body)?);
         }

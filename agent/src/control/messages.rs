@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::doctor::Finding;
+
 /// Who tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -46,6 +48,8 @@ pub struct Status {
     pub workloads: BTreeMap<Kind, BTreeMap<State, u64>>,
     /// Cgroups whose programs judge all below them.
     pub cgroup_roots: u64,
+    /// Packets that come back to guests from guarded ports.
+    pub returns: Returns,
     /// Attempts to load the files.
     pub reload: Reloads,
     /// Times that somebody else's change was put right.
@@ -83,6 +87,15 @@ pub struct Backend {
     pub reason: String,
     /// How programs are attached to interfaces.
     pub hook: String,
+}
+
+/// Packets that come back to guests from guarded ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returns {
+    /// Interfaces on which they are judged; none unless `block_return` is on.
+    pub interfaces: u64,
+    /// How many there were, by what became of them; none where the kernel does not tell.
+    pub packets: Option<BTreeMap<String, u64>>,
 }
 
 /// An address of the SMTP notice.
@@ -310,6 +323,15 @@ pub struct Exemption {
     pub starts: Option<Timestamp>,
     /// First moment at which it holds no longer.
     pub expires: Timestamp,
+}
+
+/// What the agent found wrong with the coverage of workloads: `GET /v1/findings`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Findings {
+    /// When it last looked; none before the first time.
+    pub looked: Option<Timestamp>,
+    /// Errors first.
+    pub findings: Vec<Finding>,
 }
 
 /// The running set: `GET /v1/policy`.

@@ -36,6 +36,7 @@ pub(super) fn router(agent: Agent, reply: Duration) -> Router {
         .route("/v1/workloads", get(workloads).fallback(refuse))
         .route("/v1/customers", get(customers).fallback(refuse))
         .route("/v1/exemptions", get(exemptions).fallback(refuse))
+        .route("/v1/findings", get(findings).fallback(refuse))
         .route("/v1/policy", get(policy).fallback(refuse))
         .route("/v1/reload", post(reload).fallback(refuse))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing here") })
@@ -47,7 +48,8 @@ async fn status(State(desk): State<Desk>) -> Response {
         status, constants, ..
     } = desk.agent.clone();
     let now = Timestamp::now();
-    match figures(&desk.agent, |figures| figures.host()).await {
+    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?));
+    match figures(&desk.agent, read).await {
         Ok(counters) => success(&view::status(
             status.get(),
             &constants,
@@ -83,6 +85,10 @@ async fn customers(State(desk): State<Desk>) -> Response {
 async fn exemptions(State(desk): State<Desk>) -> Response {
     let status = desk.agent.status.get();
     success(&view::exemptions(&status.policy, Timestamp::now()))
+}
+
+async fn findings(State(desk): State<Desk>) -> Response {
+    success(&desk.agent.status.read(view::findings))
 }
 
 async fn policy(State(desk): State<Desk>) -> Response {

@@ -88,9 +88,7 @@ impl Socket {
         let nursery = Nursery::new(folder.join(nursery))?;
         let young = nursery.0.join("s");
         let listener = UnixListener::bind(&young).map_err(failed("bind", path))?;
-        if let Some(group) = group {
-            chown(&young, None, Some(group)).map_err(failed("give to its group", path))?;
-        }
+        let group = group.map_or(Ok(None), |group| give(&young, group, path))?;
         let mode = group.map_or(OWNER_MODE, |_| GROUP_MODE);
         let permissions = Permissions::from_mode(mode);
         fs::set_permissions(&young, permissions).map_err(failed("set the mode of", path))?;
@@ -191,6 +189,21 @@ pub(super) fn is_served(path: &Path) -> bool {
         connect(socket.as_raw_fd(), &address)
     });
     !matches!(connected, Err(Errno::ENOENT | Errno::ECONNREFUSED))
+}
+
+/// Gives the socket to the group, if this user may: to one that he is in, or with `CAP_CHOWN`.
+fn give(socket: &Path, group: u32, path: &Path) -> Result<Option<u32>, SocketError> {
+    match chown(socket, None, Some(group)) {
+        Ok(()) => Ok(Some(group)),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            warn!(
+                group,
+                "the agent's user is not a member of the group: only root may use the socket"
+            );
+            Ok(None)
+        }
+        Err(error) => Err(failed("give to its group", path)(error)),
+    }
 }
 
 fn find_group(name: &str) -> Option<u32> {

@@ -6,12 +6,13 @@ use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters};
 use gate25_common::decide::{Reason, Verdict};
+use gate25_common::returns::{Fate, ReturnCounters};
 use jiff::Timestamp;
 
 use super::messages::{
-    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Kind, Mode,
-    NoticeListener, Policy, Reload, Reloads, RunningPolicy, State, Status, Teller, Term, Workload,
-    Workloads,
+    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
+    Mode, NoticeListener, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status, Teller,
+    Term, Workload, Workloads,
 };
 use super::{Constants, ReloadOutcome};
 use crate::diagnostic::terminal::{Colour, render};
@@ -32,11 +33,20 @@ const VERDICTS: [Verdict; 6] = [
     Verdict::Notice,
 ];
 
+/// What the agent found wrong with the coverage of workloads.
+pub(super) fn findings(status: &status::Status) -> Findings {
+    let status::Examined { looked, findings } = &status.examined;
+    Findings {
+        looked: *looked,
+        findings: findings.clone(),
+    }
+}
+
 /// How the agent is.
 pub(super) fn status(
     status: status::Status,
     constants: &Constants,
-    counters: Option<&HostCounters>,
+    counters: Option<&(HostCounters, ReturnCounters)>,
     now: Timestamp,
 ) -> Status {
     let status::Status {
@@ -53,9 +63,11 @@ pub(super) fn status(
         guard_repairs,
         entries,
         roots,
+        returns,
         notice,
         problems,
         warnings,
+        examined: _,
     } = status;
     let Constants {
         host,
@@ -87,6 +99,10 @@ pub(super) fn status(
         },
         workloads: counts(&workloads),
         cgroup_roots: roots as u64,
+        returns: Returns {
+            interfaces: returns as u64,
+            packets: counters.map(|(_, returns)| fates(returns)),
+        },
         reload: Reloads {
             attempts: reloads,
             failures: reload_failures,
@@ -96,7 +112,7 @@ pub(super) fn status(
         repairs,
         guard_repairs,
         tables: tables(&entries),
-        connections: counters.map(host_connections),
+        connections: counters.map(|(host, _)| host_connections(host)),
         notice: notice.into_iter().map(listener).collect(),
         problems,
         warnings,
@@ -307,6 +323,12 @@ pub(crate) fn host_connections(counters: &HostCounters) -> BTreeMap<String, u64>
         (verdict.as_str().to_owned(), reasons.sum())
     };
     VERDICTS.map(all).into()
+}
+
+/// Packets that came back, by what became of them.
+fn fates(counters: &ReturnCounters) -> BTreeMap<String, u64> {
+    let all = |fate: Fate| (fate.as_str().to_owned(), counters.of(fate));
+    Fate::ALL.map(all).into()
 }
 
 /// Connection attempts of a customer by verdict.

@@ -4,7 +4,7 @@ use gate25_common::decide::HostMode;
 use gate25_common::packet::{ETHERTYPES_OF_TAGS, PROTOCOL_LLC};
 use nftables::batch::Batch;
 use nftables::expr::{
-    BinaryOperation, Expression, Exthdr, Meta, MetaKey, NamedExpression, Payload, PayloadBase,
+    BinaryOperation, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadBase,
     PayloadField, PayloadRaw, SetItem,
 };
 use nftables::schema::{Chain, FlushObject, NfCmd, NfListObject, Nftables, Rule, Table};
@@ -26,7 +26,18 @@ const FRAGMENT_OFFSET: u32 = 0x1fff;
 const SNAP_ETHERTYPE: u32 = 48;
 const ETHERTYPES_OF_IP: [u16; 2] = [0x0800, 0x86dd];
 const PROTOCOL_TCP: u32 = 6;
+const PROTOCOL_FRAGMENT: u32 = 44;
 const PROTOCOL_AH: u32 = 51;
+const IPV6_HEADER: u32 = 40;
+/// Where an IPv6 header tells the next one, in bits.
+const IPV6_NEXT: u32 = 48;
+const IPV6_FRAGMENT_OFFSET: u32 = 0xfff8;
+/// IPv6 headers behind which TCP may follow.
+const EXTENSIONS: [u16; 8] = [0, 43, 44, 51, 60, 135, 139, 140];
+/// Those of them that a guest's ordinary TCP may have, with their length in the second byte.
+const EXTENSIONS_OF_OPTIONS: [u16; 3] = [0, 43, 60];
+/// Longest of these that is looked behind, in units of 8 bytes beyond the first.
+const LONGEST_OPTIONS: u32 = 7;
 /// Longest authentication header that is looked behind, as its length field has it: 32-bit words
 /// less two. 64 bytes of check value (HMAC-SHA-512) and the fixed 12 are 17.
 const LONGEST_AH: u32 = 17;
@@ -35,6 +46,7 @@ const ENTRY: &str = "prerouting";
 const GUEST: &str = "guest";
 const ENCAPSULATED: &str = "encapsulated";
 const AUTHENTICATED: &str = "authenticated";
+const V6: &str = "v6";
 
 /// The chains stay while their rules change at once. Were they exchanged too, the kernel would have
 /// both guards hooked for a moment: the old one takes the bit off, and the new one stops the packet.
@@ -68,7 +80,7 @@ fn remove(batch: &mut Batch<'static>) {
 fn fill(batch: &mut Batch<'static>, guard: &Guard) {
     for family in FAMILIES {
         batch.add(table(family));
-        let inner = [AUTHENTICATED, ENCAPSULATED, GUEST].map(|name| chain(family, name));
+        let inner = [AUTHENTICATED, ENCAPSULATED, V6, GUEST].map(|name| chain(family, name));
         for chain in inner.into_iter().chain([entry(family)]) {
             batch.add(NfListObject::Chain(chain.clone()));
             batch.add_cmd(NfCmd::Flush(FlushObject::Chain(chain)));
@@ -86,6 +98,7 @@ fn fill(batch: &mut Batch<'static>, guard: &Guard) {
         };
         add(AUTHENTICATED, authenticated(guard));
         add(ENCAPSULATED, encapsulated(guard));
+        add(V6, v6(guard));
         add(GUEST, guest(guard));
         add(ENTRY, interfaces(guard));
     }
@@ -141,25 +154,18 @@ fn guest(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
             equal(protocol(), Expression::Number(PROTOCOL_LLC.into())),
             jump(ENCAPSULATED),
         ],
-        vec![unequal(protocol(), any_word(&["ip", "ip6"])), RETURN],
+        vec![
+            equal(protocol(), text("ip6")),
+            Statement::Goto(JumpTarget { target: V6.into() }),
+        ],
+        vec![unequal(protocol(), text("ip")), RETURN],
         // IPv4 tells its protocol even where a length is wrong.
         vec![
-            equal(protocol(), text("ip")),
             unequal(field("ip", "protocol"), any_word(&["tcp", "ah"])),
             RETURN,
         ],
-        vec![
-            equal(protocol(), text("ip6")),
-            unequal(meta(MetaKey::L4proto), any_word(&["tcp", "ah"])),
-            RETURN,
-        ],
         // Later fragments have no port; one at offset 1 could rewrite the flags.
-        vec![equal(protocol(), text("ip")), at_least(offset, 2), RETURN],
-        vec![
-            equal(protocol(), text("ip6")),
-            at_least(fragment_offset(), 2),
-            RETURN,
-        ],
+        vec![at_least(offset, 2), RETURN],
         vec![
             equal(meta(MetaKey::L4proto), text("tcp")),
             unequal(field("tcp", "dport"), ports(guard)),
@@ -173,6 +179,63 @@ fn guest(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
         ],
         verdict(guard, Vec::new()),
     ]
+}
+
+/// IPv6, read at fixed places: before a bridge has looked at it, its header may lie where the kernel's
+/// own walk (`ipv6_find_hdr`), on which everything else rests that nft offers, does not find it, and
+/// that walk ends at headers behind which TCP may follow. One extension header is looked behind; more
+/// are for the program.
+fn v6(guard: &Guard) -> Vec<Vec<Statement<'static>>> {
+    const BEHIND: u32 = IPV6_HEADER * 8;
+    const BEHIND_FRAGMENT: u32 = BEHIND + 64;
+    let next = |at| raw(PayloadBase::NH, at, 8);
+    let first = || next(IPV6_NEXT);
+    let second = || next(BEHIND);
+    let port = |header| raw(PayloadBase::NH, header + 16, 16);
+    let offset = || and(raw(PayloadBase::NH, BEHIND + 16, 16), IPV6_FRAGMENT_OFFSET);
+    let tcp = || Expression::Number(PROTOCOL_TCP);
+    let fragment = || Expression::Number(PROTOCOL_FRAGMENT);
+    let tcp_or_header = || {
+        let numbers = EXTENSIONS.into_iter().chain([PROTOCOL_TCP as u16]);
+        any_of(&numbers.collect::<Vec<u16>>())
+    };
+    let mut rules = vec![
+        vec![unequal(first(), tcp_or_header()), RETURN],
+        vec![
+            equal(first(), tcp()),
+            unequal(port(BEHIND), ports(guard)),
+            RETURN,
+        ],
+        vec![
+            unequal(first(), tcp()),
+            unequal(second(), tcp_or_header()),
+            RETURN,
+        ],
+        // Later fragments have no port; one at offset 1 could rewrite the flags.
+        vec![
+            equal(first(), fragment()),
+            at_least(offset(), 2 << 3),
+            RETURN,
+        ],
+        vec![
+            equal(first(), fragment()),
+            equal(offset(), Expression::Number(0)),
+            equal(second(), tcp()),
+            unequal(port(BEHIND_FRAGMENT), ports(guard)),
+            RETURN,
+        ],
+    ];
+    rules.extend((0..=LONGEST_OPTIONS).map(|length| {
+        vec![
+            equal(first(), any_of(&EXTENSIONS_OF_OPTIONS)),
+            equal(second(), tcp()),
+            equal(next(BEHIND + 8), Expression::Number(length)),
+            unequal(port(BEHIND + (length + 1) * 64), ports(guard)),
+            RETURN,
+        ]
+    }));
+    rules.push(verdict(guard, Vec::new()));
+    rules
 }
 
 /// The program has judged the packet: the bit is of no further use.
@@ -285,14 +348,6 @@ fn raw(base: PayloadBase, offset: u32, len: u32) -> Expression<'static> {
         offset,
         len,
     })))
-}
-
-fn fragment_offset() -> Expression<'static> {
-    Expression::Named(NamedExpression::Exthdr(Exthdr {
-        name: "frag".into(),
-        field: Some("frag-off".into()),
-        offset: None,
-    }))
 }
 
 fn and(value: Expression<'static>, mask: u32) -> Expression<'static> {

@@ -22,6 +22,7 @@ use tracing::{error, info};
 use super::auth::Users;
 
 use crate::chain::in_full;
+use crate::trust::{Keepers, TrustError};
 
 /// Bytes beyond which a file is not a web configuration.
 const MAX_BYTES: u64 = 1024 * 1024;
@@ -31,6 +32,8 @@ const MAX_BYTES: u64 = 1024 * 1024;
 pub(super) enum WebConfigError {
     #[error("cannot read {path}", path = .path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("others could have written it")]
+    Exposed(#[from] TrustError),
     #[error("{path} is larger than {MAX_BYTES} bytes", path = .path.display())]
     TooLarge { path: PathBuf },
     #[error("{path} is not a web configuration", path = .path.display())]
@@ -220,11 +223,24 @@ fn load(path: &Path, files: &mut Vec<PathBuf>) -> Result<WebConfig, WebConfigErr
         files.extend([tls.cert_file.clone(), tls.key_file.clone()]);
         files.extend(tls.client_ca_file.clone());
     }
+    files.iter().try_for_each(|file| judge(file))?;
     let tls = tls.as_ref().map(acceptor).transpose()?;
     Ok(WebConfig {
         tls,
         users: Arc::new(Users::new(hashes)),
     })
+}
+
+/// Refuses what others than root and the agent's user could have written: who may look, and what
+/// certificates are shown and believed.
+fn judge(path: &Path) -> Result<(), WebConfigError> {
+    let metadata = fs::metadata(path).map_err(|source| WebConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let keepers = Keepers::of_process();
+    keepers.judge(path, &metadata).map_err(TrustError::from)?;
+    Ok(keepers.judge_way(path)?)
 }
 
 fn text(path: &Path) -> Result<String, WebConfigError> {

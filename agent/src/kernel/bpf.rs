@@ -1,10 +1,10 @@
 //! The eBPF backend: loads the object, writes its tables, attaches its programs.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{io, iter};
@@ -13,14 +13,17 @@ use aya::maps::{MapData, MapError, RingBuf};
 use aya::programs::{Program, ProgramError, ProgramType, SchedClassifier};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use gate25_common::abi::{CustomerId, MAX_GUARDED_PORTS, SkbLayout};
+use gate25_common::abi::{CustomerId, InterfaceOwner, MAX_GUARDED_PORTS, SkbLayout};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 use gate25_common::redirect::{Flow, Hindrances, MAX_TARGET_PORTS, Redirected};
+use gate25_common::returns::ReturnCounters;
 
 use crate::chain::in_full;
-use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, MapImage, Returns, Site, Step, plan,
+};
 use crate::figures::{Figures, FiguresError};
 use crate::guard::Mark;
 use crate::kernel::bpf::attachments::Attachments;
@@ -28,6 +31,7 @@ use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
 use crate::kernel::bpf::responders::Responders;
+use crate::kernel::bpf::returns::ReturnTables;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
@@ -36,6 +40,8 @@ use crate::policy::RELAY_PORT;
 mod attachments;
 pub mod debug_lines;
 pub mod events;
+pub mod features;
+pub mod hooks;
 mod inherit;
 pub mod leftover;
 mod link;
@@ -43,6 +49,7 @@ pub mod pins;
 pub mod place;
 mod programs;
 mod responders;
+mod returns;
 mod shape;
 pub mod skb;
 mod tables;
@@ -199,6 +206,8 @@ pub struct LoadOptions {
     pub guard: Option<Mark>,
     /// Where the notice is told, at most once a family.
     pub notice: Vec<SocketAddr>,
+    /// What becomes of packets that come back from guarded ports.
+    pub returns: Returns,
     /// Where the kernel keeps the state of its packets' checksums.
     pub layout: SkbLayout,
     /// Whether the object with debug lines is taken.
@@ -218,11 +227,16 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         host,
         guard,
         notice,
+        returns,
         layout,
         debug_lines,
         pins,
     } = options;
     let (ports, count) = guarded_ports(ports)?;
+    let block_return = match returns {
+        Returns::Open => 0u8,
+        Returns::Judged => 1u8,
+    };
     let targets = target_ports(notice);
     let observes = match host {
         HostMode::Policy => 0u8,
@@ -238,6 +252,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
         .override_global(names::GLOBAL_TARGET_PORTS, &targets, true)
         .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
+        .override_global(names::GLOBAL_BLOCK_RETURN, &block_return, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
         for name in names::MAPS {
@@ -353,12 +368,20 @@ fn load_error(error: EbpfError) -> BpfError {
 
 /// The counters, for whoever reports them while the backend works.
 #[derive(Clone)]
-pub struct Counters(Arc<Mutex<CounterTables>>);
+pub struct Counters {
+    tables: Arc<Mutex<CounterTables>>,
+    returns: Arc<Mutex<ReturnTables>>,
+}
 
 impl Counters {
     fn tables(&self) -> MutexGuard<'_, CounterTables> {
         // Nothing is left half-done in the tables when a reader panics.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn returned(&self) -> MutexGuard<'_, ReturnTables> {
+        // As above.
+        self.returns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -373,6 +396,14 @@ impl Figures for Counters {
 
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
         self.tables().sketch(id).map_err(FiguresError::new)
+    }
+
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        self.returned().host().map_err(FiguresError::new)
+    }
+
+    fn customer_returns(&self, id: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
+        self.returned().customer(id).map_err(FiguresError::new)
     }
 
     fn redirected(&self, flow: &Flow) -> Result<Option<Redirected>, FiguresError> {
@@ -392,6 +423,7 @@ impl Figures for Counters {
 pub struct Bpf {
     tables: PolicyTables,
     counters: Counters,
+    returns: Returns,
     responders: Responders,
     events: Option<RingBuf<MapData>>,
     debug_lines: Option<DebugLog>,
@@ -457,6 +489,7 @@ impl Bpf {
         let tables = PolicyTables::open(open)?;
         let mut counters = CounterTables::open(open)?;
         counters.track(CustomerId::UNASSIGNED)?;
+        let mut returns = ReturnTables::open(open)?;
         let responders = Responders::open(open)?;
         let events = RingBuf::try_from(aya::maps::Map::RingBuf(open(names::MAP_EVENTS)?));
         let events = events.map_err(|source| BpfError::Table {
@@ -469,10 +502,23 @@ impl Bpf {
             .map(|name| Ok((name, open_pin(&pins.map(name))?)))
             .collect::<Result<_, BpfError>>()?;
         let installed = tables.read()?;
+        match options.returns {
+            Returns::Open => {}
+            Returns::Judged => {
+                // Owners that an earlier agent wrote when nobody asked for this.
+                let owners = installed.interfaces.values().map(InterfaceOwner::customer);
+                let mut owners = owners.chain([CustomerId::UNASSIGNED]);
+                owners.try_for_each(|owner| returns.track(owner))?;
+            }
+        }
         let attachments = Attachments::open(&programs, pins.clone(), attachment)?;
         Ok(Self {
             tables,
-            counters: Counters(Arc::new(Mutex::new(counters))),
+            counters: Counters {
+                tables: Arc::new(Mutex::new(counters)),
+                returns: Arc::new(Mutex::new(returns)),
+            },
+            returns: options.returns,
             responders,
             events: Some(events),
             debug_lines,
@@ -537,10 +583,17 @@ impl Bpf {
             if let Some(customer) = step.owner() {
                 self.counters.tables().track(customer)?;
             }
+            match (step, self.returns) {
+                (Step::PutInterface(_, owner), Returns::Judged) => {
+                    self.counters.returned().track(owner.customer())?;
+                }
+                (_, Returns::Open | Returns::Judged) => {}
+            }
             self.tables.write(step)?;
             step.apply_to(&mut self.installed);
             if let Step::RemoveCustomer(customer) = step {
                 self.counters.tables().forget(*customer)?;
+                self.counters.returned().forget(*customer)?;
             }
         }
         Ok(())
@@ -612,11 +665,11 @@ impl Dataplane for Bpf {
         self.attachments.attach_interface(&self.programs, index)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
+    fn replies(&self) -> Result<(), &'static str> {
         if self.attachments.has_replies() {
             Ok(())
         } else {
-            Err("replies cannot be rewritten without tcx (Linux 6.6)")
+            Err("what goes to guests is not seen without tcx (Linux 6.6)")
         }
     }
 
@@ -629,7 +682,12 @@ impl Dataplane for Bpf {
             path: directory.to_owned(),
             source,
         };
-        let cgroup = match File::open(directory) {
+        // A path of its own is enough, whatever its owner has made of the directory's mode.
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_DIRECTORY);
+        let cgroup = match options.open(directory) {
             Ok(cgroup) => cgroup,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Attached::Vanished);

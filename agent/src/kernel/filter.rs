@@ -21,6 +21,9 @@ pub const PRIORITY: u16 = 1;
 /// The handle of our filter among those of its priority.
 pub const HANDLE: u32 = 0x25;
 
+/// What [`Filter::protocol`] is where it looks at all: `ETH_P_ALL`.
+pub const ALL_PROTOCOLS: u16 = 3;
+
 /// Listings torn by changes after which one gives up.
 const LIST_ATTEMPTS: u32 = 20;
 
@@ -36,7 +39,6 @@ const INGRESS_HANDLE: u32 = 0xffff_0000;
 /// Parent of the filters: with `ingress` and with `clsact` it means what arrives.
 const TC_H_MIN_INGRESS: u32 = 0xffff_fff2;
 
-const ETH_P_ALL: u16 = 3;
 const TCMSG: usize = 20;
 
 const TCA_KIND: u16 = 1;
@@ -216,7 +218,7 @@ impl Filters {
         };
         Ok(match (filters.into_iter().next(), program) {
             (Some(first), Some(program)) if first.is_ours() => {
-                let whole = first.protocol == ETH_P_ALL && first.priority == PRIORITY;
+                let whole = first.protocol == ALL_PROTOCOLS && first.priority == PRIORITY;
                 if whole {
                     Placement::First { program }
                 } else {
@@ -302,7 +304,12 @@ pub enum Removed {
 }
 
 fn ours(index: u32) -> [u8; TCMSG] {
-    tcmsg(index, HANDLE, TC_H_MIN_INGRESS, info(PRIORITY, ETH_P_ALL))
+    tcmsg(
+        index,
+        HANDLE,
+        TC_H_MIN_INGRESS,
+        info(PRIORITY, ALL_PROTOCOLS),
+    )
 }
 
 /// Priority and protocol as the kernel packs them: the latter in network order.

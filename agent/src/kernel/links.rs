@@ -4,6 +4,7 @@
 //! whoever follows them reads a [`Links::snapshot`] whenever they say that something was lost, and
 //! every so often anyway.
 
+mod detail;
 mod parse;
 
 use std::collections::VecDeque;
@@ -21,6 +22,7 @@ use super::netlink::{DATAGRAM, NetlinkError, Request, Requests};
 use super::readiness::readable;
 
 use crate::chain::in_full;
+pub use detail::{Detail, details};
 
 /// Bytes the kernel may queue for us: several thousand events of some 4 KiB each.
 const RECEIVE_BUFFER: libc::c_int = 32 * 1024 * 1024;
@@ -251,13 +253,21 @@ impl Links {
 /// # Errors
 /// As [`Links::snapshot`].
 pub fn snapshot() -> Result<Vec<Interface>, LinkError> {
+    listed(RTEXT_FILTER_SKIP_STATS, parse::interface)
+}
+
+/// What `read` makes of every interface, as at one moment.
+fn listed<T>(
+    mask: u32,
+    read: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
+) -> Result<Vec<T>, LinkError> {
     let mut requests = Requests::open().map_err(LinkError::List)?;
     for _ in 0..SNAPSHOT_ATTEMPTS {
         let mut interfaces = Vec::new();
         let request = Request::new(RTM_GETLINK, 0, &[0; parse::IFINFO])
-            .attribute(IFLA_EXT_MASK, &RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
+            .attribute(IFLA_EXT_MASK, &mask.to_ne_bytes());
         let listed = requests.list(request, |payload| {
-            interfaces.extend(parse::interface(payload)?);
+            interfaces.extend(read(payload)?);
             Ok(())
         });
         match listed {

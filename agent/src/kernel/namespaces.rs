@@ -1,15 +1,22 @@
 //! The network namespaces that processes of control groups are in.
+//!
+//! `/proc/PID/ns/net` is for those who may trace the process. Everybody may open `/proc/PID/net/dev`,
+//! which holds the namespace as well and whose inode tells namespaces apart, and may ask for a
+//! namespace's number by the number of a process. So finding namespaces takes no privileges; only
+//! entering them does.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::io::Read as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
+use nix::sys::signal::kill;
 use nix::sys::stat::{Mode, fstat};
+use nix::unistd::Pid;
 use thiserror::Error;
 
 use super::cgroups::{Cgroup, Directory, Hierarchy};
@@ -26,15 +33,16 @@ const RTM_GETNSID: u16 = 90;
 /// Bytes of `rtgenmsg`, padded.
 const RTGENMSG: usize = 4;
 const NETNSA_NSID: u16 = 1;
-const NETNSA_FD: u16 = 3;
+const NETNSA_PID: u16 = 2;
+
+/// What tells the namespace of a process, below its directory of procfs.
+const DEVICES: &str = "net/dev";
 
 /// A network namespace.
 #[derive(Debug)]
 pub struct Namespace {
-    /// Its inode number, the `N` of `net:[N]`.
+    /// What it is told by from others that live: an inode number of procfs.
     pub inode: u64,
-    /// Itself, which lives for as long as this is open.
-    pub file: OwnedFd,
     /// This namespace's number for it; none before something gave it one, as a listing of a veth
     /// does whose peer is in it.
     pub nsid: Option<i32>,
@@ -42,6 +50,30 @@ pub struct Namespace {
     pub cgroups: BTreeSet<u64>,
     /// Whether it is the calling thread's own.
     pub own: bool,
+    /// The thread by which it was found.
+    thread: Thread,
+    /// Has it live, and no other get its number, for as long as this is open.
+    _held: OwnedFd,
+}
+
+impl Namespace {
+    /// The namespace to enter; none if the thread by which it was found has ended. Needs
+    /// `CAP_SYS_PTRACE`, as entering needs `CAP_SYS_ADMIN`.
+    ///
+    /// # Errors
+    /// [`NamespaceError::Process`] without the privilege.
+    pub fn open(&self) -> Result<Option<OwnedFd>, NamespaceError> {
+        let opened = self.thread.open("ns/net");
+        // A process that has just ended denies access to its namespaces; only this says that it is
+        // gone.
+        if self.thread.cgroup().is_err() {
+            return Ok(None);
+        }
+        opened.map(Some).map_err(|source| NamespaceError::Process {
+            pid: self.thread.number,
+            source: source.into(),
+        })
+    }
 }
 
 /// What [`of_cgroups`] found.
@@ -68,7 +100,13 @@ pub enum NamespaceError {
         #[source]
         source: io::Error,
     },
-    /// A process could not be looked at, other than because it ended; needs `CAP_SYS_PTRACE`.
+    /// A cgroup's directory is closed to this user.
+    #[error("cgroup {} is closed by its owner: looking into it takes CAP_DAC_READ_SEARCH", .path.display())]
+    Closed {
+        /// The path below the mount of the cgroup, or of the given one that it is below.
+        path: PathBuf,
+    },
+    /// A process could not be looked at, other than because it ended.
     #[error("cannot read the network namespace of process {pid}")]
     Process {
         /// Its number.
@@ -76,6 +114,14 @@ pub enum NamespaceError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A process lives, but is not shown.
+    #[error(
+        "process {pid} is hidden from this user: mount /proc without hidepid, or with gid= of a group of his"
+    )]
+    Hidden {
+        /// Its number.
+        pid: u32,
     },
     /// The calling thread's own namespace could not be looked at.
     #[error("cannot read this thread's network namespace")]
@@ -85,6 +131,21 @@ pub enum NamespaceError {
     Number(#[source] NetlinkError),
 }
 
+impl NamespaceError {
+    /// Whether the privilege to look into a process is missing.
+    #[must_use]
+    pub fn is_no_entry(&self) -> bool {
+        match self {
+            Self::Process { source, .. } => source.kind() == io::ErrorKind::PermissionDenied,
+            Self::Cgroup { .. }
+            | Self::Closed { .. }
+            | Self::Hidden { .. }
+            | Self::Own(_)
+            | Self::Number(_) => false,
+        }
+    }
+}
+
 /// The network namespaces of the threads in `cgroups` and below them. What ends or moves meanwhile
 /// is left out.
 ///
@@ -92,18 +153,25 @@ pub enum NamespaceError {
 /// When the calling thread's own namespace cannot be read or asked.
 pub fn of_cgroups(hierarchy: &Hierarchy, cgroups: &[Cgroup]) -> Result<Found, NamespaceError> {
     let given: HashSet<u64> = cgroups.iter().map(|cgroup| cgroup.id).collect();
-    let mut namespaces = BTreeMap::new();
+    let mut requests = Requests::open().map_err(NamespaceError::Number)?;
+    let own = File::open(format!("/proc/thread-self/{DEVICES}")).map_err(NamespaceError::Own)?;
+    let own = fstat(&own)
+        .map_err(|error| NamespaceError::Own(error.into()))?
+        .st_ino;
+    let mut seen = Seen::new();
     let mut cut = BTreeSet::new();
     let mut failed = BTreeMap::new();
     for cgroup in cgroups {
         let mut walk = Walk {
             hierarchy,
             given: &given,
+            own,
+            requests: &mut requests,
             threads: 0,
             bounds: Bounds::Kept,
             failure: None,
         };
-        let outcome = walk.below(cgroup, &mut namespaces);
+        let outcome = walk.below(cgroup, &mut seen);
         if let Some(error) = outcome.err().or(walk.failure) {
             failed.insert(cgroup.id, error);
         }
@@ -114,34 +182,23 @@ pub fn of_cgroups(hierarchy: &Hierarchy, cgroups: &[Cgroup]) -> Result<Found, Na
             }
         }
     }
-    let mut requests = Requests::open().map_err(NamespaceError::Number)?;
-    let own = File::open("/proc/thread-self/ns/net").map_err(NamespaceError::Own)?;
-    let own = fstat(&own)
-        .map_err(|error| NamespaceError::Own(error.into()))?
-        .st_ino;
-    let named = namespaces.into_iter().map(|(inode, (file, cgroups))| {
-        Ok(Namespace {
-            inode,
-            nsid: number_of(&mut requests, &file).map_err(NamespaceError::Number)?,
-            file,
-            cgroups,
-            own: inode == own,
-        })
-    });
     Ok(Found {
-        namespaces: named.collect::<Result<_, _>>()?,
+        namespaces: seen.into_values().collect(),
         cut,
         failed,
     })
 }
 
-/// Namespaces by inode number, with the cgroups that have processes there.
-type Seen = BTreeMap<u64, (OwnedFd, BTreeSet<u64>)>;
+/// Namespaces by inode number.
+type Seen = BTreeMap<u64, Namespace>;
 
 /// A look at everything below one given cgroup, except what is below another given one.
 struct Walk<'a> {
     hierarchy: &'a Hierarchy,
     given: &'a HashSet<u64>,
+    /// The inode number of the calling thread's own namespace.
+    own: u64,
+    requests: &'a mut Requests,
     threads: usize,
     bounds: Bounds,
     failure: Option<NamespaceError>,
@@ -155,27 +212,37 @@ enum Bounds {
 
 impl Walk<'_> {
     fn below(&mut self, cgroup: &Cgroup, seen: &mut Seen) -> Result<(), NamespaceError> {
-        let failed = |source| NamespaceError::Cgroup {
-            path: cgroup.path.clone(),
-            source,
-        };
+        let failed = unreadable(&cgroup.path);
         let opened = Directory::open(self.hierarchy.directory(), &cgroup.path);
-        let top = opened.map_err(failed)?;
+        let top = opened.map_err(&failed)?;
         let Some(top) = top.filter(|top| top.id() == cgroup.id) else {
             return Ok(());
         };
-        self.processes(cgroup, &top, seen)?;
+        self.processes(cgroup, &top, seen);
         // Breadth first, so that what is nearest is seen whatever a tenant piles up below, and by
         // path, since a thousand of them would be too many to hold open.
         let mut queue = VecDeque::from([(PathBuf::new(), 0)]);
         let mut cgroups = 1;
         while let Some((path, level)) = queue.pop_front() {
-            let opened = Directory::open(top.as_fd(), &path).map_err(failed)?;
-            let children = opened.map(|directory| directory.children()).transpose();
-            for name in children.map_err(failed)?.unwrap_or_default() {
-                let below = path.join(name);
-                let Some(child) = Directory::open(top.as_fd(), &below).map_err(failed)? else {
+            // What cannot be seen into hides nothing of the others.
+            let listed = Directory::open(top.as_fd(), &path)
+                .and_then(|opened| opened.map(|directory| directory.children()).transpose());
+            let children = match listed {
+                Ok(children) => children.unwrap_or_default(),
+                Err(error) => {
+                    self.failure.get_or_insert(failed(error));
                     continue;
+                }
+            };
+            for name in children {
+                let below = path.join(name);
+                let child = match Directory::open(top.as_fd(), &below) {
+                    Ok(Some(child)) => child,
+                    Ok(None) => continue,
+                    Err(error) => {
+                        self.failure.get_or_insert(failed(error));
+                        continue;
+                    }
                 };
                 if self.given.contains(&child.id()) {
                     continue;
@@ -185,27 +252,20 @@ impl Walk<'_> {
                     break;
                 }
                 cgroups += 1;
-                self.processes(cgroup, &child, seen)?;
+                self.processes(cgroup, &child, seen);
                 queue.push_back((below, level + 1));
             }
         }
         Ok(())
     }
 
-    fn processes(
-        &mut self,
-        cgroup: &Cgroup,
-        directory: &Directory,
-        seen: &mut Seen,
-    ) -> Result<(), NamespaceError> {
+    fn processes(&mut self, cgroup: &Cgroup, directory: &Directory, seen: &mut Seen) {
         // Threads, since any of them may stay in a namespace that the first one has left.
         let listed = match directory.read("cgroup.threads") {
             Ok(listed) => listed.unwrap_or_default(),
-            Err(source) => {
-                return Err(NamespaceError::Cgroup {
-                    path: cgroup.path.clone(),
-                    source,
-                });
+            Err(error) => {
+                self.failure.get_or_insert(unreadable(&cgroup.path)(error));
+                return;
             }
         };
         let text = String::from_utf8_lossy(&listed);
@@ -214,58 +274,131 @@ impl Walk<'_> {
         for pid in pids.filter(|pid| *pid != 0) {
             if self.threads == MAX_THREADS {
                 self.bounds = Bounds::Exceeded;
-                return Ok(());
+                return;
             }
             self.threads += 1;
-            let found = match self.namespace_of(pid, &cgroup.path) {
-                Ok(found) => found,
-                Err(Errno::ENOENT | Errno::ESRCH) => continue,
-                Err(error) => {
-                    self.failure.get_or_insert(NamespaceError::Process {
-                        pid,
-                        source: error.into(),
-                    });
-                    continue;
-                }
-            };
-            if let Some((inode, file)) = found {
-                let (_, cgroups) = seen.entry(inode).or_insert((file, BTreeSet::new()));
-                cgroups.insert(cgroup.id);
+            if let Err(error) = self.thread(pid, cgroup, seen) {
+                self.failure.get_or_insert(error);
             }
         }
+    }
+
+    /// Takes note of the namespace of thread `pid`, if that is still at or below the cgroup.
+    fn thread(&mut self, pid: u32, cgroup: &Cgroup, seen: &mut Seen) -> Result<(), NamespaceError> {
+        let failed = |source: Errno| NamespaceError::Process {
+            pid,
+            source: source.into(),
+        };
+        let thread = match Thread::open_directory(pid) {
+            Ok(thread) => thread,
+            Err(error) => return unless_ended(pid, error),
+        };
+        let opened = thread.open(DEVICES);
+        let inode = match &opened {
+            Ok(held) => fstat(held).map_err(failed)?.st_ino,
+            Err(_) => 0,
+        };
+        let nsid = match &opened {
+            Ok(_) if !seen.contains_key(&inode) => number_of(self.requests, pid),
+            Ok(_) | Err(_) => Ok(None),
+        };
+        let nsid = match nsid {
+            Ok(nsid) => nsid,
+            Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(()),
+            Err(error) => return Err(NamespaceError::Number(error)),
+        };
+        // Last, since no other has had its number before it is gone, and only this says that it is.
+        let text = match thread.cgroup() {
+            Ok(text) => text,
+            Err(error) => return unless_ended(pid, error),
+        };
+        let within = self.hierarchy.path_in(&text);
+        if !within.is_some_and(|within| within.starts_with(&cgroup.path)) {
+            return Ok(());
+        }
+        let held = match opened {
+            Ok(held) => held,
+            // It has ended, and waits for its parent to notice.
+            Err(Errno::ENOENT | Errno::ESRCH | Errno::EINVAL) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let namespace = seen.entry(inode).or_insert_with(|| Namespace {
+            inode,
+            nsid,
+            cgroups: BTreeSet::new(),
+            own: inode == self.own,
+            thread,
+            _held: held,
+        });
+        namespace.cgroups.insert(cgroup.id);
         Ok(())
     }
+}
 
-    /// The namespace of process `pid`, if it is still at or below `path`. Both are asked of one
-    /// directory of procfs, which never stands for a later process with that number.
-    fn namespace_of(&self, pid: u32, path: &Path) -> nix::Result<Option<(u64, OwnedFd)>> {
-        let look = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let process = open(Path::new(&format!("/proc/{pid}")), look, Mode::empty())?;
-        let opened = open_below(&process, "ns/net");
-        let mut text = Vec::new();
-        // A process that has just ended denies access to its namespaces; only this says that it is
-        // gone, so it is read either way.
-        File::from(open_below(&process, "cgroup")?)
-            .read_to_end(&mut text)
-            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
-        let file = opened?;
-        let within = self.hierarchy.path_in(&text);
-        if !within.is_some_and(|within| within.starts_with(path)) {
-            return Ok(None);
+fn unreadable(path: &Path) -> impl Fn(io::Error) -> NamespaceError {
+    let path = path.to_owned();
+    move |source| {
+        let path = path.clone();
+        if source.kind() == io::ErrorKind::PermissionDenied {
+            NamespaceError::Closed { path }
+        } else {
+            NamespaceError::Cgroup { path, source }
         }
-        Ok(Some((fstat(&file)?.st_ino, file)))
     }
 }
 
-fn open_below(process: &OwnedFd, path: &str) -> nix::Result<OwnedFd> {
-    let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-    openat(process, path, flags, Mode::empty())
+/// A thread's directory of procfs, which never stands for a later one with that number.
+#[derive(Debug)]
+struct Thread {
+    number: u32,
+    directory: OwnedFd,
 }
 
-/// This namespace's number for another.
-fn number_of(requests: &mut Requests, file: &OwnedFd) -> Result<Option<i32>, NetlinkError> {
-    let descriptor = file.as_raw_fd().to_ne_bytes();
-    let request = Request::new(RTM_GETNSID, 0, &[0; RTGENMSG]).attribute(NETNSA_FD, &descriptor);
+impl Thread {
+    fn open_directory(number: u32) -> nix::Result<Self> {
+        let look = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let directory = open(Path::new(&format!("/proc/{number}")), look, Mode::empty())?;
+        Ok(Self { number, directory })
+    }
+
+    fn open(&self, path: &str) -> nix::Result<OwnedFd> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        openat(&self.directory, path, flags, Mode::empty())
+    }
+
+    /// What `cgroup` says: an error once the thread is gone.
+    fn cgroup(&self) -> nix::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        File::from(self.open("cgroup")?)
+            .read_to_end(&mut text)
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
+        Ok(text)
+    }
+}
+
+/// Whether `error` says that the thread has ended, which is none, or that it is hidden.
+fn unless_ended(pid: u32, error: Errno) -> Result<(), NamespaceError> {
+    match error {
+        // What is hidden looks as if it had ended, but it can be sent signals: not by us, is the answer.
+        Errno::ENOENT if lives(pid) => Err(NamespaceError::Hidden { pid }),
+        Errno::ENOENT | Errno::ESRCH => Ok(()),
+        Errno::EPERM => Err(NamespaceError::Hidden { pid }),
+        error => Err(NamespaceError::Process {
+            pid,
+            source: error.into(),
+        }),
+    }
+}
+
+/// Whether there is a process of this number, shown or not.
+fn lives(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH))
+}
+
+/// This namespace's number for the one that a thread is in.
+fn number_of(requests: &mut Requests, thread: u32) -> Result<Option<i32>, NetlinkError> {
+    let thread = thread.to_ne_bytes();
+    let request = Request::new(RTM_GETNSID, 0, &[0; RTGENMSG]).attribute(NETNSA_PID, &thread);
     let mut nsid = None;
     requests.get(request, |payload| {
         let tail = payload.get(RTGENMSG..).ok_or(NetlinkError::Malformed)?;

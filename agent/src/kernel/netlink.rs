@@ -1,4 +1,4 @@
-//! Requests over rtnetlink and sock_diag, one at a time and blocking.
+//! Requests over rtnetlink, sock_diag and nfnetlink, one at a time and blocking.
 //!
 //! The kernel works on a request inside `send`, holding its own lock, so waiting for the answer
 //! asynchronously would gain nothing. Attributes are read raw: the typed decoders refuse a whole
@@ -7,7 +7,7 @@
 use std::io;
 
 use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer};
-use netlink_sys::protocols::{NETLINK_ROUTE, NETLINK_SOCK_DIAG};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE, NETLINK_SOCK_DIAG};
 use netlink_sys::{Socket, SocketAddr};
 use thiserror::Error;
 
@@ -146,6 +146,11 @@ impl Requests {
         Self::of(NETLINK_SOCK_DIAG)
     }
 
+    /// As [`Requests::open`], for nftables' chains.
+    pub(super) fn open_netfilter() -> Result<Self, NetlinkError> {
+        Self::of(NETLINK_NETFILTER)
+    }
+
     fn of(protocol: isize) -> Result<Self, NetlinkError> {
         let mut socket = Socket::new(protocol).map_err(NetlinkError::Open)?;
         socket.bind_auto().map_err(NetlinkError::Open)?;
@@ -276,6 +281,16 @@ pub(super) fn text(value: &[u8]) -> &[u8] {
     value.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
+/// Text that loses no byte: what is not UTF-8 becomes `\xNN`.
+pub(super) fn lossless(bytes: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in bytes.utf8_chunks() {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
+    }
+    out
+}
+
 fn code(payload: &[u8]) -> Result<(), NetlinkError> {
     let code = number(payload, 0)? as i32;
     if code == 0 {
@@ -348,6 +363,13 @@ mod tests {
             Some(Err(NetlinkError::Malformed))
         ));
         assert!(messages.next().is_none());
+    }
+
+    #[test]
+    fn lossless_name_that_is_not_utf8_keeps_every_byte() {
+        assert_eq!(lossless(b"tap101i0"), "tap101i0");
+        assert_eq!(lossless(b"tap\xff\xc3i0"), "tap\\xff\\xc3i0");
+        assert_eq!(lossless("gäst".as_bytes()), "gäst");
     }
 
     #[test]

@@ -51,9 +51,9 @@ use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
 
 pub use figures::Counters;
-pub use names::TABLE;
+pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
-pub use ruleset::{Commands, Options};
+pub use ruleset::{Commands, Options, Reject};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
 
 /// What status and metrics call the way it hooks interfaces.
@@ -93,8 +93,8 @@ pub enum NftablesError {
         /// What the kernel said.
         source: Errno,
     },
-    /// Nothing is redirected.
-    #[error("backend nftables redirects no connections")]
+    /// What goes to guests is not looked at.
+    #[error("backend nftables has no rules for what goes to guests")]
     Replies,
     /// Sockets are not seen.
     #[error(
@@ -107,7 +107,13 @@ pub enum NftablesError {
 }
 
 /// What this backend cannot do, whatever the kernel.
-pub const LACKS: &[Feature] = &Feature::ALL;
+const LACKS: [Feature; 5] = [
+    Feature::ContainerSockets,
+    Feature::LateChecksums,
+    Feature::Redirection,
+    Feature::Destinations,
+    Feature::HiddenHeaders,
+];
 
 /// The nftables backend.
 pub struct Nftables {
@@ -138,13 +144,7 @@ impl Nftables {
     /// [`NftablesError`]: nft missing or too old, the table's name taken.
     pub fn open(nft: Nft, options: Options) -> Result<Self, NftablesError> {
         let existing = look(&nft)?.map(|(existing, _)| existing);
-        let empty = MapImage::default();
-        let probe = replacement(&options, &existing.clone().unwrap_or_default(), &empty, 0);
-        nft.check_json(&probe.to_json())
-            .map_err(|error| match error {
-                NftError::Refused { .. } => NftablesError::Unsupported(error),
-                NftError::Run { .. } | NftError::Json { .. } => error.into(),
-            })?;
+        let options = possible(&nft, options, existing.as_ref())?;
         let hooked = existing.map(|existing| {
             let chains = existing.chains.iter();
             chains
@@ -163,6 +163,16 @@ impl Nftables {
             tried: None,
             known: None,
         })
+    }
+
+    /// What it cannot do here.
+    #[must_use]
+    pub fn lacks(&self) -> Vec<Feature> {
+        let resets = match self.options.reject {
+            Reject::Reset => None,
+            Reject::Drop => Some(Feature::Resets),
+        };
+        LACKS.into_iter().chain(resets).collect()
     }
 
     /// The counters, for whoever reports them.
@@ -242,6 +252,32 @@ impl Nftables {
     }
 }
 
+/// The options as far as this kernel and this nft go along: without resets at the least.
+fn possible(
+    nft: &Nft,
+    options: Options,
+    existing: Option<&Existing>,
+) -> Result<Options, NftablesError> {
+    let existing = existing.cloned().unwrap_or_default();
+    let check = |options: &Options| {
+        let probe = replacement(options, &existing, &MapImage::default(), 0);
+        nft.check_json(&probe.to_json())
+    };
+    let silent = Options {
+        reject: Reject::Drop,
+        ..options.clone()
+    };
+    match check(&options) {
+        Ok(()) => Ok(options),
+        Err(NftError::Refused { .. }) => match check(&silent) {
+            Ok(()) => Ok(silent),
+            Err(error @ NftError::Refused { .. }) => Err(NftablesError::Unsupported(error)),
+            Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
+        },
+        Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
+    }
+}
+
 impl Dataplane for Nftables {
     type Error = NftablesError;
 
@@ -300,8 +336,8 @@ impl Dataplane for Nftables {
         Ok(Attached::Yes)
     }
 
-    fn redirects(&self) -> Result<(), &'static str> {
-        Err("backend nftables redirects nothing")
+    fn replies(&self) -> Result<(), &'static str> {
+        Err("backend nftables does not look at what goes to guests")
     }
 
     fn attach_replies(&mut self, _index: u32) -> Result<Attached, NftablesError> {
@@ -382,6 +418,25 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
         Err(NftablesError::Nft(error)) if error.is_missing() => Ok(Vec::new()),
         Err(error) => Err(error),
     }
+}
+
+/// Interfaces whose chain in our table calls the rules for guests.
+///
+/// # Errors
+/// [`NftError`].
+pub fn chained(nft: &Nft) -> Result<BTreeSet<u32>, NftError> {
+    let listed = nft.list_json("list a table", &["table", "netdev", TABLE])?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let rules = objects.filter_map(|object| object.get("rule"));
+    let calling = rules.filter(|rule| {
+        let statements = rule["expr"].as_array().into_iter().flatten();
+        statements
+            .filter_map(|it| it.get("jump").or(it.get("goto")))
+            .any(|it| it["target"] == names::GUEST)
+    });
+    Ok(calling
+        .filter_map(|rule| names::interface_of(rule["chain"].as_str()?))
+        .collect())
 }
 
 /// What is in our table; `None` without one.

@@ -32,6 +32,15 @@ pub struct TcpSocket {
     identity: diag::Identity,
 }
 
+/// A network namespace.
+#[derive(Debug, Clone, Copy)]
+pub enum Within<'a> {
+    /// The calling thread's.
+    Own,
+    /// This one, which takes `CAP_SYS_ADMIN`.
+    Other(BorrowedFd<'a>),
+}
+
 /// What [`destroy`] found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Destroyed {
@@ -68,12 +77,27 @@ pub enum SocketsError {
     Make(#[source] std::io::Error),
 }
 
+impl SocketsError {
+    /// Whether the privilege to enter the namespace is missing.
+    #[must_use]
+    pub fn is_no_entry(&self) -> bool {
+        match self {
+            Self::Enter(source) => source.kind() == std::io::ErrorKind::PermissionDenied,
+            Self::Unsupported { .. }
+            | Self::List(_)
+            | Self::Route(_)
+            | Self::Destroy(_)
+            | Self::Make(_) => false,
+        }
+    }
+}
+
 /// The TCP sockets of `namespace` that may still send to one of `ports` (host order) on another
 /// machine or namespace. What connects while they are listed may be missed.
 ///
 /// # Errors
 /// When the namespace cannot be entered or the kernel refuses to list; Linux 5.8 or later.
-pub fn to_ports(namespace: BorrowedFd<'_>, ports: &[u16]) -> Result<Vec<TcpSocket>, SocketsError> {
+pub fn to_ports(namespace: Within<'_>, ports: &[u16]) -> Result<Vec<TcpSocket>, SocketsError> {
     if ports.is_empty() {
         return Ok(Vec::new());
     }
@@ -112,7 +136,7 @@ pub fn to_ports(namespace: BorrowedFd<'_>, ports: &[u16]) -> Result<Vec<TcpSocke
 /// # Errors
 /// [`SocketsError::Unsupported`] on a kernel without `CONFIG_INET_DIAG_DESTROY`, others when the
 /// namespace cannot be entered or `CAP_NET_ADMIN` is missing.
-pub fn destroy(namespace: BorrowedFd<'_>, socket: &TcpSocket) -> Result<Destroyed, SocketsError> {
+pub fn destroy(namespace: Within<'_>, socket: &TcpSocket) -> Result<Destroyed, SocketsError> {
     let mut requests = enter::within(namespace, || {
         Requests::open_sock_diag().map_err(SocketsError::Destroy)
     })?;

@@ -89,10 +89,14 @@ catalogue! {
         "Packets and connects that were to be led to a relay or to the notice and were refused instead: unknown_connection (of none that is known), port_in_use (for another destination), too_many (of one interface), not_listening (the notice is not told), tables (the policy has just changed, or memory is short). Counted under redirect or notice as well.";
     TUNNEL_PACKETS = Counter "tunnel_packets_total" ["protocol"]
         "Packets of IP protocols 4, 41 and 47, whose inside is not seen; they pass.";
+    RETURN_PACKETS = Counter "return_packets_total" ["verdict", "family"]
+        "Packets that came back to guests from guarded ports and acknowledge something, where `block_return` is on: allow, observe (would be dropped), drop.";
     CUSTOMER_CONNECTIONS = Counter "customer_connections_total" ["customer", "verdict"]
         "Connection attempts of customers with workloads here, from the first that no allowlist covered.";
     CUSTOMER_DISTINCT_DESTINATIONS = Gauge "customer_distinct_destinations" ["customer"]
         "Estimate of distinct destinations of attempts that no allowlist covered, within the current window of an hour.";
+    CUSTOMER_RETURN_PACKETS = Counter "customer_return_packets_total" ["customer", "verdict"]
+        "The same of customers with workloads here; only on /metrics/customers.";
     CUSTOMER_SERIES_LIMIT = Gauge "customer_series_limit" []
         "Customers with series of their own on this page at most.";
     CUSTOMER_SERIES_SUPPRESSED = Gauge "customer_series_suppressed" []
@@ -135,6 +139,10 @@ catalogue! {
         "Connections to the SMTP notice that are open.";
     NOTICE_LISTENERS = Gauge "notice_listeners" ["state"]
         "Addresses of the SMTP notice by state: listening, waiting (not bound).";
+    COVERAGE_FINDINGS = Gauge "coverage_findings" ["kind"]
+        "What is wrong with the coverage of workloads by kind, as the kernel tells it (gate25 doctor names each); looked at after changes of interfaces and at every rescan.";
+    COVERAGE_LOOKED = Gauge "coverage_last_look_timestamp_seconds" []
+        "When the kernel was last asked what covers workloads; 0 before the first time.";
     SCRAPE_COLLECTOR_DURATION = Gauge "scrape_collector_duration_seconds" ["collector"]
         "Time that a part of this page took.";
 }

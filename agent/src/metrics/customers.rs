@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, SKETCH_BITS, Sketch};
+use gate25_common::returns::{Fate, ReturnCounters};
 use jiff::Timestamp;
 
 use super::catalogue as names_of;
@@ -48,6 +49,11 @@ pub(super) fn collect(
         exported += 1;
         let sketch = figures.sketch(number)?.unwrap_or(Sketch::EMPTY);
         customer_series(families, customer, &counts, &sketch)?;
+        match (detail, figures.customer_returns(number)?) {
+            (Detail::Everybody, Some(returns)) => return_series(families, customer, &returns)?,
+            // Anybody out there can send such packets to every customer, and would use up the limit.
+            (Detail::Limited(_), _) | (Detail::Everybody, None) => {}
+        }
     }
     match detail {
         Detail::Limited(_) => {
@@ -81,6 +87,18 @@ fn customer_series(
         &[customer],
         estimate(sketch),
     )
+}
+
+fn return_series(
+    families: &mut Families<'_>,
+    customer: &str,
+    returns: &ReturnCounters,
+) -> Result<(), MetricsError> {
+    for fate in Fate::ALL {
+        let labels = [customer, fate.as_str()];
+        families.counter(names_of::CUSTOMER_RETURN_PACKETS, &labels, returns.of(fate))?;
+    }
+    Ok(())
 }
 
 fn exemptions(

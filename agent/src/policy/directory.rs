@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use super::loader::SourceFile;
 use crate::diagnostic::{Diagnostic, Location};
+use crate::trust::{Trust, TrustError};
 use crate::yaml::tree::MAX_BYTES;
 
 /// Deepest directory below the policy directory.
@@ -53,8 +54,9 @@ pub enum DirectoryError {
         /// Why.
         source: io::Error,
     },
-    /// Files that must not be read: links that lead outside, devices, files too large.
-    #[error("{} files of the policy directory are refused", .0.len())]
+    /// Files that must not be read: links that lead outside, devices, files too large, what others
+    /// could have written.
+    #[error("{} files or folders of the policy directory are refused", .0.len())]
     Refused(Vec<Diagnostic>),
 }
 
@@ -98,11 +100,12 @@ impl DirectoryError {
 }
 
 /// Reads every `.yaml` and `.yml` file of the directory and those below it. The directory itself
-/// may be a symbolic link; links in it must stay inside.
+/// may be a symbolic link; links in it must stay inside. All of it must have been written by those
+/// whom `trust` names.
 ///
 /// # Errors
 /// See [`DirectoryError`].
-pub fn read(directory: &Path) -> Result<Contents, DirectoryError> {
+pub fn read(directory: &Path, trust: &Trust) -> Result<Contents, DirectoryError> {
     let root = match directory.canonicalize() {
         Ok(root) => root,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -125,13 +128,17 @@ pub fn read(directory: &Path) -> Result<Contents, DirectoryError> {
     }
     let mut walk = Walk {
         root: &root,
+        trust,
         files: Vec::new(),
         warnings: Vec::new(),
         refused: Vec::new(),
     };
+    walk.judge_way(directory)?;
+    walk.judge(&Arc::from(Path::new(".")), &root, &metadata);
     walk.directory(&root, Path::new(""), &mut vec![identity(&metadata)])?;
     let Walk {
         root: _,
+        trust: _,
         mut files,
         warnings,
         refused,
@@ -153,6 +160,7 @@ enum Name {
 
 struct Walk<'r> {
     root: &'r Path,
+    trust: &'r Trust,
     files: Vec<SourceFile>,
     warnings: Vec<Diagnostic>,
     refused: Vec<Diagnostic>,
@@ -179,10 +187,10 @@ impl Walk<'_> {
             }
             let relative = relative.join(&name);
             let shown: Arc<Path> = Arc::from(relative.as_path());
-            let target = path.join(&name);
-            let target = target
+            let named = path.join(&name);
+            let target = named
                 .canonicalize()
-                .map_err(|error| failed(&target, error))?;
+                .map_err(|error| failed(&named, error))?;
             let metadata = fs::metadata(&target).map_err(|error| failed(&target, error))?;
             if !metadata.is_dir() && !matches!(class, Name::Policy) {
                 if matches!(class, Name::Other) {
@@ -201,10 +209,17 @@ impl Walk<'_> {
                     self.refuse(&shown, "directory-loop", "the directories never end here");
                     continue;
                 }
+                if target != named {
+                    self.judge_way(&named)?;
+                }
+                self.judge(&shown, &target, &metadata);
                 above.push(identity(&metadata));
                 self.directory(&target, &relative, above)?;
                 above.pop();
             } else if metadata.is_file() {
+                if target != named {
+                    self.judge_way(&named)?;
+                }
                 self.file(&target, shown)?;
             } else {
                 self.refuse(&shown, "not-a-file", "this is not a regular file");
@@ -219,6 +234,8 @@ impl Walk<'_> {
             self.refuse(&shown, "not-a-file", "this is not a regular file");
             return Ok(());
         };
+        let metadata = file.metadata().map_err(|error| failed(path, error))?;
+        self.judge(&shown, path, &metadata);
         let bytes = read_bounded(&file).map_err(|error| failed(path, error))?;
         if bytes.len() > MAX_BYTES {
             let message = format!("the file is larger than {} MiB", MAX_BYTES >> 20);
@@ -227,6 +244,31 @@ impl Walk<'_> {
         }
         self.files.push(SourceFile { path: shown, bytes });
         Ok(())
+    }
+
+    /// Refuses what others could have written.
+    fn judge(&mut self, shown: &Arc<Path>, path: &Path, metadata: &Metadata) {
+        if let Trust::Keepers(keepers) = self.trust
+            && let Err(exposed) = keepers.judge(path, metadata)
+        {
+            self.refuse(shown, "exposed", exposed.to_string());
+        }
+    }
+
+    /// Refuses what others could have put in the place of `path`.
+    fn judge_way(&mut self, path: &Path) -> Result<(), DirectoryError> {
+        let Trust::Keepers(keepers) = self.trust else {
+            return Ok(());
+        };
+        match keepers.judge_way(path) {
+            Ok(()) => Ok(()),
+            Err(TrustError::Exposed(exposed)) => {
+                let whole = Arc::from(Path::new("."));
+                self.refuse(&whole, "exposed", exposed.to_string());
+                Ok(())
+            }
+            Err(TrustError::Look { path, source }) => Err(failed(&path, source)),
+        }
     }
 
     fn ignored(&mut self, shown: &Arc<Path>) {

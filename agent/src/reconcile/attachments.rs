@@ -165,9 +165,13 @@ impl<D: Dataplane> Reconciler<D> {
 
     pub(super) fn name(&self, site: Site) -> Option<String> {
         match site {
-            Site::Interface(index) | Site::Replies(index) => {
+            Site::Interface(index) => {
                 let interface = self.inventory.interfaces.get(&index)?;
                 Some(format!("interface {}", interface.name))
+            }
+            Site::Replies(index) => {
+                let interface = self.inventory.interfaces.get(&index)?;
+                Some(format!("interface {}, towards the guest,", interface.name))
             }
             Site::Root(id) => {
                 let root = self.inventory.cgroups.get(&id)?;

@@ -1,15 +1,14 @@
-//! Redirected connections: where they may be sent, and where replies to them pass.
+//! Redirected connections: where they may be sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gate25_common::abi::{Blocked, CustomerPolicy, InterfaceOwner, Mode};
+use gate25_common::abi::Blocked;
 use gate25_common::address::Family;
 
 use super::{Noted, Reconciler};
-use crate::dataplane::{Dataplane, Led, MapImage, Site};
+use crate::dataplane::{Dataplane, Led, MapImage};
 use crate::kernel::routes::Way;
-use crate::workloads::Framing;
 
 /// Where connections are to be led, and where the ways went when that was last looked at.
 #[derive(Debug, Default)]
@@ -19,39 +18,11 @@ pub(super) struct Ways {
 }
 
 impl<D: Dataplane> Reconciler<D> {
-    /// Interfaces of customers whose connections are led elsewhere: replies pass there. Where the
-    /// notice is not told at the moment, it soon will be.
-    pub(super) fn replies(&self) -> impl Iterator<Item = Site> {
-        let installed = self.dataplane.installed();
-        let is_told = !self.circumstances.notice.is_empty() && self.dataplane.redirects().is_ok();
-        let has_target = |policy: &CustomerPolicy| {
-            let mut families = Family::ALL.into_iter();
-            families.any(|family| policy.target(family).is_some())
-        };
-        let redirected = move |owner: &InterfaceOwner| {
-            let policy = installed.customers.get(&owner.customer());
-            policy.is_some_and(|policy| match (policy.mode(), policy.blocked()) {
-                (Some(Mode::Enforce), Some(Blocked::Redirect)) => has_target(policy),
-                (Some(Mode::Enforce), Some(Blocked::Notice)) => is_told,
-                (Some(Mode::Observe) | None, _)
-                | (_, Some(Blocked::Reject | Blocked::Drop) | None) => false,
-            })
-        };
-        let interfaces = installed.interfaces.iter();
-        interfaces
-            .filter(move |(_, owner)| redirected(owner))
-            .filter(|(index, _)| {
-                let workload = self.workloads.interfaces.get(index);
-                workload.is_some_and(|workload| workload.framing == Framing::Ethernet)
-            })
-            .map(|(index, _)| Site::Replies(*index))
-    }
-
     /// Has rejected what cannot be redirected.
     pub(super) fn check_redirects(&mut self, wanted: &mut MapImage) {
         let mut why = BTreeSet::new();
         let targets = wanted.targets();
-        match self.dataplane.redirects() {
+        match self.dataplane.replies() {
             Ok(()) => {
                 why.extend(unanswered(wanted));
                 let unfit = self.unfit(&targets);

@@ -89,6 +89,7 @@ impl<D: Dataplane> Reconciler<D> {
             .intersection(&sites)
             .filter(|site| matches!(site, Site::Root(_)))
             .count();
+        let returns = self.return_sites(&covered);
         let problems = self.problems(&covered, source);
         let before = self.circumstances.status.get().workloads;
         report_changes(&before, &workloads);
@@ -98,6 +99,7 @@ impl<D: Dataplane> Reconciler<D> {
             status.entries = entries;
             status.problems = problems;
             status.roots = roots;
+            status.returns = returns;
         });
     }
 

@@ -14,11 +14,12 @@ use crate::chain::in_full;
 use crate::features::Feature;
 use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, Removal};
-use crate::kernel::bpf::pins::Pins;
+use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
-use crate::kernel::nftables::{self, Nftables};
+use crate::kernel::nftables::{self, Nftables, Reject};
+use crate::kernel::privileges;
 use crate::notice::{Lead, Unled};
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
@@ -39,13 +40,13 @@ pub(super) struct Opened<D> {
 }
 
 /// Which backend, why, and how it is hooked to interfaces.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Choice {
     pub(super) name: &'static str,
     pub(super) reason: &'static str,
     pub(super) hook: &'static str,
     /// What it cannot do here.
-    pub(super) lacks: &'static [Feature],
+    pub(super) lacks: Vec<Feature>,
 }
 
 /// Either backend.
@@ -76,6 +77,10 @@ impl Place {
     pub(super) fn lock(settings: &Settings, filesystem: &Path) -> anyhow::Result<Self> {
         let (folder, pins) = match Pins::open(filesystem) {
             Ok(pins) => (pins.own_folder(), Some(pins)),
+            // There may be an agent of another user, who holds the lock there.
+            Err(error @ (PinsError::Closed { .. } | PinsError::Exposed(_))) => {
+                return Err(error.into());
+            }
             Err(error) => {
                 let folder = match settings.backend {
                     Backend::Ebpf => return Err(error.into()),
@@ -137,6 +142,7 @@ fn open_ebpf(
     attachment: Attachment,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
     let sees_checksums = options.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
@@ -154,10 +160,14 @@ fn open_ebpf(
             reason,
             hook,
             lacks: match (hook == "tcx", sees_checksums) {
-                (true, true) => &[],
-                (true, false) => &[Feature::LateChecksums],
-                (false, true) => &[Feature::Redirection],
-                (false, false) => &[Feature::LateChecksums, Feature::Redirection],
+                (true, true) => Vec::new(),
+                (true, false) => vec![Feature::LateChecksums],
+                (false, true) => vec![Feature::Redirection, Feature::ReturnPackets],
+                (false, false) => vec![
+                    Feature::LateChecksums,
+                    Feature::Redirection,
+                    Feature::ReturnPackets,
+                ],
             },
         },
         subscription: if hook == "tcx" {
@@ -179,22 +189,25 @@ fn open_nftables(
     pins: Option<&Pins>,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
+    privileges::require(&privileges::FOR_NFTABLES)?;
     // Before the first look, so that no change falls between the two.
     let tables = Tables::watched()?;
     let options = nftables::Options {
         ports: settings.guarded_ports.clone(),
         host: settings.host_mode(),
         guard: settings.guard,
+        reject: Reject::Reset,
     };
     let backend = Nftables::open(Nft::default(), options)?;
     info!(ports = ?settings.guarded_ports, mode = ?settings.enforcement, "nftables enforces");
+    let lacks = backend.lacks();
     Ok(Either::Nftables(Box::new(Opened {
         figures: Arc::new(backend.counters()),
         choice: Choice {
             name: "nftables",
             reason,
             hook: nftables::HOOK,
-            lacks: nftables::LACKS,
+            lacks: lacks.clone(),
         },
         subscription: Subscription::Links,
         responders: Arc::new(Unled),
@@ -206,7 +219,7 @@ fn open_nftables(
             None => Other::None,
         },
         lacks: {
-            let lacks: Vec<&str> = nftables::LACKS.iter().map(|it| it.lack()).collect();
+            let lacks: Vec<&str> = lacks.iter().map(|it| it.lack()).collect();
             let lacks = lacks.join("; ");
             Some(format!("backend nftables cannot do everything: {lacks}"))
         },
@@ -255,6 +268,7 @@ fn load_options(settings: &Settings) -> LoadOptions {
         host: settings.host_mode(),
         guard: settings.guard,
         notice: settings.notice.listen.clone(),
+        returns: settings.block_return,
         layout: checksum_layout(),
         debug_lines: match settings.log.level {
             LogLevel::Trace => DebugLines::On,

@@ -18,6 +18,7 @@ use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::backend::Other;
 use crate::run::containers::{Containers, Happened};
+use crate::run::doctor::{self, Doctor};
 use crate::run::guard::{Keeper, Kept};
 use crate::run::mounts::Mounts;
 use crate::run::notice::{Heard, Notice};
@@ -45,6 +46,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) other: Other,
     pub(super) containers: Containers,
     pub(super) guard: Keeper,
+    pub(super) doctor: Doctor,
     pub(super) notice: Notice,
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
@@ -109,6 +111,7 @@ impl<D: Dataplane> Agent<D> {
         let heard = self.notice.first().await;
         self.heard_of_notice(heard);
         self.take(loaded);
+        self.doctor.soon();
         Ok(())
     }
 
@@ -180,6 +183,7 @@ impl<D: Dataplane> Agent<D> {
                 }
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
+                next = self.doctor.next() => self.examine(next),
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -209,6 +213,20 @@ impl<D: Dataplane> Agent<D> {
         self.guard.begin();
         if self.reconciler.take_revoked() {
             self.sweeper.now();
+        }
+    }
+
+    /// While programs are still to be attached, that they are missing is no news.
+    fn examine(&mut self, next: doctor::Next) {
+        match next {
+            doctor::Next::Due if self.dirty || self.reconciler.has_waiting() => self.doctor.soon(),
+            doctor::Next::Due => {
+                let interfaces = self.reconciler.workloads().interfaces.keys();
+                self.doctor.look(interfaces.copied().collect());
+            }
+            doctor::Next::Done(examined) => {
+                self.status.update(|status| status.examined = examined);
+            }
         }
     }
 
@@ -301,6 +319,7 @@ impl<D: Dataplane> Agent<D> {
             LinkEvent::Lost => self.rescan().await?,
         }
         self.dirty = true;
+        self.doctor.soon();
         Ok(())
     }
 
@@ -366,6 +385,7 @@ impl<D: Dataplane> Agent<D> {
         }
         self.reconciler
             .complain("cgroups", self.containers.complaint());
+        self.doctor.soon();
         self.dirty = true;
     }
 
@@ -378,6 +398,7 @@ impl<D: Dataplane> Agent<D> {
         self.mounts.lock_again()?;
         self.store.retry();
         self.sweeper.now();
+        self.doctor.soon();
         self.dirty = true;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Cuts connections of containers that the policy no longer allows. The kernel drops their packets
 //! in any case; destroying their sockets tells the programs that hold them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
@@ -22,12 +22,16 @@ use crate::dataplane::{Dataplane, MapImage};
 use crate::explain::tables::TablesAt;
 use crate::kernel::cgroups::{Cgroup, Hierarchy};
 use crate::kernel::namespaces;
-use crate::kernel::sockets::{self, Destroyed, SocketsError, TcpSocket};
+use crate::kernel::sockets::{self, Destroyed, SocketsError, TcpSocket, Within};
 use crate::policy::Policy;
 use crate::reconcile::Reconciler;
 
 /// How long after an exemption's end its connections are looked for.
 const GRACE: Duration = Duration::from_millis(5);
+
+/// What is so without the privileges to enter containers' network namespaces.
+const NO_ENTRY: &str = "connections of containers in networks of their own hang instead of being reset after \
+    a revocation: CAP_SYS_ADMIN and CAP_SYS_PTRACE are not both granted";
 
 pub(super) struct Sweeper {
     ports: Vec<u16>,
@@ -35,7 +39,15 @@ pub(super) struct Sweeper {
     now: Option<Instant>,
     /// When the next exemption ends.
     expiry: Option<Instant>,
-    task: Option<JoinHandle<Result<usize, SweepError>>>,
+    task: Option<JoinHandle<Result<Swept, SweepError>>>,
+}
+
+/// What a look came to.
+#[derive(Default)]
+struct Swept {
+    destroyed: usize,
+    /// Control groups with processes in networks that the agent may not enter.
+    closed: BTreeSet<u64>,
 }
 
 /// What the loop should do.
@@ -128,12 +140,14 @@ impl Sweeper {
 }
 
 /// What is wrong after a look.
-fn complaint(result: Result<Result<usize, SweepError>, JoinError>) -> Option<String> {
+fn complaint(result: Result<Result<Swept, SweepError>, JoinError>) -> Option<String> {
     match result {
-        Ok(Ok(0)) => None,
-        Ok(Ok(destroyed)) => {
-            info!(destroyed, "connections ended that are no longer allowed");
-            None
+        Ok(Ok(Swept { destroyed, closed })) => {
+            if destroyed != 0 {
+                info!(destroyed, "connections ended that are no longer allowed");
+            }
+            // Not an error: whoever runs the agent has decided so.
+            (!closed.is_empty()).then(|| NO_ENTRY.to_owned())
         }
         Ok(Err(error)) => Some(complain(&error)),
         Err(error) => Some(complain(&error)),
@@ -157,18 +171,44 @@ struct Sweep {
 }
 
 impl Sweep {
-    fn run(&self) -> Result<usize, SweepError> {
+    fn run(&self) -> Result<Swept, SweepError> {
         let found = namespaces::of_cgroups(&self.hierarchy, &self.cgroups)?;
-        let mut destroyed = 0;
+        let mut swept = Swept::default();
         for namespace in &found.namespaces {
-            for socket in sockets::to_ports(namespace.file.as_fd(), &self.ports)? {
-                if !self.refuses(&socket)? {
+            if namespace.own {
+                swept.destroyed += self.sweep(Within::Own)?;
+                continue;
+            }
+            let swept_there = match namespace.open() {
+                Ok(Some(opened)) => self.sweep(Within::Other(opened.as_fd())),
+                Ok(None) => Ok(0),
+                Err(error) if error.is_no_entry() => {
+                    swept.closed.extend(&namespace.cgroups);
                     continue;
                 }
-                match sockets::destroy(namespace.file.as_fd(), &socket)? {
-                    Destroyed::Yes => destroyed += 1,
-                    Destroyed::AlreadyGone => {}
+                Err(error) => return Err(error.into()),
+            };
+            match swept_there {
+                Ok(destroyed) => swept.destroyed += destroyed,
+                Err(SweepError::Sockets(error)) if error.is_no_entry() => {
+                    swept.closed.extend(&namespace.cgroups);
                 }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Ends the connections of one namespace that the tables refuse, and counts them.
+    fn sweep(&self, namespace: Within<'_>) -> Result<usize, SweepError> {
+        let mut destroyed = 0;
+        for socket in sockets::to_ports(namespace, &self.ports)? {
+            if !self.refuses(&socket)? {
+                continue;
+            }
+            match sockets::destroy(namespace, &socket)? {
+                Destroyed::Yes => destroyed += 1,
+                Destroyed::AlreadyGone => {}
             }
         }
         Ok(destroyed)

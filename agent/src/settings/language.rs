@@ -11,12 +11,13 @@ use super::scalar::{GroupName, HostName, SocketPath};
 use super::{
     Backend, Control, Enforcement, Http, Interfaces, Log, LogFormat, LogLevel, Reload, Settings,
 };
+use crate::dataplane::Returns;
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 use crate::guard::Mark;
 use crate::policy::Pattern;
 use crate::policy::scalar::InterfacePattern;
 use crate::yaml::read::{At, Placed, Reader, keys};
-use crate::yaml::scalar::{FilePath, Number, Off, Span, Truth, Version};
+use crate::yaml::scalar::{FilePath, Number, Span, Truth, Version};
 use crate::yaml::tree;
 
 const MAX_PORTS: usize = 8;
@@ -44,8 +45,8 @@ keys! {
         optional guard_mark: At<Mark>,
         /// Destination ports that are judged.
         optional guarded_ports: Placed<Vec<At<Number<1, 65535>>>>,
-        /// Not in this version.
-        optional block_return: At<Off>,
+        /// Whether packets that come back to guests from guarded ports are judged.
+        optional block_return: At<Truth>,
         /// Which interfaces are workloads.
         optional interfaces: InterfacesMap,
         /// Which cgroups are workloads.
@@ -141,7 +142,7 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
         guard,
         guard_mark,
         guarded_ports,
-        block_return: _,
+        block_return,
         interfaces,
         cgroups,
         reload,
@@ -159,6 +160,17 @@ pub(super) fn read(file: &Arc<Path>, bytes: &[u8], problems: &mut Problems) -> O
     settings.guard = judge.guard(guard, guard_mark);
     if let Some(ports) = guarded_ports {
         settings.guarded_ports = judge.ports(&ports);
+    }
+    if let Some(At {
+        value: Truth(block),
+        at: _,
+    }) = block_return
+    {
+        settings.block_return = if block {
+            Returns::Judged
+        } else {
+            Returns::Open
+        };
     }
     if let Some(map) = interfaces {
         judge.interfaces(map, &mut settings.interfaces);

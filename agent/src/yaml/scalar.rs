@@ -79,33 +79,6 @@ impl<const MIN: u32, const MAX: u32> Scalar for Number<MIN, MAX> {
     }
 }
 
-/// Something that this version does not have: only `false` is accepted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Off;
-
-impl Scalar for Off {
-    const EXPECTED: &'static str = "`false`";
-
-    fn parse(text: &str, style: Style) -> Result<Self, Fault> {
-        match (text, style) {
-            ("false", Style::Plain) => Ok(Self),
-            ("true", Style::Plain) => Err(Fault::new(
-                "not-yet",
-                "this version of gate25 does not have this",
-            )
-            .help("write `false`, or leave it out")),
-            _ => Err(Fault::new(
-                "wrong-type",
-                format!("{} is not `false`", quoted(text)),
-            )),
-        }
-    }
-
-    fn schema() -> Schema {
-        json_schema!({ "const": false })
-    }
-}
-
 /// `true` or `false`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Truth(pub(crate) bool);

@@ -13,7 +13,7 @@ use gate25::notice::server::{Listener, Listening};
 use gate25::policy::Origin;
 use gate25::settings::Enforcement;
 use gate25::status::{
-    ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
+    Examined, ExemptionStatus, PolicyStatus, Shared, Source, State, Status, WorkloadStatus,
 };
 use gate25::workloads::{Claim, WorkloadId};
 use gate25_common::abi::CustomerId;
@@ -21,6 +21,7 @@ use gate25_common::address::Family;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch, Uninterrupted};
 use gate25_common::decide::{Decision, Reason, Verdict};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::{Fate, ReturnCounters};
 use nix::unistd::{Group, getgid};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -230,6 +231,18 @@ impl Figures for Counted {
         Ok(None)
     }
 
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        let mut counters = ReturnCounters::ZERO;
+        counters.count::<Uninterrupted>(Fate::Allow, Family::V4, 1);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V4, 2);
+        counters.count::<Uninterrupted>(Fate::Drop, Family::V6, 5);
+        Ok(counters)
+    }
+
+    fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
+        Ok(None)
+    }
+
     fn redirected(&self, _: &Flow) -> Result<Option<Redirected>, FiguresError> {
         Ok(None)
     }
@@ -323,6 +336,7 @@ fn sample() -> Status {
         repairs: 0,
         guard_repairs: 0,
         roots: 2,
+        returns: 3,
         entries: BTreeMap::from([("CUSTOMERS", 3)]),
         notice: vec![
             Listener {
@@ -336,5 +350,6 @@ fn sample() -> Status {
         ],
         problems: Vec::new(),
         warnings: Vec::new(),
+        examined: Examined::default(),
     }
 }

@@ -39,6 +39,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
             "last_success": "2026-11-23T09:30:00Z",
         },
         "cgroup_roots": 2,
+        "returns": {"interfaces": 3, "packets": {"allow": 1, "observe": 0, "drop": 7}},
         "repairs": 0,
         "guard_repairs": 0,
         "tables": {"CUSTOMERS": 3},

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use gate25::policy::directory::{self, DirectoryError};
+use gate25::trust::Trust;
 use tempfile::TempDir;
 
 fn tree(files: &[&str]) -> TempDir {
@@ -19,7 +20,7 @@ fn tree(files: &[&str]) -> TempDir {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let contents = directory::read(dir).unwrap();
+    let contents = directory::read(dir, &Trust::Anybody).unwrap();
     contents
         .files
         .iter()
@@ -28,7 +29,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn refusals(dir: &Path) -> Vec<(String, &'static str)> {
-    match directory::read(dir) {
+    match directory::read(dir, &Trust::Anybody) {
         Err(DirectoryError::Refused(list)) => list
             .iter()
             .map(|one| (one.primary.to_string(), one.code))
@@ -54,13 +55,20 @@ fn files_of_editors_and_package_managers_are_skipped() {
         "k.yaml.rpmsave",
     ]);
     assert_eq!(names(dir.path()), ["a.yml", "b.yaml", "sub/deep/c.yaml"]);
-    assert_eq!(directory::read(dir.path()).unwrap().warnings, []);
+    assert_eq!(
+        directory::read(dir.path(), &Trust::Anybody)
+            .unwrap()
+            .warnings,
+        []
+    );
 }
 
 #[test]
 fn other_names_are_warned_about() {
     let dir = tree(&["a.yaml", "README", "sub/b.json"]);
-    let warnings = directory::read(dir.path()).unwrap().warnings;
+    let warnings = directory::read(dir.path(), &Trust::Anybody)
+        .unwrap()
+        .warnings;
     let shown: Vec<_> = warnings.iter().map(ToString::to_string).collect();
     assert!(
         shown[0].starts_with("README: warning[file-ignored]"),
@@ -72,10 +80,10 @@ fn other_names_are_warned_about() {
 #[test]
 fn directory_that_is_missing_is_no_empty_set() {
     let dir = tree(&[]);
-    let error = directory::read(&dir.path().join("none")).unwrap_err();
+    let error = directory::read(&dir.path().join("none"), &Trust::Anybody).unwrap_err();
     assert!(matches!(error, DirectoryError::Missing { .. }) && !error.is_transient());
     fs::write(dir.path().join("file"), "").unwrap();
-    let error = directory::read(&dir.path().join("file")).unwrap_err();
+    let error = directory::read(&dir.path().join("file"), &Trust::Anybody).unwrap_err();
     assert!(matches!(error, DirectoryError::NotADirectory { .. }));
 }
 
@@ -115,7 +123,11 @@ fn links_that_make_a_loop_are_refused() {
 fn link_whose_target_is_not_there_yet_may_be_tried_again() {
     let dir = tree(&["a.yaml"]);
     symlink("later.yaml", dir.path().join("b.yaml")).unwrap();
-    assert!(directory::read(dir.path()).unwrap_err().is_transient());
+    assert!(
+        directory::read(dir.path(), &Trust::Anybody)
+            .unwrap_err()
+            .is_transient()
+    );
 }
 
 #[test]

@@ -12,6 +12,7 @@ use gate25::policy::Pattern;
 use gate25::policy::language;
 use gate25::policy::loader::{Loader, Purpose};
 use gate25::settings::{self, Enforcement, Missing, Settings};
+use gate25::trust::Trust;
 use serde_json::Value;
 
 use super::{DEFAULT, NOW, circumstances, customer_key, file};
@@ -222,7 +223,7 @@ fn schema_and_reader_know_the_same_keys() {
 #[test]
 fn example_settings_are_the_defaults_in_observe_mode() {
     let path = deploy("gate25.yaml");
-    let loaded = settings::read(&path, Missing::Refused).unwrap();
+    let loaded = settings::read(&path, Missing::Refused, &Trust::Anybody).unwrap();
     assert_eq!(loaded.warnings, []);
     let expected = Settings {
         enforcement: Enforcement::Observe,
@@ -235,10 +236,12 @@ fn example_settings_are_the_defaults_in_observe_mode() {
 fn settings_without_a_file_are_the_defaults_unless_it_was_named() {
     let none = Path::new("/nonexistent/gate25.yaml");
     assert_eq!(
-        settings::read(none, Missing::Defaults).unwrap().settings,
+        settings::read(none, Missing::Defaults, &Trust::Anybody)
+            .unwrap()
+            .settings,
         Settings::default()
     );
-    assert!(settings::read(none, Missing::Refused).is_err());
+    assert!(settings::read(none, Missing::Refused, &Trust::Anybody).is_err());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use gate25::status::Shared;
 use gate25_common::abi::CustomerId;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 use nix::unistd::{Gid, Group};
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -185,6 +186,14 @@ impl Figures for Nothing {
     }
 
     fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        Ok(ReturnCounters::ZERO)
+    }
+
+    fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
         Ok(None)
     }
 

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use gate25::chain::in_full;
 use gate25::compile::Prefix;
 use gate25::dataplane::{Attached, Dataplane as _, MapImage, Site};
+use gate25::features::Feature;
 use gate25::figures::Figures as _;
 use gate25::guard::Mark;
 use gate25::kernel::bpf::leftover::Removal;
 use gate25::kernel::nft::Nft;
-use gate25::kernel::nftables::{Nftables, NftablesError, Options, remove};
+use gate25::kernel::nftables::{Nftables, NftablesError, Options, Reject, remove};
 use gate25_common::abi::{
     Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine,
     SetId,
@@ -211,11 +212,31 @@ fn nft_that_does_not_know_the_ruleset_is_said_and_nothing_is_changed() {
     });
 }
 
+#[test]
+fn kernel_without_resets_in_this_family_is_told_and_served_by_drops() {
+    within(|| async {
+        let folder = tempfile::tempdir().unwrap();
+        let other = folder.path().join("nft");
+        let script = "#!/bin/sh\nrules=$(cat)\ncase $rules in *'tcp reset'*) echo 'Error: Could not process rule: No such file or directory' >&2; exit 1 ;; esac\nprintf %s \"$rules\" | nft \"$@\"\n";
+        fs::write(&other, script).unwrap();
+        fs::set_permissions(&other, Permissions::from_mode(0o755)).unwrap();
+        let mut backend = Nftables::open(Nft::new(&other), options()).unwrap();
+        assert!(backend.lacks().contains(&Feature::Resets));
+        backend.apply(&builtin()).unwrap();
+        let (table, _) = output(LIST);
+        assert!(!table.contains("reject with"), "{table}");
+        let chain = table.split_once("chain do_reject {").unwrap().1;
+        let chain = chain.split_once('}').unwrap().0;
+        assert!(chain.trim_end().ends_with("drop"), "{chain}");
+    });
+}
+
 fn options() -> Options {
     Options {
         ports: vec![25, 2525],
         host: HostMode::Policy,
         guard: Some(Mark::DEFAULT),
+        reject: Reject::Reset,
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::thread::{JoinHandle, spawn};
 use std::time::{Duration, Instant};
 
-use gate25::kernel::sockets::{Destroyed, TcpSocket, destroy, to_ports};
+use gate25::kernel::sockets::{Destroyed, TcpSocket, Within, destroy, to_ports};
 use gate25_common::address::Address;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{SockaddrIn, bind, connect, setsockopt, sockopt};
@@ -264,12 +264,12 @@ impl Namespace {
 
     #[track_caller]
     fn sockets(&self, ports: &[u16]) -> Vec<TcpSocket> {
-        to_ports(self.open().as_fd(), ports).unwrap()
+        to_ports(Within::Other(self.open().as_fd()), ports).unwrap()
     }
 
     #[track_caller]
     fn destroy(&self, socket: &TcpSocket) -> Destroyed {
-        destroy(self.open().as_fd(), socket).unwrap()
+        destroy(Within::Other(self.open().as_fd()), socket).unwrap()
     }
 }
 

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use gate25::compile::Prefix;
 use gate25::dataplane::{MapImage, Step};
 use gate25::guard::Mark;
-use gate25::kernel::nftables::{Options, Range, addresses, changes, concerning, hook, renewals};
+use gate25::kernel::nftables::{
+    Options, Range, Reject, addresses, changes, concerning, hook, renewals,
+};
 use gate25_common::abi::{
     Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine,
     SetId,
@@ -209,6 +211,7 @@ fn options() -> Options {
         ports: vec![25],
         host: HostMode::Policy,
         guard: Some(Mark::DEFAULT),
+        reject: Reject::Reset,
     }
 }
 

@@ -112,14 +112,20 @@ impl HostCounters {
         });
     }
 
-    /// The same by numbers; ones that there are not count nothing.
+    /// The same by the numbers of a verdict, a reason and a family; others may count elsewhere here.
+    ///
+    /// One comparison, right before its use: of three numbers, one may lie on the stack and be read
+    /// again behind its comparison, and Linux 6.1's verifier does not carry that over.
     #[inline(always)]
     pub fn count_attempt_at<A: Add>(&mut self, place: Place) {
-        if let Some(connections) = self
-            .connections
-            .get_mut(place.verdict)
-            .and_then(|rows| rows.get_mut(place.reason))
-            .and_then(|row| row.get_mut(place.family))
+        let Place {
+            verdict,
+            reason,
+            family,
+        } = place;
+        let counters = self.connections.as_flattened_mut().as_flattened_mut();
+        if let Some(connections) =
+            counters.get_mut((verdict * REASONS + reason) * FAMILIES + family)
         {
             A::add(connections, 1);
         }

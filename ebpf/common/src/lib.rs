@@ -15,5 +15,6 @@ pub mod packet;
 #[cfg(feature = "user")]
 mod pod;
 pub mod redirect;
+pub mod returns;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -7,7 +7,7 @@ pub const ABI_VERSION: u32 = 3;
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
 /// The program on the same interface, in the direction that reaches the guest; only where
-/// connections are redirected.
+/// connections are redirected, or packets that come back are judged.
 pub const PROGRAM_TC_EGRESS: &str = "tc_egress";
 /// The program on what the sockets of a control group send.
 pub const PROGRAM_CGROUP_EGRESS: &str = "cgroup_egress";
@@ -62,11 +62,15 @@ pub const MAP_HOST_COUNTERS: &str = "HOST_COUNTERS";
 pub const MAP_CUSTOMER_COUNTERS: &str = "CUSTOMER_COUNT";
 /// [`crate::abi::CustomerId`] to [`crate::counters::Sketch`].
 pub const MAP_SKETCHES: &str = "SKETCHES";
+/// One [`crate::returns::ReturnCounters`] per CPU.
+pub const MAP_RETURN_COUNTERS: &str = "RETURN_COUNTERS";
+/// [`crate::abi::CustomerId`] to one [`crate::returns::ReturnCounters`] per CPU.
+pub const MAP_RETURN_CUSTOMERS: &str = "RETURN_CUSTOMER";
 /// Ring buffer of [`crate::counters::Event`].
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 14] = [
+pub const MAPS: [&str; 16] = [
     MAP_INTERFACES,
     MAP_CGROUPS,
     MAP_SOCKETS,
@@ -80,15 +84,19 @@ pub const MAPS: [&str; 14] = [
     MAP_HOST_COUNTERS,
     MAP_CUSTOMER_COUNTERS,
     MAP_SKETCHES,
+    MAP_RETURN_COUNTERS,
+    MAP_RETURN_CUSTOMERS,
     MAP_EVENTS,
 ];
 
 /// Maps that go on in the next version of the agent, each with the first [`ABI_VERSION`] in which
 /// every byte of it meant what it means now. Whoever changes that raises both.
-pub const INHERITED: [(&str, u32); 5] = [
+pub const INHERITED: [(&str, u32); 7] = [
     (MAP_HOST_COUNTERS, 1),
     (MAP_CUSTOMER_COUNTERS, 1),
     (MAP_SKETCHES, 1),
+    (MAP_RETURN_COUNTERS, 3),
+    (MAP_RETURN_CUSTOMERS, 3),
     (MAP_HINDRANCES, 3),
     (MAP_INTERFACES, 2),
 ];
@@ -109,3 +117,6 @@ pub const GLOBAL_HAS_SET_RETVAL: &str = "HAS_SET_RETVAL";
 pub const GLOBAL_GUARD_MARK: &str = "GUARD_MARK";
 /// Constant of the object: 1 where this host only observes, `u8`.
 pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
+/// Constant of the object: 1 where packets that come back to guests from guarded ports are judged,
+/// `u8`.
+pub const GLOBAL_BLOCK_RETURN: &str = "BLOCK_RETURN";

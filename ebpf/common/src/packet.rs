@@ -18,9 +18,9 @@ use crate::packet::network::{
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
 use crate::redirect::Motion;
 
-pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, hides_ip, link};
+pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, link};
 pub use network::{ipv4_route, network};
-pub use reply::{Reply, reply};
+pub use reply::{Reply, ToGuest};
 
 /// Bytes from the start of the frame within which the TCP header must begin.
 pub const MAX_HEADERS: usize = 512;
@@ -42,6 +42,13 @@ pub trait Frame {
     fn stripped_tags(&self) -> u32;
     /// Whether TCP packets for `port` (network order) are judged.
     fn guarded(&self, port: [u8; 2]) -> bool;
+    /// Whether TCP packets from port `from` to port `to` (network order) are judged: by where they
+    /// go, unless the frame is one towards a guest.
+    #[inline(always)]
+    fn judged(&self, from: [u8; 2], to: [u8; 2]) -> bool {
+        let _any = from;
+        self.guarded(to)
+    }
     /// [`ipv4_route`] on this frame; the kernel's frames run it as a function of its own, since
     /// the verifier would otherwise follow its loop into everything that comes after it.
     ///
@@ -346,7 +353,7 @@ pub fn evidently_other_packet<F: Frame>(frame: &F, family: Family, network: usiz
             match header[9] {
                 PROTOCOL_TCP => {
                     let total = usize::from(u16::from_be_bytes([header[2], header[3]]));
-                    if frame.guarded([header[22], header[23]])
+                    if frame.judged([header[20], header[21]], [header[22], header[23]])
                         || total < IPV4_HEADER + TCP_HEADER
                         || frame.length() < transport + TCP_HEADER
                     {
@@ -368,11 +375,11 @@ pub fn evidently_other_packet<F: Frame>(frame: &F, family: Family, network: usiz
             let transport = network + IPV6_HEADER;
             match header[6] {
                 PROTOCOL_TCP => {
-                    let Some([_, _, port @ ..]) = frame.load::<4>(transport) else {
+                    let Some([a, b, c, d]) = frame.load::<4>(transport) else {
                         return false;
                     };
                     let payload = usize::from(u16::from_be_bytes([header[4], header[5]]));
-                    if frame.guarded(port)
+                    if frame.judged([a, b], [c, d])
                         || payload < TCP_HEADER
                         || frame.length() < transport + TCP_HEADER
                     {

@@ -3,6 +3,7 @@
 use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
 use crate::redirect::{Budget, Flow, Hindrances, Redirected, SocketPeer};
+use crate::returns::ReturnCounters;
 
 macro_rules! pod {
     ($($t:ty),+ $(,)?) => {$(
@@ -27,5 +28,6 @@ pod!(
     HostCounters,
     CustomerCounters,
     Sketch,
+    ReturnCounters,
     Event,
 );

@@ -10,6 +10,7 @@ mod pure {
     mod ipv6;
     mod link;
     mod redirect;
+    mod returns;
     mod tcp;
 
     use gate25_common::address::Family;

@@ -2,35 +2,103 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use anyhow::Context as _;
+
+/// The window of [`crafted`] SYNs, which no kernel begins with.
+pub(crate) const CRAFTED_WINDOW: u16 = 1025;
+
 /// A SYN with its IP header, complete with checksums.
-pub(super) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+pub(crate) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    packet(from, to, 0xffff)
+}
+
+/// The same, told from a kernel's by its window: whoever receives it need not answer.
+pub(crate) fn crafted(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    packet(from, to, CRAFTED_WINDOW)
+}
+
+fn packet(from: SocketAddr, to: SocketAddr, window: u16) -> Vec<u8> {
+    let mut packet = ip_header(from.ip(), to.ip(), 0);
+    packet.extend(segment_with_window(from, to, window));
+    packet
+}
+
+/// A SYN without its IP header.
+pub(super) fn segment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
+    segment_with_window(from, to, 0xffff)
+}
+
+fn segment_with_window(from: SocketAddr, to: SocketAddr, window: u16) -> Vec<u8> {
     let mut tcp = Vec::with_capacity(20);
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
     tcp.extend([0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]); // sequence, acknowledged
-    tcp.extend([0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]); // 20 bytes, SYN, window, checksum, urgent
+    tcp.extend([0x50, 0x02]); // 20 bytes, SYN
+    tcp.extend(window.to_be_bytes());
+    tcp.extend([0, 0, 0, 0]); // checksum, urgent
     let sum = checksum(&[&pseudo_header(from.ip(), to.ip()), &tcp]);
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    let mut packet = ip_header(from.ip(), to.ip());
-    packet.extend(tcp);
-    packet
+    tcp
 }
 
 /// A SYN in an Ethernet frame.
-pub(super) fn syn_frame(
+pub(crate) fn syn_frame(
     source: [u8; 6],
     destination: [u8; 6],
     from: SocketAddr,
     to: SocketAddr,
 ) -> Vec<u8> {
-    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
-    [&destination[..], &source, &kind, &syn(from, to)].concat()
+    segment_frame([source, destination], from, to, &[])
 }
 
-fn ip_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
+/// A [`crafted`] SYN in an Ethernet frame.
+pub(crate) fn crafted_frame(
+    source: [u8; 6],
+    destination: [u8; 6],
+    from: SocketAddr,
+    to: SocketAddr,
+) -> Vec<u8> {
+    framed([source, destination], &crafted(from, to))
+}
+
+fn framed([source, destination]: [[u8; 6]; 2], packet: &[u8]) -> Vec<u8> {
+    let kind: [u8; 2] = if packet[0] >> 4 == 4 {
+        [8, 0]
+    } else {
+        [0x86, 0xdd]
+    };
+    [&destination[..], &source, &kind, packet].concat()
+}
+
+/// Reads a hardware address, such as `02:00:5e:00:53:01`.
+pub(crate) fn hardware(text: &str) -> anyhow::Result<[u8; 6]> {
+    let mut address = [0; 6];
+    let mut bytes = text.split(':');
+    for byte in &mut address {
+        let digits = bytes.next().context("a hardware address has six bytes")?;
+        *byte = u8::from_str_radix(digits, 16).context("a hardware address")?;
+    }
+    Ok(address)
+}
+
+/// The same with data, which its checksum does not cover.
+pub(super) fn segment_frame(
+    ends: [[u8; 6]; 2],
+    from: SocketAddr,
+    to: SocketAddr,
+    data: &[u8],
+) -> Vec<u8> {
+    let header = ip_header(from.ip(), to.ip(), data.len() as u16);
+    let packet = [&header[..], &segment(from, to), data].concat();
+    framed(ends, &packet)
+}
+
+/// The header of a TCP segment without options and with so much data.
+fn ip_header(from: IpAddr, to: IpAddr, data: u16) -> Vec<u8> {
     match (from, to) {
         (IpAddr::V4(from), IpAddr::V4(to)) => {
-            let mut header = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
+            let [high, low] = (40 + data).to_be_bytes();
+            let mut header = vec![0x45, 0, high, low, 0, 1, 0x40, 0, 64, 6, 0, 0];
             header.extend(from.octets());
             header.extend(to.octets());
             let sum = checksum(&[&header]);
@@ -38,7 +106,8 @@ fn ip_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
             header
         }
         (from, to) => {
-            let mut header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+            let [high, low] = (20 + data).to_be_bytes();
+            let mut header = vec![0x60, 0, 0, 0, high, low, 6, 64];
             header.extend(octets(from));
             header.extend(octets(to));
             header

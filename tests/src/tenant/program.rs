@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{self, BufRead as _, BufReader, Write as _},
-    net::{SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr, TcpStream},
     os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     sync::{
@@ -18,8 +18,15 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::sched::{CloneFlags, unshare};
 
-use super::{packets, sockets};
-use crate::{Attempt, Held, Sender, far_side};
+use super::{
+    packets::{self, hardware},
+    sockets,
+    tricks::{self, Target},
+};
+use crate::{
+    Attempt, Held, Sender, Tally, far_side,
+    flood::{Flood, Plan, Sent, Way},
+};
 
 const LIMIT: Duration = Duration::from_secs(5);
 
@@ -69,6 +76,7 @@ fn serve(path: &Path) -> anyhow::Result<()> {
 struct State {
     held: BTreeMap<String, Held>,
     senders: BTreeMap<String, Sender>,
+    floods: BTreeMap<String, Flood>,
     echoes: BTreeMap<String, Echo>,
     /// Out of the network that the process has left.
     hidden: Option<sockets::Wire>,
@@ -93,6 +101,10 @@ impl State {
                     frame(&wire, [source, destination], from, to)
                 }
             },
+            ["trick", name, target @ ..] => {
+                let (trick, target) = (name.parse()?, Target::from_words(target)?);
+                attempt(|| tricks::play(trick, &target))
+            }
             ["hide", device] => {
                 self.hidden = Some(sockets::wire(device).context("open the interface")?);
                 unshare(CloneFlags::CLONE_NEWNET).context("leave the network")?;
@@ -129,13 +141,44 @@ impl State {
             }
             ["tally", name] => self.tally(name),
             ["rest", name] => {
-                drop(self.senders.remove(*name));
-                Ok(String::new())
+                let sender = self.senders.remove(*name).context("no such sender")?;
+                Ok(tally_text(sender.finish()))
+            }
+            ["flood", name, rate, "packets", pairs @ ..] => {
+                self.flood(name, rate, Way::Packets, pairs)
+            }
+            [
+                "flood",
+                name,
+                rate,
+                "frames",
+                device,
+                source,
+                gateway,
+                pairs @ ..,
+            ] => {
+                let way = Way::Frames {
+                    device: (*device).to_owned(),
+                    source: hardware(source)?,
+                    gateway: hardware(gateway)?,
+                };
+                self.flood(name, rate, way, pairs)
+            }
+            ["flooded", name] => Ok(sent_text(
+                self.floods.get(*name).context("no such flood")?.sent(),
+            )),
+            ["ebb", name] => {
+                let flood = self.floods.remove(*name).context("no such flood")?;
+                Ok(sent_text(flood.finish()))
             }
             ["echo", name, to] => {
                 let echo = Echo::start(Held::open_here(address(to)?, LIMIT)?)?;
                 self.echoes.insert((*name).to_owned(), echo);
                 Ok(String::new())
+            }
+            ["hush", name] => {
+                let echo = self.echoes.remove(*name).context("no such echo")?;
+                echo.count()
             }
             ["echoes", name] => self.echoes.get(*name).context("no such echo")?.count(),
             other => bail!("not understood: {other:?}"),
@@ -150,16 +193,52 @@ impl State {
 
     fn tally(&self, name: &str) -> anyhow::Result<String> {
         let sender = self.senders.get(name).context("no such sender")?;
-        let tally = sender.tally();
-        let last = tally.last_other.map(|other| other.to_string());
-        Ok(format!(
-            "{}\t{}\t{}\t{}",
-            tally.connected,
-            tally.refused,
-            tally.others,
-            last.unwrap_or_default()
-        ))
+        Ok(tally_text(sender.tally()))
     }
+
+    /// Starts sending from where to where, by turns.
+    fn flood(
+        &mut self,
+        name: &str,
+        rate: &str,
+        way: Way,
+        pairs: &[&str],
+    ) -> anyhow::Result<String> {
+        let pair = |words: &[&str]| -> anyhow::Result<(IpAddr, SocketAddr)> {
+            let [from, to] = words else {
+                bail!("an address to send from lacks one to send to");
+            };
+            Ok((from.parse().context("an address")?, address(to)?))
+        };
+        let plan = Plan {
+            way,
+            pairs: pairs.chunks(2).map(pair).collect::<anyhow::Result<_>>()?,
+            rate: rate.parse().context("a rate")?,
+        };
+        let flood = Flood::start(|| Ok(()), plan)?;
+        self.floods.insert(name.to_owned(), flood);
+        Ok(String::new())
+    }
+}
+
+fn tally_text(tally: Tally) -> String {
+    let last = tally.last_other.map(|other| other.to_string());
+    format!(
+        "{}\t{}\t{}\t{}",
+        tally.connected,
+        tally.refused,
+        tally.others,
+        last.unwrap_or_default()
+    )
+}
+
+fn sent_text(sent: Sent) -> String {
+    format!(
+        "{}\t{}\t{}",
+        sent.packets,
+        sent.unsent,
+        sent.trouble.unwrap_or_default()
+    )
 }
 
 /// Connects, and says what the socket is connected to.
@@ -263,16 +342,6 @@ fn enter(cgroup: &str) -> anyhow::Result<String> {
 fn address(text: &str) -> anyhow::Result<SocketAddr> {
     text.parse()
         .with_context(|| format!("not an address: {text}"))
-}
-
-fn hardware(text: &str) -> anyhow::Result<[u8; 6]> {
-    let mut address = [0; 6];
-    let mut bytes = text.split(':');
-    for byte in &mut address {
-        let digits = bytes.next().context("a hardware address has six bytes")?;
-        *byte = u8::from_str_radix(digits, 16).context("a hardware address")?;
-    }
-    Ok(address)
 }
 
 /// A connection that is used without pause.

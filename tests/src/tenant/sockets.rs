@@ -19,22 +19,27 @@ use nix::{
 };
 
 /// A TCP socket of the address's family that nothing was done with.
-pub(super) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn tcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, 0)
 }
 
 /// A TCP socket that offers the other side several paths.
-pub(super) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
+pub(crate) fn mptcp(to: SocketAddr) -> io::Result<OwnedFd> {
     open(family(to), libc::SOCK_STREAM, libc::IPPROTO_MPTCP)
 }
 
 /// A socket whose packets, IP header included, are the program's own.
-pub(super) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
-    open(family(to), libc::SOCK_RAW, libc::IPPROTO_RAW)
+pub(crate) fn raw(to: SocketAddr) -> io::Result<OwnedFd> {
+    raw_of(to, libc::IPPROTO_RAW)
+}
+
+/// A socket whose packets are the program's own from the IP header's end on.
+pub(super) fn raw_of(to: SocketAddr, protocol: i32) -> io::Result<OwnedFd> {
+    open(family(to), libc::SOCK_RAW, protocol)
 }
 
 /// Connects a socket, waiting at most so long.
-pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
+pub(crate) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) -> io::Result<()> {
     nonblocking(socket)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Err(nix::Error::EINPROGRESS) => settle(socket, limit),
@@ -43,33 +48,87 @@ pub(super) fn connect_within(socket: &OwnedFd, to: SocketAddr, limit: Duration) 
 }
 
 /// Sends data with the SYN, which takes the place of a connect.
-pub(super) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
+pub(crate) fn fast_open(to: SocketAddr, limit: Duration) -> io::Result<OwnedFd> {
     let socket = tcp(to)?;
-    nonblocking(&socket)?;
-    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
-    let address = SockaddrStorage::from(to);
-    match sendto(socket.as_raw_fd(), b"EHLO tenant\r\n", &address, flags) {
-        Err(nix::Error::EINPROGRESS) => settle(&socket, limit)?,
-        other => drop(other?),
-    }
+    fast_open_on(&socket, to, b"EHLO tenant\r\n", limit)?;
     Ok(socket)
 }
 
+/// The same on a socket that there is.
+pub(super) fn fast_open_on(
+    socket: &OwnedFd,
+    to: SocketAddr,
+    data: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
+    nonblocking(socket)?;
+    let flags = MsgFlags::from_bits_retain(libc::MSG_FASTOPEN);
+    match sendto(socket.as_raw_fd(), data, &SockaddrStorage::from(to), flags) {
+        Err(nix::Error::EINPROGRESS) => settle(socket, limit)?,
+        other => drop(other?),
+    }
+    Ok(())
+}
+
+/// Takes a socket's connection away.
+pub(super) fn disconnect(socket: &OwnedFd) -> io::Result<()> {
+    let nobody = libc::sockaddr {
+        sa_family: libc::AF_UNSPEC as u16,
+        sa_data: [0; 14],
+    };
+    let length = size_of::<libc::sockaddr>() as u32;
+    // SAFETY: the address lives through the call and has the length given.
+    match unsafe { libc::connect(socket.as_raw_fd(), &raw const nobody, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Writes to a connected socket.
+pub(super) fn write(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
+    nix::unistd::write(socket, data)?;
+    Ok(())
+}
+
+/// Writes to a connected socket what lies in the pages of a pipe.
+pub(super) fn splice(socket: &OwnedFd, data: &[u8]) -> io::Result<()> {
+    use nix::fcntl::{SpliceFFlags, splice, vmsplice};
+    let (read, write) = nix::unistd::pipe()?;
+    vmsplice(&write, &[IoSlice::new(data)], SpliceFFlags::empty())?;
+    splice(read, None, socket, None, data.len(), SpliceFFlags::empty())?;
+    Ok(())
+}
+
+/// Sets an option of a socket.
+pub(super) fn set_bytes(socket: &OwnedFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
+    let length = value.len() as u32;
+    let (fd, value) = (socket.as_raw_fd(), value.as_ptr().cast());
+    // SAFETY: the value lives through the call and has the length given.
+    match unsafe { libc::setsockopt(fd, level, option, value, length) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Binds a socket to an interface.
-pub(super) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
+pub(crate) fn bind_to_device(socket: &OwnedFd, device: &str) -> io::Result<()> {
     Ok(setsockopt(socket, sockopt::BindToDevice, &device.into())?)
 }
 
 /// Binds a socket to an address, and to a port when it connects.
-pub(super) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
+pub(crate) fn bind_to_address(socket: &OwnedFd, address: IpAddr) -> io::Result<()> {
     setsockopt(socket, sockopt::IpBindAddressNoPort, &true)?;
     let address = SockaddrStorage::from(SocketAddr::from((address, 0)));
     Ok(bind(socket.as_raw_fd(), &address)?)
 }
 
 /// Sends an IP packet as it is.
-pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
-    let socket = raw(to)?;
+pub(crate) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
+    send_packet_by(&raw(to)?, to, packet)
+}
+
+/// The same through a socket of [`raw`].
+pub(crate) fn send_packet_by(socket: &OwnedFd, to: SocketAddr, packet: &[u8]) -> io::Result<()> {
     // A port is none of a raw socket's business.
     let address = SockaddrStorage::from(SocketAddr::from((to.ip(), 0)));
     sendto(socket.as_raw_fd(), packet, &address, MsgFlags::empty())?;
@@ -77,20 +136,43 @@ pub(super) fn send_packet(to: SocketAddr, packet: &[u8]) -> io::Result<()> {
 }
 
 /// A way past IP out of an interface.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     socket: OwnedFd,
     index: u32,
 }
 
 /// Opens an interface to frames; they leave by it wherever the process goes.
-pub(super) fn wire(device: &str) -> io::Result<Wire> {
+pub(crate) fn wire(device: &str) -> io::Result<Wire> {
     let index = nix::net::if_::if_nametoindex(device)?;
     let socket = open(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
     Ok(Wire { socket, index })
 }
 
+/// Has frames leave past queueing disciplines and what is attached there.
+pub(super) fn past_queues(wire: &Wire) -> io::Result<()> {
+    let yes = 1i32.to_ne_bytes();
+    set_bytes(
+        &wire.socket,
+        libc::SOL_PACKET,
+        libc::PACKET_QDISC_BYPASS,
+        &yes,
+    )
+}
+
+/// Has frames begin with a virtio header.
+pub(super) fn with_virtio_headers(wire: &Wire) -> io::Result<()> {
+    let yes = 1i32.to_ne_bytes();
+    set_bytes(&wire.socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, &yes)
+}
+
 /// Sends a frame as it is.
-pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+pub(crate) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+    let destination = frame.get(..6).ok_or(io::ErrorKind::InvalidInput)?;
+    send_bytes(wire, destination, frame)
+}
+
+/// Sends a frame to `destination`, behind whatever header the socket expects.
+pub(super) fn send_bytes(wire: &Wire, destination: &[u8], frame: &[u8]) -> io::Result<()> {
     let Wire { socket, index } = wire;
     let mut address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
@@ -101,7 +183,6 @@ pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
         sll_halen: 6,
         sll_addr: [0; 8],
     };
-    let destination = frame.get(..6).ok_or(io::ErrorKind::InvalidInput)?;
     address.sll_addr[..6].copy_from_slice(destination);
     // SAFETY: the frame and the address live through the call and have the lengths given.
     let sent = unsafe {
@@ -120,8 +201,44 @@ pub(super) fn send_frame(wire: &Wire, frame: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Sends a frame that lies in memory shared with the kernel: but for its Ethernet header, it leaves in
+/// pages of ours.
+pub(super) fn send_from_ring(wire: &Wire, frame: &[u8]) -> io::Result<()> {
+    const SIZE: usize = 4096;
+    /// `TPACKET_HDRLEN` less the address behind it (include/uapi/linux/if_packet.h).
+    const DATA: usize = 32;
+    const SEND: usize = 1;
+    let numbers = [SIZE as u32, 1, SIZE as u32, 1];
+    let request: Vec<u8> = numbers.iter().flat_map(|it| it.to_ne_bytes()).collect();
+    set_bytes(
+        &wire.socket,
+        libc::SOL_PACKET,
+        libc::PACKET_TX_RING,
+        &request,
+    )?;
+    let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, wire.socket.as_raw_fd());
+    // SAFETY: a new mapping, wherever the kernel wants it.
+    let ring = unsafe { libc::mmap(std::ptr::null_mut(), SIZE, access, libc::MAP_SHARED, fd, 0) };
+    if ring == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let mut slot = vec![0; DATA];
+    slot[..8].copy_from_slice(&SEND.to_ne_bytes());
+    slot[8..12].copy_from_slice(&(frame.len() as u32).to_ne_bytes());
+    slot.extend(frame);
+    if slot.len() > SIZE {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the mapping is larger, and nobody else has it.
+    unsafe { std::ptr::copy_nonoverlapping(slot.as_ptr(), ring.cast::<u8>(), slot.len()) };
+    let sent = send_bytes(wire, &frame[..6], &[]);
+    // SAFETY: the mapping is ours, and is not used any more.
+    unsafe { libc::munmap(ring, SIZE) };
+    sent
+}
+
 /// Hands a socket to whoever connects to the path.
-pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
+pub(crate) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
     let listener = UnixListener::bind(path)?;
     let (stream, _) = listener.accept()?;
     let sockets = [socket.as_raw_fd()];
@@ -132,7 +249,7 @@ pub(super) fn give(path: &Path, socket: &OwnedFd) -> io::Result<()> {
 }
 
 /// Takes the socket that is handed over at the path.
-pub(super) fn take(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn take(path: &Path) -> io::Result<OwnedFd> {
     let stream = UnixStream::connect(path)?;
     let mut byte = [0];
     let mut data = [IoSliceMut::new(&mut byte)];
@@ -176,7 +293,8 @@ fn settle(socket: &OwnedFd, limit: Duration) -> io::Result<()> {
     }
 }
 
-fn family(to: SocketAddr) -> i32 {
+/// The number of the address's family.
+pub(super) fn family(to: SocketAddr) -> i32 {
     match to {
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,

@@ -49,6 +49,31 @@ impl World {
         host.run(|| pins().join("links").join(pin))
     }
 
+    /// Where the table of this name is pinned.
+    ///
+    /// # Errors
+    /// When the hypervisor cannot be entered.
+    pub fn pinned_map(&self, name: &str) -> anyhow::Result<PathBuf> {
+        self.hosting.hypervisor.run(|| pins().join(name))
+    }
+
+    /// Where the links of the containers' root are pinned, by their hooks' names.
+    ///
+    /// # Errors
+    /// When the folder cannot be read, or there is no such root.
+    pub fn pinned_root_links(&self) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+        let prefix = format!("cgroup-{}-", self.containers.root.id()?);
+        let files = self
+            .hosting
+            .hypervisor
+            .run(|| files_below(&pins().join("links")))??;
+        let hook = |path: PathBuf| {
+            let name = path.file_name()?.to_str()?;
+            Some((name.strip_prefix(&prefix)?.to_owned(), path))
+        };
+        Ok(files.into_iter().filter_map(hook).collect())
+    }
+
     /// Waits until replies to the guest behind `interface` are rewritten.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use gate25_common::counters::{HostCounters, Uninterrupted};
 use gate25_common::decide::{HostMode, Verdict};
 use gate25_common::packet::{ParseError, Parsed, parse};
 use gate25_common::testing::frames::MemoryFrame;
-use gate25_tests::NetNs;
+use gate25_tests::{NetNs, fewer};
 
 use super::cgroup::Cgroups;
 use super::egress::{family, make_way_out, out, parse_packet};
@@ -64,8 +64,9 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
     let mut seen = [0u32; Verdict::ALL.len()];
     let mut answered = 0;
     let start = Instant::now();
-    for number in 0..PACKETS {
-        if number % ROUND == 0 {
+    let (packets, round) = (fewer(PACKETS), fewer(ROUND));
+    for number in 0..packets {
+        if number % round == 0 {
             // One of those with a policy, one without, or nobody.
             tables.owner = match random.below(10) {
                 0 => None,
@@ -97,14 +98,14 @@ fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
         }
     }
     same(&kernel.host_counters(), &expected, "at the end");
-    let rate = f64::from(PACKETS) / start.elapsed().as_secs_f64();
+    let rate = f64::from(packets) / start.elapsed().as_secs_f64();
     report(&format!(
-        "{hook:?}, {host:?}: {PACKETS} packets, {rate:.0} a second, {seen:?}, {answered} answered"
+        "{hook:?}, {host:?}: {packets} packets, {rate:.0} a second, {seen:?}, {answered} answered"
     ));
     // Not vacuous: a fair share of each.
     for verdict in possible(host) {
         assert!(
-            seen[*verdict as usize] > PACKETS / 100,
+            seen[*verdict as usize] > packets / 100,
             "{verdict:?} in {seen:?}"
         );
     }

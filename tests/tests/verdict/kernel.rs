@@ -15,6 +15,7 @@ use aya::programs::{
     TestRunOptions,
 };
 use aya::util::nr_cpus;
+use gate25::dataplane::Returns;
 use gate25::guard::Mark;
 use gate25::kernel::bpf::{DebugLines, LoadOptions, load, skb};
 use gate25_common::abi::{
@@ -25,6 +26,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
 use gate25_common::redirect::{Hindrance, Hindrances};
+use gate25_common::returns::ReturnCounters;
 use gate25_common::testing::tables::MemoryTables;
 use gate25_tests::{Lab, NetNs};
 use nix::sched::{CpuSet, sched_setaffinity};
@@ -94,8 +96,13 @@ pub(crate) struct Kernel {
 }
 
 impl Kernel {
-    /// Loads the program, guarding port 25.
+    /// Loads the programs, guarding port 25; what comes back to guests is not judged.
     pub(crate) fn load(host: HostMode) -> Self {
+        Self::load_with(host, Returns::Open)
+    }
+
+    /// The same with what comes back to guests judged or not.
+    pub(crate) fn load_with(host: HostMode, returns: Returns) -> Self {
         let mut cpus = CpuSet::new();
         cpus.set(0).expect("CPU 0 fits");
         sched_setaffinity(Pid::from_raw(0), &cpus).expect("CPU 0 exists");
@@ -104,6 +111,7 @@ impl Kernel {
             host,
             guard: Some(Mark::DEFAULT),
             notice: vec![NOTICE, NOTICE_V6],
+            returns,
             layout: skb::running_kernel().expect("the kernel describes its packets"),
             debug_lines: DebugLines::Off,
             pins: None,
@@ -203,6 +211,10 @@ impl Kernel {
         counters
             .insert(customer, zeros, 0)
             .expect("insert counters");
+        let zeros = PerCpuValues::try_from(vec![ReturnCounters::ZERO; cpus]).expect("one a CPU");
+        let mut returns: PerCpuHashMap<_, CustomerId, ReturnCounters> =
+            self.map(names::MAP_RETURN_CUSTOMERS);
+        returns.insert(customer, zeros, 0).expect("insert counters");
         let mut sketches: HashMap<_, CustomerId, Sketch> = self.map(names::MAP_SKETCHES);
         sketches
             .insert(customer, Sketch::EMPTY, 0)
@@ -343,6 +355,27 @@ impl Kernel {
         sum
     }
 
+    /// What came back to the host's guests.
+    pub(crate) fn returns(&self) -> ReturnCounters {
+        let map = self
+            .ebpf
+            .map(names::MAP_RETURN_COUNTERS)
+            .expect("the table");
+        let counters: PerCpuArray<_, ReturnCounters> = map.try_into().expect("its type");
+        summed(&counters.get(&0, 0).expect("its value"))
+    }
+
+    /// What came back to a customer.
+    pub(crate) fn customer_returns(&self, customer: CustomerId) -> ReturnCounters {
+        let map = self
+            .ebpf
+            .map(names::MAP_RETURN_CUSTOMERS)
+            .expect("the table");
+        let counters: PerCpuHashMap<_, CustomerId, ReturnCounters> =
+            map.try_into().expect("its type");
+        summed(&counters.get(&customer, 0).expect("its value"))
+    }
+
     pub(crate) fn sketch(&self, customer: CustomerId) -> Sketch {
         let map = self.ebpf.map(names::MAP_SKETCHES).expect("the table");
         let sketches: HashMap<_, CustomerId, Sketch> = map.try_into().expect("its type");
@@ -357,6 +390,13 @@ impl Kernel {
         let map = self.ebpf.map_mut(name).expect("the table");
         map.try_into().expect("its type")
     }
+}
+
+fn summed(values: &PerCpuValues<ReturnCounters>) -> ReturnCounters {
+    values.iter().fold(ReturnCounters::ZERO, |mut sum, cpu| {
+        sum.add(cpu);
+        sum
+    })
 }
 
 /// Runs `body` in a namespace of its own.

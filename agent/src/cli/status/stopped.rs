@@ -80,7 +80,7 @@ fn look(filesystem: &Path) -> Result<Stopped, LeftoverError> {
         for (place, attached) in survey.versions.iter().flat_map(|version| &version.links) {
             match place {
                 _ if !attached => {}
-                // It stops nothing.
+                // It keeps nobody from sending.
                 Place::Replies(_) => {}
                 Place::Interface(index) => drop(interfaces.insert(*index)),
                 Place::Cgroup(id, _) => drop(cgroups.insert(*id)),

@@ -23,7 +23,7 @@ use super::tables::CounterTables;
 use crate::clock::ClockError;
 use crate::kernel::filter::{Filter, FilterError, Filters, Removed};
 use crate::kernel::links::{self, Interface, LinkError};
-pub use folder::{Survey, Version};
+pub use folder::{Pinned, Survey, Version};
 
 /// Why what was left could not be read or removed.
 #[derive(Debug, thiserror::Error)]
@@ -163,6 +163,30 @@ impl Leftover {
             cgroups: self.owners(names::MAP_CGROUPS, u64::from_ne_bytes)?,
             customers: map.iter().collect::<Result<_, _>>().map_err(failed)?,
         }))
+    }
+
+    /// Interfaces that have an owner in the tables of this version's agents; `None` without such
+    /// a table.
+    ///
+    /// # Errors
+    /// [`LeftoverError::Io`].
+    pub fn owned_interfaces(&self) -> Result<Option<BTreeMap<u32, CustomerId>>, LeftoverError> {
+        if !self.table(names::MAP_INTERFACES).exists() {
+            return Ok(None);
+        }
+        self.owners(names::MAP_INTERFACES, u32::from_ne_bytes)
+            .map(Some)
+    }
+
+    /// The programs that are pinned, and where pinned links attach some.
+    ///
+    /// # Errors
+    /// [`LeftoverError::Io`].
+    pub fn pinned(&self) -> Result<Pinned, LeftoverError> {
+        match self.exists()? {
+            true => folder::pinned(&self.folder),
+            false => Ok(Pinned::default()),
+        }
     }
 
     /// Where pinned links attach programs.

@@ -14,6 +14,7 @@ use super::place::{CgroupHook, Place};
 
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -25,6 +26,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const MAX_PROGRAMS: usize = 64;
+/// More than any program of any version uses.
+const MAX_MAPS: usize = 64;
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,15 +225,55 @@ pub(super) fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
 }
 
+/// The kernel's numbers of a program and of the tables that it uses.
+pub(super) fn program_and_maps(program: BorrowedFd<'_>) -> io::Result<(u32, Vec<u32>)> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        code_lengths: [u32; 2],
+        code: [u64; 2],
+        loaded: u64,
+        user: u32,
+        maps: u32,
+        map_ids: u64,
+    }
+    let mut ids = vec![0u32; MAX_MAPS];
+    let mut info = Info {
+        maps: MAX_MAPS as u32,
+        map_ids: ids.as_mut_ptr() as u64,
+        ..Info::default()
+    };
+    describe(program, &mut info)?;
+    let used = info.maps as usize;
+    if used > MAX_MAPS {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    ids.truncate(used);
+    Ok((info.id, ids))
+}
+
 fn unknown() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "not a link of gate25's")
 }
 
 /// The kernel's numbers of the tcx programs in that direction of `interface`, first to last.
 pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u32>> {
+    query(interface, direction.attach_type())
+}
+
+/// The kernel's numbers of the programs that are attached to a hook of the cgroup itself whose
+/// directory `cgroup` is.
+pub(super) fn programs_of_cgroup(cgroup: BorrowedFd<'_>, hook: CgroupHook) -> io::Result<Vec<u32>> {
+    query(raw(cgroup), hook.attach_type())
+}
+
+fn query(target: u32, attach_type: u32) -> io::Result<Vec<u32>> {
     #[repr(C)]
     struct Attr {
-        interface: u32,
+        target: u32,
         attach_type: u32,
         query_flags: u32,
         attach_flags: u32,
@@ -244,8 +287,8 @@ pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u
     }
     let mut programs = vec![0u32; MAX_PROGRAMS];
     let mut attr = Attr {
-        interface,
-        attach_type: direction.attach_type(),
+        target,
+        attach_type,
         query_flags: 0,
         attach_flags: 0,
         programs: programs.as_mut_ptr() as u64,
@@ -259,6 +302,22 @@ pub(super) fn programs(interface: u32, direction: Direction) -> io::Result<Vec<u
     bpf(BPF_PROG_QUERY, &mut attr)?;
     programs.truncate(attr.count as usize);
     Ok(programs)
+}
+
+/// Opens the program of this number.
+pub(super) fn open_program(number: u32) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Attr {
+        number: u32,
+        next: u32,
+        flags: u32,
+    }
+    let mut attr = Attr {
+        number,
+        next: 0,
+        flags: 0,
+    };
+    bpf_fd(BPF_PROG_GET_FD_BY_ID, &mut attr)
 }
 
 #[repr(C)]

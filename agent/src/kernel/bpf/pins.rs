@@ -12,10 +12,11 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::place::{Place, canonical};
+use crate::trust::{Exposed, Keepers};
 
 /// Where the BPF filesystem is expected.
 pub const DEFAULT_FILESYSTEM: &str = "/sys/fs/bpf";
-pub(super) const OWN_FOLDER: &str = "gate25";
+pub(crate) const OWN_FOLDER: &str = "gate25";
 /// Where the links of a version are.
 pub(super) const LINKS: &str = "links";
 /// Where the programs of a version are, each build in a folder of its own.
@@ -25,13 +26,24 @@ pub(super) const PROGRAMS: &str = "programs";
 #[derive(Debug, thiserror::Error)]
 pub enum PinsError {
     /// The filesystem is not there and could not be mounted.
-    #[error("mount the BPF filesystem at {path}, which only root may; else have it mounted before")]
+    #[error("mount the BPF filesystem at {path}, which only root may: `gate25 prepare` does")]
     Mount {
         /// Where.
         path: PathBuf,
         /// What the kernel said.
         source: nix::Error,
     },
+    /// It is there, but not for this user.
+    #[error("{path} is closed to this user: `gate25 prepare`, run by root, opens it")]
+    Closed {
+        /// What was to be used.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Others could have pinned there what they like.
+    #[error("the pins are not gone by; `gate25 prepare --user USER` gives them to USER")]
+    Exposed(#[from] Exposed),
     /// A file operation failed.
     #[error("{action} {path}")]
     Io {
@@ -73,26 +85,22 @@ impl Pins {
     ///
     /// [`PinsError`].
     pub fn ensure(&self) -> Result<(), PinsError> {
-        let filesystem = &self.filesystem;
-        let failed = |source| PinsError::Mount {
-            path: filesystem.clone(),
-            source,
-        };
-        let stat = statfs(filesystem.as_path()).map_err(failed)?;
-        if stat.filesystem_type() != BPF_FS_MAGIC {
-            let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            mount(
-                Some("bpf"),
-                filesystem,
-                Some("bpf"),
-                flags,
-                Some("mode=0700"),
-            )
-            .map_err(failed)?;
-            tracing::info!(path = %filesystem.display(), "BPF filesystem mounted");
-        }
+        mount_if_missing(&self.filesystem)?;
+        make_folder(&self.own_folder())?;
+        self.judge()?;
         make_folder(&self.folder.join(LINKS))?;
         make_folder(&self.folder.join(PROGRAMS))
+    }
+
+    /// Refuses a folder that somebody else has made: what is pinned there decides what is open.
+    fn judge(&self) -> Result<(), PinsError> {
+        let folder = self.own_folder();
+        let metadata = fs::symlink_metadata(&folder).map_err(|source| PinsError::Io {
+            action: "look at",
+            path: folder.clone(),
+            source,
+        })?;
+        Ok(Keepers::of_process().alone().judge(&folder, &metadata)?)
     }
 
     /// gate25's own folder on the filesystem; one agent at a time works in it.
@@ -178,6 +186,27 @@ impl Pins {
     }
 }
 
+/// Mounts the BPF filesystem at `filesystem` unless there is one.
+///
+/// # Errors
+///
+/// [`PinsError::Mount`].
+pub fn mount_if_missing(filesystem: &Path) -> Result<(), PinsError> {
+    let failed = |source| PinsError::Mount {
+        path: filesystem.to_owned(),
+        source,
+    };
+    let stat = statfs(filesystem).map_err(failed)?;
+    if stat.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let kind = Some("bpf");
+    mount(kind, filesystem, kind, flags, Some("mode=0700")).map_err(failed)?;
+    tracing::info!(path = %filesystem.display(), "BPF filesystem mounted");
+    Ok(())
+}
+
 /// The version whose folder has this name.
 pub(super) fn version(name: &str) -> Option<u32> {
     canonical(name.strip_prefix('v')?)
@@ -188,10 +217,18 @@ pub(super) fn make_folder(path: &Path) -> Result<(), PinsError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| PinsError::Io {
-            action: "create folder",
-            path: path.to_owned(),
-            source,
+        .map_err(|source| {
+            let path = path.to_owned();
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                PinsError::Closed { path, source }
+            } else {
+                let action = "create folder";
+                PinsError::Io {
+                    action,
+                    path,
+                    source,
+                }
+            }
         })
 }
 

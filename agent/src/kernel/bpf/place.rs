@@ -26,7 +26,7 @@ pub enum CgroupHook {
 
 impl CgroupHook {
     /// Every hook, the one that closes first.
-    pub(super) const ALL: [Self; 6] = [
+    pub const ALL: [Self; 6] = [
         Self::Egress,
         Self::Socket,
         Self::Connect4,
@@ -48,7 +48,7 @@ impl CgroupHook {
     }
 
     /// The program that belongs there.
-    pub(super) const fn program(self) -> &'static str {
+    pub const fn program(self) -> &'static str {
         match self {
             Self::Egress => names::PROGRAM_CGROUP_EGRESS,
             Self::Socket => names::PROGRAM_CGROUP_SOCKET,

@@ -13,6 +13,7 @@ use gate25_common::names;
 use gate25_common::redirect::{
     Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, Redirected, SocketPeer,
 };
+use gate25_common::returns::ReturnCounters;
 
 /// Bytes of a trie's key before its data.
 const TRIE_LENGTH: usize = 4;
@@ -70,6 +71,18 @@ impl Shape {
                 MapType::Hash,
                 size_of::<CustomerId>(),
                 size_of::<Sketch>(),
+                MAX_CUSTOMERS,
+            ),
+            names::MAP_RETURN_COUNTERS => (
+                MapType::PerCpuArray,
+                size_of::<u32>(),
+                size_of::<ReturnCounters>(),
+                1,
+            ),
+            names::MAP_RETURN_CUSTOMERS => (
+                MapType::PerCpuHash,
+                size_of::<CustomerId>(),
+                size_of::<ReturnCounters>(),
                 MAX_CUSTOMERS,
             ),
             names::MAP_SOCKET_PEERS => (

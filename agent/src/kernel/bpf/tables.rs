@@ -18,7 +18,7 @@ use crate::dataplane::{MapImage, Step};
 use crate::kernel::bpf::BpfError;
 
 /// `BPF_NOEXIST`: what is counted stays.
-const NO_REPLACE: u64 = 1;
+pub(super) const NO_REPLACE: u64 = 1;
 
 /// The tables that the policy is written into.
 pub(super) struct PolicyTables {
@@ -291,7 +291,10 @@ fn key(set: SetId, prefix: &Prefix) -> Key<PrefixKey> {
     )
 }
 
-fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V>, BpfError> {
+pub(super) fn present<V>(
+    result: Result<V, MapError>,
+    map: &'static str,
+) -> Result<Option<V>, BpfError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(MapError::KeyNotFound) => Ok(None),
@@ -303,7 +306,7 @@ fn present<V>(result: Result<V, MapError>, map: &'static str) -> Result<Option<V
     }
 }
 
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
@@ -315,7 +318,7 @@ fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     }
 }
 
-fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn present_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::SyscallError(error))
             if error.io_error.raw_os_error() == Some(libc::EEXIST) =>

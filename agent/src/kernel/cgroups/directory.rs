@@ -27,6 +27,14 @@ pub(super) struct State {
     pub(super) frozen: bool,
 }
 
+impl State {
+    /// What is taken to be so where the file is closed to this user.
+    const CLOSED: Self = Self {
+        populated: true,
+        frozen: false,
+    };
+}
+
 impl Directory {
     /// Opens `path` below `at`, the directory itself if it is empty; none if there is none.
     pub(in crate::kernel) fn open(at: BorrowedFd<'_>, path: &Path) -> io::Result<Option<Self>> {
@@ -77,7 +85,10 @@ impl Directory {
 
     /// What `cgroup.events` says; nothing if it was removed.
     pub(super) fn state(&self) -> io::Result<State> {
-        let text = self.read("cgroup.events")?.unwrap_or_default();
+        let Some(text) = unless_closed(self.read("cgroup.events").map(Some), None)? else {
+            return Ok(State::CLOSED);
+        };
+        let text = text.unwrap_or_default();
         let holds = |line: &[u8]| text.split(|byte| *byte == b'\n').any(|found| found == line);
         Ok(State {
             populated: holds(b"populated 1"),
@@ -97,8 +108,17 @@ impl AsFd for Directory {
     }
 }
 
+/// What a control group's owner has closed to this user is no reason to see nothing of the others;
+/// whoever looks for its processes says so.
+pub(super) fn unless_closed<T>(result: io::Result<T>, closed: T) -> io::Result<T> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(closed),
+        other => other,
+    }
+}
+
 /// A removed control group answers with one of two errors, depending on whether it was open.
-fn unless_gone<T>(error: io::Error) -> io::Result<Option<T>> {
+pub(super) fn unless_gone<T>(error: io::Error) -> io::Result<Option<T>> {
     match error.raw_os_error() {
         Some(libc::ENOENT | libc::ENODEV) => Ok(None),
         Some(_) | None => Err(error),

@@ -94,7 +94,8 @@ impl Hierarchy {
     /// The path below the mount of the cgroup with this id; none if it is gone. Linux 5.5 or later.
     ///
     /// # Errors
-    /// [`CgroupError::Handle`], above all without `CAP_DAC_READ_SEARCH`.
+    /// [`CgroupError::Handle`], above all where it may be below a directory that is closed to this
+    /// user.
     pub fn path_of(&self, id: u64) -> Result<Option<PathBuf>, CgroupError> {
         handle::path_of(self, id).map_err(|source| CgroupError::Handle { id, source })
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
 
-use super::directory::{Directory, State};
+use super::directory::{Directory, State, unless_closed};
 use super::interest::{Interest, Place};
 use super::{Cgroup, CgroupError, Hierarchy};
 
@@ -120,7 +120,8 @@ impl Tree {
         if !follows {
             return Ok(());
         }
-        for name in directory.children().map_err(unreadable(&path))? {
+        let children = unless_closed(directory.children(), Vec::new());
+        for name in children.map_err(unreadable(&path))? {
             let below = path.join(&name);
             // Before it is opened: most of what a host has does not matter.
             let place = self.nodes.get(&id).map(|node| node.place);
@@ -160,7 +161,8 @@ impl Tree {
         match inotify.add_watch(&path, flags) {
             Ok(watch) => node.watches.push(watch),
             Err(Errno::ENOSPC) => self.refused = true,
-            Err(Errno::ENOENT | Errno::ENODEV) => {}
+            // Gone, or closed to this user.
+            Err(Errno::ENOENT | Errno::ENODEV | Errno::EACCES) => {}
             Err(error) => return Err(unreadable(&node.path)(error.into())),
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! Reading interface and qdisc messages.
 
 use super::{Interface, Kind, LinkEvent, Peer};
-use crate::kernel::netlink::{NetlinkError, attributes, number, split, text};
+use crate::kernel::netlink::{NetlinkError, attributes, lossless, number, split, text};
 
 /// Bytes of `ifinfomsg`.
 pub(super) const IFINFO: usize = 16;
@@ -17,11 +17,11 @@ const AF_UNSPEC: u8 = 0;
 const ARPHRD_ETHER: u16 = 1;
 
 const IFLA_IFNAME: u16 = 3;
-const IFLA_LINK: u16 = 5;
+pub(super) const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
-const IFLA_LINKINFO: u16 = 18;
+pub(super) const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
-const IFLA_INFO_KIND: u16 = 1;
+pub(super) const IFLA_INFO_KIND: u16 = 1;
 
 /// Parent of the ingress and clsact qdiscs.
 const TC_H_INGRESS: u32 = 0xffff_fff1;
@@ -139,28 +139,11 @@ fn header(payload: &[u8]) -> Result<(Header, &[u8]), NetlinkError> {
     ))
 }
 
-/// Text that loses no byte: what is not UTF-8 becomes `\xNN`.
-fn lossless(bytes: &[u8]) -> String {
-    let mut out = String::new();
-    for chunk in bytes.utf8_chunks() {
-        out.push_str(chunk.valid());
-        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02x}")));
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::{any, prop, proptest};
 
     use super::*;
-
-    #[test]
-    fn lossless_name_that_is_not_utf8_keeps_every_byte() {
-        assert_eq!(lossless(b"tap101i0"), "tap101i0");
-        assert_eq!(lossless(b"tap\xff\xc3i0"), "tap\\xff\\xc3i0");
-        assert_eq!(lossless("gäst".as_bytes()), "gäst");
-    }
 
     #[test]
     fn interface_truncated_header_is_an_error() {

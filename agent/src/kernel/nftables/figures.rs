@@ -10,6 +10,7 @@ use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
+use gate25_common::returns::ReturnCounters;
 use serde_json::Value;
 
 use super::names::{self, TABLE};
@@ -171,6 +172,15 @@ impl Figures for Counters {
 
     /// Nobody's: destinations are not counted here.
     fn sketch(&self, _id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+        Ok(None)
+    }
+
+    /// None: what goes to guests is not looked at here.
+    fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+        Ok(ReturnCounters::ZERO)
+    }
+
+    fn customer_returns(&self, _id: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
         Ok(None)
     }
 

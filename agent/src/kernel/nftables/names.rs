@@ -84,7 +84,9 @@ pub(super) fn gate(customer: CustomerId, slot: usize) -> String {
     format!("e_{:016x}_{slot}", customer.get())
 }
 
-pub(super) fn interface_chain(index: u32) -> String {
+/// The chain of the interface with this index.
+#[must_use]
+pub fn interface_chain(index: u32) -> String {
     format!("i_{index}")
 }
 

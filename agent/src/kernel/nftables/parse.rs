@@ -25,6 +25,9 @@ const IPV4_WORDS: u32 = 5;
 const IPV4_WORDS_MAX: u32 = 15;
 const IPV6_HEADER: u32 = 40;
 const TCP_HEADER: u32 = 20;
+/// Shorter buffers are in one piece: a tap splits those that do not fit a page of 4 KiB with the room
+/// that is left before them (`tun_alloc_skb`, `packet_alloc_skb`).
+const PAGED: u32 = 3800;
 const TCP: u16 = 6;
 const AUTHENTICATION: u16 = 51;
 /// Headers behind which TCP may follow. The kernel looks behind the first four only.
@@ -219,9 +222,16 @@ fn v6_plain(ports: &Value) -> Vec<Rule> {
     ]
 }
 
-/// Behind extension headers, as far as the kernel walks them.
+/// Behind extension headers, as far as the kernel walks them. What is let go is marked: the guard does
+/// not walk so far.
 fn v6_headers() -> Vec<Rule> {
     let mut rules = vec![
+        // The kernel's walk (`ipv6_find_hdr`) begins with what it does not bring into the packet's
+        // first piece of memory. A driver may leave it outside where a buffer is larger than a page.
+        vec![
+            at_least(meta("length"), PAGED),
+            refuse(Malformed::Extensions),
+        ],
         // The kernel shows the first fragment header only, and another may follow.
         vec![
             equal(fragment("nexthdr"), any_of(WALKED_EXTENSIONS)),
@@ -234,13 +244,13 @@ fn v6_headers() -> Vec<Rule> {
         vec![
             at_least(fragment("frag-off"), 2),
             at_least(fragment("id"), 0),
-            leave(),
+            goto(names::PASS),
         ],
         vec![equal(meta("l4proto"), "tcp"), goto("v6tcp")],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
             unequal(transport(0, 8), any_of(EXTENSIONS.into_iter().chain([TCP]))),
-            leave(),
+            goto(names::PASS),
         ],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
@@ -249,9 +259,9 @@ fn v6_headers() -> Vec<Rule> {
     ];
     rules.extend(Tunnel::ALL.map(|tunnel| {
         let protocol = equal(meta("l4proto"), tunnel.protocol());
-        vec![protocol, count(&names::tunnel(tunnel)), leave()]
+        vec![protocol, count(&names::tunnel(tunnel)), goto(names::PASS)]
     }));
-    rules.push(vec![at_least(meta("l4proto"), 0), leave()]);
+    rules.push(vec![at_least(meta("l4proto"), 0), goto(names::PASS)]);
     rules.push(vec![refuse(Malformed::Truncated)]);
     rules
 }
@@ -271,7 +281,10 @@ fn v6_tcp() -> Vec<Rule> {
 fn v6_port(ports: &Value) -> Vec<Rule> {
     let routing = json!({"exthdr": {"name": "rt"}});
     vec![
-        vec![unequal(field("tcp", "dport"), ports.clone()), leave()],
+        vec![
+            unequal(field("tcp", "dport"), ports.clone()),
+            goto(names::PASS),
+        ],
         // The kernel shows the first routing header only; a second may say where it goes.
         vec![equal(routing, true), goto(names::ROUTED)],
         vec![goto(names::JUDGE)],

@@ -31,6 +31,17 @@ pub struct Options {
     pub host: HostMode,
     /// The bit by which the guard knows what was judged; `None` without a guard.
     pub guard: Option<Mark>,
+    /// How `reject` is carried out.
+    pub reject: Reject,
+}
+
+/// How a refusal is carried out that is meant to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reject {
+    /// By a reset, which the kernel has an option for in this family (`CONFIG_NFT_REJECT_NETDEV`).
+    Reset,
+    /// Not at all: the packet is dropped.
+    Drop,
 }
 
 /// What is in our table, whoever put it there.
@@ -367,7 +378,10 @@ fn outcomes(options: &Options) -> Vec<(String, Vec<Rule>)> {
                 rules.push(vec![accept()]);
             }
             Verdict::Reject => {
-                rules.push(vec![equal(meta("l4proto"), "tcp"), reset()]);
+                match options.reject {
+                    Reject::Reset => rules.push(vec![equal(meta("l4proto"), "tcp"), reset()]),
+                    Reject::Drop => {}
+                }
                 rules.push(vec![discard()]);
             }
             Verdict::Drop | Verdict::Redirect | Verdict::Notice | Verdict::Throttle => {

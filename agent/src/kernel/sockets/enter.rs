@@ -1,18 +1,23 @@
 //! Doing something in another network namespace.
 
-use std::os::fd::BorrowedFd;
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
 
-use super::SocketsError;
+use super::{SocketsError, Within};
 
-/// Runs `work` on a thread that enters `namespace` and ends with it: no thread that does anything
-/// else, a runtime's least of all, may be left in there. Sockets made in it stay in the namespace.
+/// Runs `work`: for another namespace on a thread that enters it and ends with it, since no thread
+/// that does anything else, a runtime's least of all, may be left in there. Sockets made in it stay
+/// in the namespace.
 pub(super) fn within<T: Send>(
-    namespace: BorrowedFd<'_>,
+    namespace: Within<'_>,
     work: impl FnOnce() -> Result<T, SocketsError> + Send,
 ) -> Result<T, SocketsError> {
+    let namespace = match namespace {
+        // Entering even one's own takes privileges.
+        Within::Own => return work(),
+        Within::Other(namespace) => namespace,
+    };
     thread::scope(|scope| {
         let entered = thread::Builder::new()
             .name("netns".to_owned())

@@ -88,17 +88,6 @@ pub fn link<F: Frame>(frame: &F) -> Result<Link, ParseError> {
     Err(ParseError::Malformed(Malformed::VlanDepth, Family::V4))
 }
 
-/// Whether a frame that the kernel takes for `protocol` may hold IP that the kernel does not look
-/// into.
-#[inline(always)]
-#[must_use]
-pub const fn hides_ip(protocol: u16) -> bool {
-    matches!(
-        protocol,
-        ETHERTYPE_VLAN | ETHERTYPE_SERVICE_VLAN | ETHERTYPE_OLD_QINQ | PROTOCOL_LLC
-    )
-}
-
 /// No IP, unless a checksum is still to be written over what says so.
 #[inline(always)]
 fn other<F: Frame>(frame: &F, judged: usize) -> Result<Link, ParseError> {

@@ -51,7 +51,7 @@ impl Tcp {
     }
 }
 
-/// The TCP header at `transport`; `None` if its port is not guarded.
+/// The TCP header at `transport`; `None` if its ports are none that are judged.
 #[inline(always)]
 pub(super) fn tcp<F: Frame>(
     frame: &F,
@@ -70,7 +70,7 @@ pub(super) fn tcp<F: Frame>(
         .load(transport)
         .ok_or(ParseError::ShortNetwork(family))?;
     let port = [header[2], header[3]];
-    if !frame.guarded(port) {
+    if !frame.judged([header[0], header[1]], port) {
         return Ok(None);
     }
     let length = usize::from(header[12] >> 4) * 4;

@@ -84,6 +84,14 @@ impl Tcp {
         }
     }
 
+    /// A segment that comes back to the guest from `source` with `flags` and nothing in it.
+    pub fn back(source: u16, flags: u8) -> Self {
+        Self {
+            source,
+            ..Self::with_flags(40_000, flags)
+        }
+    }
+
     /// The segment's bytes, with a checksum of 0.
     pub fn bytes(&self) -> Vec<u8> {
         let words = 5 + (self.options.len() / 4) as u8;
@@ -139,6 +147,14 @@ impl Ipv4 {
             source: GUEST_V4,
             destination,
             options: Vec::new(),
+        }
+    }
+
+    /// The header of a whole TCP packet that comes back to the guest from `source`.
+    pub fn back(source: [u8; 4]) -> Self {
+        Self {
+            source,
+            ..Self::to(GUEST_V4)
         }
     }
 
@@ -282,6 +298,14 @@ impl Ipv6 {
             source: GUEST_V6,
             destination,
             extensions: Vec::new(),
+        }
+    }
+
+    /// The header of a TCP packet that comes back to the guest from `source`.
+    pub fn back(source: [u8; 16]) -> Self {
+        Self {
+            source,
+            ..Self::to(GUEST_V6)
         }
     }
 

@@ -1,6 +1,7 @@
 //! The folder `gate25` on the BPF filesystem: `v<ABI>/<TABLE>`, `v<ABI>/links/<place>`,
 //! `v<ABI>/programs/<digest>/<program>`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,15 @@ pub struct Version {
     pub links: Vec<(Place, bool)>,
     /// Programs by name.
     pub programs: Vec<String>,
+}
+
+/// Programs of gate25's, and where they are to be.
+#[derive(Debug, Clone, Default)]
+pub struct Pinned {
+    /// By the kernel's numbers, each with its name.
+    pub programs: BTreeMap<u32, String>,
+    /// What the names of pinned links say, whether they still attach something there or not.
+    pub places: BTreeSet<Place>,
 }
 
 /// A file that is gate25's by its place.
@@ -101,6 +111,28 @@ pub(super) fn links(folder: &Path) -> Result<Vec<Place>, LeftoverError> {
         }
     }
     Ok(places)
+}
+
+/// The programs in the folder, and those that links in it attach.
+pub(super) fn pinned(folder: &Path) -> Result<Pinned, LeftoverError> {
+    let mut pinned = Pinned::default();
+    for (_, path, own) in find(folder)?.files {
+        match own {
+            Own::Program(name) => {
+                let number = objects::program(&path).map_err(failed("look at", &path))?;
+                pinned.programs.insert(number, name);
+            }
+            Own::Link(place) => {
+                let link = objects::link(&path).map_err(failed("look at", &path))?;
+                if let Some(number) = link {
+                    pinned.programs.insert(number, place.program().to_owned());
+                    pinned.places.insert(place);
+                }
+            }
+            Own::Table(_) => {}
+        }
+    }
+    Ok(pinned)
 }
 
 /// Whether the link attaches its program where its name says.

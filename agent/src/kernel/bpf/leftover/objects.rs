@@ -37,6 +37,29 @@ pub(super) fn place(path: &Path) -> io::Result<Option<Place>> {
     }
 }
 
+/// The kernel's number of the program pinned at `path`.
+pub(super) fn program(path: &Path) -> io::Result<u32> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct ProgramInfo {
+        kind: u32,
+        number: u32,
+    }
+    let mut info = ProgramInfo::default();
+    describe(open(path)?.as_fd(), &mut info)?;
+    Ok(info.number)
+}
+
+/// The kernel's number of the program of the link pinned at `path`; `None` where that is a link of a
+/// kind that gate25 does not make.
+pub(super) fn link(path: &Path) -> io::Result<Option<u32>> {
+    match info(open(path)?.as_fd()) {
+        Ok(link) => Ok(Some(link.program)),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Entries of the table pinned at `path`; `None` for kinds that are not filled entry by entry.
 pub(super) fn entries(path: &Path) -> io::Result<Option<u64>> {
     let map = open(path)?;

@@ -1,0 +1,59 @@
+//! What the running agent says.
+
+use crate::control::messages::{Mode, Status};
+use crate::doctor::facts::Agent;
+use crate::doctor::findings::{Finding, Kind};
+use crate::status::Source;
+
+pub(super) fn judge(agent: &Agent) -> Vec<Finding> {
+    match agent {
+        Agent::Running(status) => told(status),
+        Agent::Stopped => {
+            let message = "no agent serves the control socket";
+            vec![Finding::new(Kind::AgentStopped, "agent", message)]
+        }
+        Agent::Silent(why) => vec![Finding::new(Kind::AgentSilent, "agent", why)],
+        Agent::Hidden(why) => vec![Finding::new(Kind::NotExamined, "agent", why)],
+    }
+}
+
+fn told(status: &Status) -> Vec<Finding> {
+    let Status {
+        mode,
+        policy,
+        reload,
+        problems,
+        warnings,
+        ..
+    } = status;
+    let mut findings = Vec::new();
+    findings.extend(
+        problems
+            .iter()
+            .map(|why| Finding::new(Kind::AgentProblem, "agent", why)),
+    );
+    findings.extend(
+        warnings
+            .iter()
+            .map(|why| Finding::new(Kind::AgentWarning, "agent", why)),
+    );
+    if !reload.successful && reload.attempts > 0 {
+        let message = match reload.last_success {
+            Some(time) => format!("the last reload was refused; the last success was {time}"),
+            None => "the last reload was refused, and none has succeeded yet".to_owned(),
+        };
+        findings.push(Finding::new(Kind::ReloadRefused, "policy", message));
+    }
+    if policy.source != Source::Files.as_str() {
+        let message = format!("the running policy comes from `{}`", policy.source);
+        findings.push(Finding::new(Kind::PolicySource, "policy", message));
+    }
+    match mode {
+        Mode::Policy => {}
+        Mode::Observe => {
+            let message = "the settings say `enforcement: observe`: nothing is refused";
+            findings.push(Finding::new(Kind::Observing, "settings", message));
+        }
+    }
+    findings
+}

@@ -1,0 +1,509 @@
+//! The leak meter: senders that never pause, forbidden and allowed, and whether what they sent,
+//! what the agent counted and what arrived add up.
+//!
+//! ```text
+//! senders --- hypervisor, agent --- far side
+//!  sent     =     refused        +   arrived
+//! ```
+
+mod arrivals;
+mod books;
+mod crew;
+mod source;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{
+    Addresses, Agent, Container, Guest, Hosting, Outcome, Tap, Trial, Tried, World, connect, poll,
+    tenant::packets::hardware,
+};
+use arrivals::{Arrivals, Counts};
+use books::{Account, Books};
+use source::{Arrived, Body, Source, Totals};
+
+pub use books::Accounts;
+pub use source::May;
+
+/// How long an interface may take to be closed, or an exemption to begin, on a busy machine.
+const PROMPT: Duration = Duration::from_secs(10);
+const ATTEMPT: Duration = Duration::from_secs(3);
+/// Who owns what no customer does, in the agent's metrics.
+const NOBODY: &str = "unassigned";
+
+/// Counts what is sent, and what arrives.
+#[derive(Debug)]
+pub struct Meter {
+    sources: Vec<Source>,
+    exchanger: Arrivals,
+    relay: Arrivals,
+    beginning: Option<Beginning>,
+    phases: Vec<Phase>,
+    /// The phase that runs, and how far the counts were at its beginning.
+    phase: (String, Measured),
+}
+
+/// What was there before the first packet.
+#[derive(Debug)]
+struct Beginning {
+    books: Books,
+    exchanger: Counts,
+    relay: Counts,
+}
+
+/// Forbidden packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Those sent.
+    pub sent: u64,
+    /// Those that arrived.
+    pub leaked: u64,
+}
+
+/// A part of a trial. What is on its way when one ends counts for the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Phase {
+    /// Its name.
+    pub name: String,
+    /// What was sent and arrived in it.
+    pub measured: Measured,
+}
+
+/// What came out of a trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verdict {
+    /// Over all phases.
+    pub measured: Measured,
+    /// One after the other.
+    pub phases: Vec<Phase>,
+    /// What does not add up, and who was told what he must not be told; nothing where all is well.
+    pub wrong: Vec<String>,
+}
+
+impl Verdict {
+    /// Whether nothing leaked and all adds up.
+    ///
+    /// # Errors
+    /// Naming the phases with leaks, and what is wrong.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let phases = self.phases.iter();
+        let leaking = phases.filter(|phase| phase.measured.leaked != 0);
+        let lines: Vec<String> = leaking
+            .map(ToString::to_string)
+            .chain(self.wrong.iter().cloned())
+            .collect();
+        if !lines.is_empty() {
+            let Measured { sent, leaked } = self.measured;
+            bail!(
+                "{leaked} of {sent} forbidden packets arrived:\n  {}",
+                lines.join("\n  ")
+            );
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Measured { sent, leaked } = self.measured;
+        write!(f, "{}: {leaked} of {sent} arrived", self.name)
+    }
+}
+
+impl Meter {
+    /// A meter without senders.
+    ///
+    /// # Errors
+    /// When the far side cannot count.
+    pub fn bare(world: &World) -> anyhow::Result<Self> {
+        Ok(Self {
+            sources: Vec::new(),
+            exchanger: Arrivals::start(&world.hosting.exchanger)?,
+            relay: Arrivals::start(&world.hosting.relay)?,
+            beginning: None,
+            phases: Vec::new(),
+            phase: ("begin".to_owned(), Measured::default()),
+        })
+    }
+
+    /// Adds a guest with a kernel of its own as a sender. It sends frames out of whatever is its
+    /// `eth0`, and connects.
+    ///
+    /// # Errors
+    /// When its gateway cannot be found.
+    pub fn guest(
+        &mut self,
+        world: &World,
+        guest: &Guest,
+        owner: Option<&str>,
+        may: May,
+    ) -> anyhow::Result<()> {
+        let body = Body::Guest {
+            ns: guest.ns.clone(),
+            gateway: gateway(world, &guest.interface)?,
+        };
+        let source = Source::new(&guest.interface, owner, may, guest.addresses, body);
+        self.sources.push(source);
+        Ok(())
+    }
+
+    /// Adds a guest whose interface comes and goes: it sends frames out of whatever is its `eth0`,
+    /// and nothing else.
+    ///
+    /// # Errors
+    /// When its gateway cannot be found.
+    pub fn guest_by_frames(
+        &mut self,
+        world: &World,
+        guest: &Guest,
+        owner: Option<&str>,
+        may: May,
+    ) -> anyhow::Result<()> {
+        let body = Body::Frames {
+            ns: guest.ns.clone(),
+            gateway: gateway(world, &guest.interface)?,
+        };
+        let source = Source::new(&guest.interface, owner, may, guest.addresses, body);
+        self.sources.push(source);
+        Ok(())
+    }
+
+    /// Adds a tap in the bridge as a sender, with the addresses of the guest of that number.
+    ///
+    /// # Errors
+    /// When its gateway cannot be found.
+    pub fn tap(
+        &mut self,
+        world: &World,
+        tap: Tap,
+        number: u8,
+        owner: Option<&str>,
+        may: May,
+    ) -> anyhow::Result<()> {
+        let body = Body::Tap {
+            tap: Arc::new(Mutex::new(tap)),
+            gateway: bridge(world)?,
+        };
+        let name = format!("tap of guest {number}");
+        let source = Source::new(&name, owner, may, Hosting::bridged(number), body);
+        self.sources.push(source);
+        Ok(())
+    }
+
+    /// Adds a container as a sender: by sockets and raw sockets, and where it has a network of its
+    /// own by frames.
+    ///
+    /// # Errors
+    /// When its gateway cannot be found.
+    pub fn container(
+        &mut self,
+        world: &World,
+        container: Container,
+        owner: Option<&str>,
+        may: May,
+    ) -> anyhow::Result<()> {
+        let gateway = match container.guest() {
+            Some(guest) => Some(gateway(world, &guest.interface)?),
+            None => None,
+        };
+        let addresses = container.addresses().unwrap_or(crew::HYPERVISOR);
+        let name = container.cgroup.path();
+        let body = Body::Container { container, gateway };
+        let source = Source::new(&name, owner, may, addresses, body);
+        self.sources.push(source);
+        Ok(())
+    }
+
+    /// The containers among the senders.
+    pub fn containers(&self) -> impl Iterator<Item = &Container> {
+        self.sources.iter().filter_map(Source::container)
+    }
+
+    /// Has every sender that there is so far flood with this many forbidden packets a second from the
+    /// next attack on.
+    pub fn forbidden_rate(&mut self, packets: u32) {
+        for source in &mut self.sources {
+            source.forbidden_rate = packets;
+        }
+    }
+
+    /// Waits until every sender is closed or open as the policy says, remembers the counts, and
+    /// has all of them send. From now on no forbidden packet may arrive.
+    ///
+    /// # Errors
+    /// When one of them is not as it must be.
+    pub fn attack(&mut self, world: &World, agent: &Agent) -> anyhow::Result<()> {
+        self.wait_as_told(world)
+            .with_context(|| format!("the agent wrote:\n{}", agent.log()))?;
+        self.begin(agent)?;
+        self.fire()
+    }
+
+    /// Waits until every sender is closed or open as the policy says.
+    ///
+    /// # Errors
+    /// At the deadline, naming who is not.
+    pub fn wait_as_told(&mut self, world: &World) -> anyhow::Result<()> {
+        let Self {
+            sources,
+            exchanger,
+            relay,
+            ..
+        } = self;
+        for source in sources {
+            let mut last = None;
+            poll("a sender to be as the policy says", PROMPT, || {
+                let result = check_as_told(source, exchanger, relay);
+                let done = result.is_ok();
+                last = result.err();
+                Ok(done.then_some(()))
+            })
+            .map_err(|error| last.map_or(error, |last| last.context("at the deadline")))
+            .with_context(|| source.name.clone())?;
+            if let Some(container) = source.container() {
+                world.settle(container)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers the agent's counts and the far side's. Nobody sends to guarded ports from before
+    /// this until [`Meter::fire`].
+    ///
+    /// # Errors
+    /// When one of them does not answer.
+    pub fn begin(&mut self, agent: &Agent) -> anyhow::Result<()> {
+        self.beginning = Some(Beginning {
+            exchanger: self.exchanger.settled()?,
+            relay: self.relay.settled()?,
+            books: Books::open(agent)?,
+        });
+        self.phases.clear();
+        self.phase = ("begin".to_owned(), Measured::default());
+        Ok(())
+    }
+
+    /// Has all of them send.
+    ///
+    /// # Errors
+    /// When one of them cannot.
+    pub fn fire(&mut self) -> anyhow::Result<()> {
+        self.sources.iter_mut().try_for_each(Source::fire)
+    }
+
+    /// What comes from now on belongs to a phase of this name.
+    ///
+    /// # Errors
+    /// When a count cannot be read.
+    pub fn phase(&mut self, name: &str) -> anyhow::Result<()> {
+        let now = self.measured()?;
+        self.close_phase(now);
+        self.phase.0 = name.to_owned();
+        Ok(())
+    }
+
+    /// Forbidden packets since the attack began.
+    ///
+    /// # Errors
+    /// When a count cannot be read.
+    pub fn measured(&self) -> anyhow::Result<Measured> {
+        let mut sent = Totals::default();
+        for source in &self.sources {
+            sent.sum(source.totals()?);
+        }
+        let leaked = self
+            .arrived()?
+            .into_iter()
+            .map(|(_, arrived)| arrived.leaked());
+        Ok(Measured {
+            sent: sent.forbidden,
+            leaked: leaked.sum(),
+        })
+    }
+
+    /// SYNs from these addresses that have arrived at the exchanger's port 25, wanted or not.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn seen_by_exchanger(&self, from: Addresses) -> anyhow::Result<u64> {
+        let counts = self.exchanger.read()?;
+        let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
+        Ok(of(from.v4.into()) + of(from.v6.into()))
+    }
+
+    /// Waits until everybody has sent again by every way, and checks that nothing forbidden has
+    /// arrived and that every socket was told what it must be, from the beginning on.
+    ///
+    /// # Errors
+    /// Naming what is not so.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let uses: Vec<_> = self
+            .sources
+            .iter()
+            .map(Source::uses)
+            .collect::<anyhow::Result<_>>()?;
+        for (source, uses) in self.sources.iter().zip(&uses) {
+            source.check_since(uses)?;
+        }
+        let Measured { sent, leaked } = self.measured()?;
+        if leaked != 0 {
+            bail!("{leaked} of {sent} forbidden packets arrived");
+        }
+        Ok(())
+    }
+
+    /// Ends the attack, writes the trial down, and fails if anything leaked, if anybody was told
+    /// what he must not be told, or if the counts do not add up. The agent runs.
+    ///
+    /// # Errors
+    /// As told; and when a count cannot be read.
+    pub fn judge(
+        &mut self,
+        agent: &Agent,
+        trial: Trial,
+        what: &str,
+        times: u64,
+        accounts: Accounts,
+    ) -> anyhow::Result<()> {
+        let verdict = self.end(agent, accounts)?;
+        let Measured { sent, leaked } = verdict.measured;
+        let tried = Tried {
+            trial,
+            what: what.to_owned(),
+            times,
+            sent,
+            leaked,
+        };
+        // Written down first, whatever it was.
+        let judged = tried.judge();
+        verdict.check().context(what.to_owned())?;
+        judged
+    }
+
+    /// Ends the attack and says what came out. The agent runs. Everybody may attack again.
+    ///
+    /// # Errors
+    /// When a count cannot be read, or no attack began.
+    pub fn end(&mut self, agent: &Agent, accounts: Accounts) -> anyhow::Result<Verdict> {
+        let mut wrong = Vec::new();
+        let mut sent = Vec::new();
+        for source in &mut self.sources {
+            let (totals, complaints) = source.finish()?;
+            wrong.extend(complaints);
+            sent.push(totals);
+        }
+        self.exchanger.settled()?;
+        self.relay.settled()?;
+        let arrived = self.arrived()?;
+        let mut owners = BTreeMap::<String, Account>::new();
+        for (totals, (source, arrived)) in sent.into_iter().zip(arrived) {
+            let owner = source.owner.as_deref().unwrap_or(NOBODY).to_owned();
+            let account = owners.entry(owner).or_default();
+            account.sent.sum(totals);
+            account.arrived.sum(arrived);
+        }
+        let accounts_of = owners.values();
+        let measured = Measured {
+            sent: accounts_of
+                .clone()
+                .map(|account| account.sent.forbidden)
+                .sum(),
+            leaked: accounts_of.map(|account| account.arrived.leaked()).sum(),
+        };
+        let beginning = self.beginning.as_ref().context("no attack began")?;
+        let now = Books::open(agent)?;
+        wrong.extend(beginning.books.differences(&now, accounts, &owners));
+        self.close_phase(measured);
+        Ok(Verdict {
+            measured,
+            phases: std::mem::take(&mut self.phases),
+            wrong,
+        })
+    }
+
+    fn close_phase(&mut self, now: Measured) {
+        let (name, before) = &mut self.phase;
+        self.phases.push(Phase {
+            name: name.clone(),
+            measured: Measured {
+                sent: now.sent - before.sent,
+                leaked: now.leaked - before.leaked,
+            },
+        });
+        *before = now;
+    }
+
+    /// What has arrived of every source since the attack began.
+    fn arrived(&self) -> anyhow::Result<Vec<(&Source, Arrived)>> {
+        let beginning = self.beginning.as_ref().context("no attack began")?;
+        let (exchanger, relay) = (self.exchanger.read()?, self.relay.read()?);
+        let each = self.sources.iter().map(|source| {
+            let before = source.arrived(&beginning.exchanger, &beginning.relay);
+            let now = source.arrived(&exchanger, &relay);
+            (source, now.since(before))
+        });
+        Ok(each.collect())
+    }
+}
+
+fn check_as_told(
+    source: &mut Source,
+    exchanger: &Arrivals,
+    relay: &Arrivals,
+) -> anyhow::Result<()> {
+    let told = match source.may {
+        May::RelayOnly => Outcome::Refused,
+        May::Everything => Outcome::Connected,
+    };
+    for (server, outcome) in [
+        (Hosting::EXCHANGER, told),
+        (Hosting::RELAY, Outcome::Connected),
+    ] {
+        for to in [server.v4_port(25), server.v6_port(25)] {
+            let attempt = match &source.body {
+                Body::Guest { ns, .. } | Body::Frames { ns, .. } => connect(ns, to, ATTEMPT)?,
+                Body::Container { container, .. } => container.tenant.connect(to)?,
+                // Without a kernel it cannot be told anything.
+                Body::Tap { .. } => return check_probe(source, exchanger, relay),
+            };
+            if attempt.outcome != outcome {
+                bail!("to {to}: expected {outcome}, got {attempt}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Of a few packets each way those arrive that must, and no others.
+fn check_probe(source: &mut Source, exchanger: &Arrivals, relay: &Arrivals) -> anyhow::Result<()> {
+    let before = source.arrived(&exchanger.settled()?, &relay.settled()?);
+    let sent = source.probe()?;
+    let after = source.arrived(&exchanger.settled()?, &relay.settled()?);
+    let arrived = after.since(before);
+    if arrived.allowed_syns != sent.allowed || arrived.leaked() != 0 {
+        bail!("of {sent:?} arrived {arrived:?}");
+    }
+    Ok(())
+}
+
+/// The hardware address that a guest behind this interface sends to.
+fn gateway(world: &World, interface: &str) -> anyhow::Result<[u8; 6]> {
+    let host = &world.hosting.hypervisor;
+    let master = format!("/sys/class/net/{interface}/master");
+    if host.run(|| Path::new(&master).exists())? {
+        return bridge(world);
+    }
+    hardware(&world.hardware_address(host, interface)?)
+}
+
+fn bridge(world: &World) -> anyhow::Result<[u8; 6]> {
+    hardware(&world.hardware_address(&world.hosting.hypervisor, "vmbr0")?)
+}

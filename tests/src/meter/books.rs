@@ -1,0 +1,149 @@
+//! What the agent counted, against what was sent and what arrived.
+
+use std::{collections::BTreeMap, fs};
+
+use anyhow::{Context as _, bail};
+
+use super::source::{Arrived, Totals};
+use crate::{Agent, Metrics};
+
+const CONNECTIONS: &str = "gate25_connections_total";
+const CUSTOMER_CONNECTIONS: &str = "gate25_customer_connections_total";
+const MALFORMED: &str = "gate25_malformed_total";
+const UNTRACKED: &str = "gate25_untracked_connections_total";
+/// Verdicts under which nothing goes on to where it was sent.
+const REFUSING: [&str; 5] = ["reject", "drop", "redirect", "notice", "throttle"];
+const PASSING: [&str; 2] = ["allow", "observe"];
+
+/// How far the agent's counters must agree with what was sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accounts {
+    /// Each customer's, and the host's.
+    Customers,
+    /// The host's: workloads have changed hands meanwhile.
+    Host,
+    /// They may have counted less: others refused as well, such as the guard.
+    AtMost,
+}
+
+/// What one owner's sources have sent, and what of it arrived.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Account {
+    pub(super) sent: Totals,
+    pub(super) arrived: Arrived,
+}
+
+/// The counters at one moment.
+#[derive(Debug)]
+pub(super) struct Books {
+    host: Metrics,
+    customers: Metrics,
+    /// Packets that the kernel has lost because a queue of received ones was full.
+    lost: u64,
+}
+
+impl Books {
+    pub(super) fn open(agent: &Agent) -> anyhow::Result<Self> {
+        let (status, page) = agent.get("/metrics/customers")?;
+        if status != 200 {
+            bail!("/metrics/customers: status {status}: {page}");
+        }
+        Ok(Self {
+            host: agent.metrics()?,
+            customers: Metrics::parse(&page)?,
+            lost: lost()?,
+        })
+    }
+
+    /// What does not add up between `self`, which was read before, and now.
+    pub(super) fn differences(
+        &self,
+        now: &Self,
+        accounts: Accounts,
+        owners: &BTreeMap<String, Account>,
+    ) -> Vec<String> {
+        let lost = now.lost - self.lost;
+        let mut wrong = Vec::new();
+        let mut sum = Account::default();
+        for (owner, account) in owners {
+            let Account { sent, arrived } = *account;
+            sum.sent.sum(sent);
+            sum.arrived.sum(arrived);
+            if accounts == Accounts::Customers {
+                let counted =
+                    |verdicts: &[&str]| self.more(now, CUSTOMER_CONNECTIONS, Some(owner), verdicts);
+                wrong.extend(compare(owner, accounts, lost, account, counted));
+            }
+        }
+        let counted = |verdicts: &[&str]| self.more(now, CONNECTIONS, None, verdicts);
+        wrong.extend(compare("the host", accounts, lost, &sum, counted));
+        for name in [MALFORMED, UNTRACKED] {
+            let more = increase(&self.host, &now.host, name, &[]);
+            if more != 0 {
+                wrong.push(format!("{name} rose by {more}"));
+            }
+        }
+        wrong
+    }
+
+    fn more(&self, now: &Self, name: &str, customer: Option<&str>, verdicts: &[&str]) -> u64 {
+        let pages = match customer {
+            Some(_) => (&self.customers, &now.customers),
+            None => (&self.host, &now.host),
+        };
+        let each = verdicts.iter().map(|verdict| {
+            let mut labels = vec![("verdict", *verdict)];
+            labels.extend(customer.map(|customer| ("customer", customer)));
+            increase(pages.0, pages.1, name, &labels)
+        });
+        each.sum()
+    }
+}
+
+/// Sent is refused plus arrived, to the packet; as many may be missing as the kernel says that it
+/// lost on its own.
+fn compare(
+    whose: &str,
+    accounts: Accounts,
+    lost: u64,
+    account: &Account,
+    counted: impl Fn(&[&str]) -> u64,
+) -> Vec<String> {
+    let Account { sent, arrived } = account;
+    let (refused, passed) = (counted(&REFUSING), counted(&PASSING));
+    let mut wrong = Vec::new();
+    let mut check = |what: &str, sent: u64, accounted: u64, may_miss: bool| {
+        let missing = sent.checked_sub(accounted);
+        if !may_miss && missing.is_none_or(|missing| missing > lost)
+            || may_miss && missing.is_none()
+        {
+            wrong.push(format!(
+                "{whose}: {what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"
+            ));
+        }
+    };
+    let less = accounts == Accounts::AtMost;
+    let forbidden = refused + arrived.forbidden_syns;
+    check("refused and arrived", sent.forbidden, forbidden, less);
+    let passing = sent.allowed + arrived.forbidden_syns;
+    check("counted as passed", passing, passed, less);
+    let must = sent.allowed + sent.free;
+    check("allowed and arrived", must, arrived.allowed_syns, less);
+    wrong
+}
+
+/// By how much the sum of the series with these labels has risen; one that is not there is 0.
+fn increase(before: &Metrics, now: &Metrics, name: &str, labels: &[(&str, &str)]) -> u64 {
+    let value = |page: &Metrics| page.sum(name, labels).unwrap_or_default();
+    (value(now) - value(before)) as u64
+}
+
+/// The second column of `/proc/net/softnet_stat`, a line a processor, of the whole machine.
+fn lost() -> anyhow::Result<u64> {
+    const FILE: &str = "/proc/net/softnet_stat";
+    let text = fs::read_to_string(FILE).with_context(|| format!("read {FILE}"))?;
+    let column = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1)?, 16).ok();
+    let each = text.lines().map(column);
+    each.sum::<Option<u64>>()
+        .with_context(|| format!("no count of lost packets in {FILE}"))
+}

@@ -1,0 +1,61 @@
+//! How often a trial is repeated.
+
+use std::{
+    env,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+
+/// Numbers of rounds from 0 on: as many as asked for, or in a soak as many as there is time for,
+/// and one at least.
+#[derive(Debug)]
+pub struct Rounds {
+    begun: u64,
+    end: End,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Times(u64),
+    At(Instant),
+}
+
+impl Rounds {
+    /// So many, unless `GATE25_SOAK_SECONDS`, which `./xtask/x soak` sets, says for how long.
+    ///
+    /// # Errors
+    /// When that is not a number.
+    pub fn of(times: u64) -> anyhow::Result<Self> {
+        const SOAK: &str = "GATE25_SOAK_SECONDS";
+        let end = match env::var_os(SOAK) {
+            None => End::Times(times),
+            Some(value) => {
+                let text = value.to_string_lossy();
+                let seconds = text.parse().with_context(|| format!("{SOAK}={text}"))?;
+                End::At(Instant::now() + Duration::from_secs(seconds))
+            }
+        };
+        Ok(Self { begun: 0, end })
+    }
+
+    /// How many have begun.
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        self.begun
+    }
+}
+
+impl Iterator for Rounds {
+    type Item = u64;
+
+    fn next(&mut self) -> Option<u64> {
+        let round = self.begun;
+        let more = match self.end {
+            End::Times(times) => round < times,
+            End::At(end) => round == 0 || Instant::now() < end,
+        };
+        self.begun += u64::from(more);
+        more.then_some(round)
+    }
+}

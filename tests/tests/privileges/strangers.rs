@@ -1,0 +1,98 @@
+//! A local user who has nothing to do with gate25 tries what he can.
+
+use std::{fs, path::Path, time::Duration};
+
+use gate25_tests::{NetNs, PolicyText, Privileges, Said, World, binary};
+
+const LIMIT: Duration = Duration::from_secs(10);
+const PINS: &str = "/sys/fs/bpf/gate25";
+
+#[test]
+fn stranger_reads_and_changes_nothing_of_gate25s() {
+    let world = World::new().unwrap();
+    let closed = world.guest(101, "tap101i0").unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let mut agent = world.agent(&policy).unwrap();
+    let host = &world.hosting.hypervisor;
+    let pid = agent.process().id().to_string();
+    let config = agent.config();
+    let program = binary().unwrap();
+    let link = world.pinned_link("tap101i0").unwrap();
+    let table = link
+        .parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("CUSTOMERS");
+    let (program, config) = (program.to_str().unwrap(), config.to_str().unwrap());
+    let (link, table) = (link.to_str().unwrap(), table.to_str().unwrap());
+    let policy_file = agent.policy_dir().join("policy.yaml");
+    let another = agent.policy_dir().join("more.yaml");
+    let kept = "/var/lib/gate25/last-known-good.json";
+    let memory = format!("/proc/{pid}/mem");
+    let variables = format!("/proc/{pid}/environ");
+    let before = fs::read(&policy_file).unwrap();
+    for attempt in [
+        // Tables and programs.
+        vec!["ls", "/sys/fs/bpf"],
+        vec!["ls", PINS],
+        vec!["bpftool", "map", "dump", "pinned", table],
+        vec!["bpftool", "link", "detach", "pinned", link],
+        vec!["bpftool", "map", "show", "id", "1"],
+        vec!["rm", "--", link],
+        vec!["mkdir", "/sys/fs/bpf/gate26"],
+        // The control socket.
+        vec![program, "status", "--config", config],
+        vec![
+            program,
+            "reload",
+            "--wait",
+            "--accept-shrink",
+            "--config",
+            config,
+        ],
+        vec!["rm", "/run/gate25/control.sock"],
+        vec!["mv", "/run/gate25", "/run/gate26"],
+        // What is kept, and the policy.
+        vec!["ls", "/var/lib/gate25"],
+        vec!["cat", kept],
+        vec!["rm", kept],
+        vec!["cp", "/dev/null", policy_file.to_str().unwrap()],
+        vec!["touch", another.to_str().unwrap()],
+        vec!["cp", "/dev/null", config],
+        // The agent.
+        vec!["kill", "-KILL", &pid],
+        vec!["cat", &memory],
+        vec!["cat", &variables],
+        vec!["strace", "-p", &pid],
+        // Commands that act on the kernel.
+        vec![program, "teardown", "--config", config],
+        vec![program, "prepare", "--config", config],
+        vec![program, "run", "--config", config],
+        vec!["nft", "flush", "ruleset"],
+        vec!["ip", "link", "set", "tap101i0", "name", "other0"],
+    ] {
+        let said = as_stranger(host, &attempt);
+        assert!(
+            said.code.is_some_and(|code| code != 0),
+            "{attempt:?}: {said:?}"
+        );
+        let quotes_policy = said.out.contains("c-1") || said.err.contains("c-1");
+        assert!(!quotes_policy, "{attempt:?}: {said:?}");
+    }
+    assert_eq!(fs::read(&policy_file).unwrap(), before);
+    assert!(!another.exists());
+    assert!(agent.process().status().unwrap().is_none());
+    world.check_closed(&closed).unwrap();
+    let status = agent.command(&["status"]).unwrap();
+    assert_eq!(status.code, Some(0), "{status:?}");
+}
+
+#[track_caller]
+fn as_stranger(host: &NetNs, words: &[&str]) -> Said {
+    let before = Privileges::none().command();
+    let mut command = host.command(&before[0]);
+    command.args(&before[1..]).args(words);
+    // Somebody's shell: where administrators' programs are found.
+    command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    host.ask(command, LIMIT).unwrap()
+}

@@ -1,0 +1,109 @@
+//! The leak meter itself: it finds what it is there to find, and nothing where nothing is.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::time::Duration;
+
+use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, World, connect, poll};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[test]
+fn meter_of_an_enforced_policy_finds_no_leak_and_accounts_for_every_packet() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::prepare(&world).unwrap();
+    let policy = Meter::policy(&world);
+    let agent = world.agent_with(world.settings(), &policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    meter.check().unwrap();
+    wait_sent(&meter, 5000);
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    assert_eq!(verdict.measured.leaked, 0, "{verdict:?}");
+    verdict.check().unwrap();
+}
+
+#[test]
+fn meter_of_an_observing_host_finds_every_packet_that_the_policy_forbids() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::prepare(&world).unwrap();
+    let mut settings = world.settings();
+    settings.more = "enforcement: observe\n".to_owned();
+    let agent = world.agent_with(settings, &Meter::policy(&world)).unwrap();
+    world.wait_workloads(&agent, "failed", 0).unwrap();
+    meter.begin(&agent).unwrap();
+    meter.fire().unwrap();
+    wait_sent(&meter, 2000);
+    assert!(meter.check().is_err());
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let Measured { sent, leaked } = verdict.measured;
+    // More than were sent: connections have further packets.
+    assert!(leaked >= sent && sent >= 2000, "{verdict:?}");
+    let told = |line: &String| line.contains("not every attempt ended as it must");
+    assert!(verdict.wrong.iter().any(told), "{verdict:?}");
+}
+
+#[test]
+fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::prepare(&world).unwrap();
+    let policy = Meter::policy(&world);
+    let agent = world.agent_with(world.settings(), &policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    wait_sent(&meter, 1000);
+    meter.phase("opened").unwrap();
+    let opened = policy.exempt("m-tap");
+    agent.apply_policy("policy.yaml", &opened.text()).unwrap();
+    poll("a leak", LIMIT, || {
+        Ok((meter.measured()?.leaked > 100).then_some(()))
+    })
+    .unwrap();
+    let closed = Meter::policy(&world);
+    agent.apply_policy("policy.yaml", &closed.text()).unwrap();
+    meter.phase("closed again").unwrap();
+    wait_sent(&meter, meter.measured().unwrap().sent + 1000);
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let leaked: Vec<(&str, bool)> = verdict
+        .phases
+        .iter()
+        .map(|Phase { name, measured }| (name.as_str(), measured.leaked > 0))
+        .collect();
+    let expected = [("begin", false), ("opened", true), ("closed again", false)];
+    assert_eq!(leaked, expected, "{verdict:?}");
+    // What was let through is counted as such, so the books are in order; nobody else leaked.
+    assert_eq!(verdict.wrong, Vec::<String>::new());
+    let Measured { sent, leaked } = verdict.measured;
+    assert!(leaked < sent / 4, "{verdict:?}");
+    let text = format!("{:#}", verdict.check().unwrap_err());
+    assert!(text.contains("opened: "), "{text}");
+}
+
+#[test]
+fn meter_of_packets_that_it_did_not_send_says_whose_counts_do_not_add_up() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let may = gate25_tests::May::RelayOnly;
+    meter.guest(&world, &guest, Some("c-1"), may).unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let agent = world.agent(&policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    meter.check().unwrap();
+    let to = gate25_tests::Hosting::EXCHANGER.v4_port(25);
+    connect(&guest.ns, to, LIMIT).unwrap();
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let text = format!("{:#}", verdict.check().unwrap_err());
+    assert!(text.contains("c-1: refused and arrived: sent "), "{text}");
+    assert!(
+        text.contains("the host: refused and arrived: sent "),
+        "{text}"
+    );
+}
+
+/// Waits until so many forbidden packets are sent.
+#[track_caller]
+fn wait_sent(meter: &Meter, packets: u64) {
+    poll("forbidden packets", LIMIT, || {
+        Ok((meter.measured()?.sent >= packets).then_some(()))
+    })
+    .unwrap();
+}

@@ -1,0 +1,422 @@
+//! The kernel matrix: the test binaries of this checkout, run on other kernels under QEMU.
+
+use std::{
+    fs::OpenOptions,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
+use gate25_tests::{Files, Kernel, Lab, Patience, Testbed};
+
+use crate::{
+    binaries::{self, Binary},
+    cargo::{self, Count, closing_line, summary},
+    document,
+    kernels::{self, Series},
+    ledger::Ledger,
+};
+
+/// How many times slower than the machine itself the emulated one is taken to be.
+const SLOWNESS: u32 = 10;
+/// For one test binary.
+const PATIENCE: Patience = Patience {
+    whole: Duration::from_secs(20 * 60),
+    silent: Duration::from_secs(5 * 60),
+};
+/// For a command that only reads a file.
+const MOMENT: Duration = Duration::from_secs(60);
+const SKIPS: &str = "/run/gate25.skips";
+const LEDGER: &str = "/run/gate25.ledger";
+/// The document that holds the table.
+const DOCUMENT: &str = "tests/KERNELS.md";
+
+/// What stays outside, and why.
+const LEFT_OUT: [(&str, &str); 5] = [
+    ("system_container", "crun, podman and LXC"),
+    ("system_container_lab", "crun, podman and LXC"),
+    ("system_lab", "mail servers without an agent"),
+    ("system_vm", "a virtual machine in the virtual machine"),
+    ("system_vm_gate", "a virtual machine in the virtual machine"),
+];
+
+/// What to run, and where.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Only these tiers; all when none is named.
+    tiers: Vec<Tier>,
+    /// Only these kernels; all when none is named.
+    #[arg(long, value_name = "SERIES")]
+    kernel: Vec<Series>,
+    /// Only tests whose names contain this.
+    #[arg(long, value_name = "TEXT")]
+    filter: Option<String>,
+    /// Put the table of kernels and what came of them into tests/KERNELS.md.
+    #[arg(long)]
+    publish: bool,
+}
+
+impl Options {
+    /// All tiers on all kernels, but only tests whose names contain this.
+    pub(crate) fn of_all(filter: Option<String>, publish: bool) -> Self {
+        Self {
+            filter,
+            publish,
+            ..Self::default()
+        }
+    }
+}
+
+/// A tier that runs on other kernels, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Tier {
+    /// The kernel object: its maps, programs and sizes.
+    Object,
+    /// Packets through the kernel programs and the pure function.
+    Verdict,
+    /// Namespaces, interfaces, control groups and the agent's whole life.
+    System,
+    /// What would harm the machine: its clock, its memory, its sleep.
+    Vm,
+}
+
+impl Tier {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Object => "object",
+            Self::Verdict => "verdict",
+            Self::System => "system",
+            Self::Vm => "vm",
+        }
+    }
+
+    /// At once; who steps the clock is alone.
+    fn threads(self) -> u32 {
+        match self {
+            Self::Object | Self::Verdict | Self::System => 2,
+            Self::Vm => 1,
+        }
+    }
+}
+
+/// Runs the matrix as a command of its own.
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let ledger = Ledger::begin()?;
+    let count = matrix(options, &ledger)?;
+    if let Some(table) = ledger.table()? {
+        println!("\n{table}");
+    }
+    println!("{}", closing_line(count));
+    Ok(if count.failed == 0 && count.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Runs the tiers on each kernel in turn.
+pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count> {
+    let chosen = |tier: &Tier| options.tiers.is_empty() || options.tiers.contains(tier);
+    let mut plan = Vec::new();
+    for tier in Tier::value_variants().iter().copied().filter(chosen) {
+        let mut targets = binaries::targets(tier.prefix())?;
+        targets.retain(|target| left_out(target).is_none());
+        let built = binaries::build(&targets, tier == Tier::System)?;
+        plan.extend(built.into_iter().map(|binary| (tier, binary)));
+    }
+    let agent = cargo::build()?;
+    let (mut lines, mut rows) = (Vec::new(), Vec::new());
+    let mut all = Count::default();
+    for series in Series::value_variants() {
+        if !options.kernel.is_empty() && !options.kernel.contains(series) {
+            continue;
+        }
+        kernels::provide(*series)?;
+        let kernel = Kernel::find(series.name())?;
+        let start = Instant::now();
+        let tiers = on_kernel(&kernel, &plan, &agent, options, ledger);
+        let row = Row::new(kernel.release(), tiers);
+        lines.push(format!(
+            "{} ({:.0} s)",
+            row.line(),
+            start.elapsed().as_secs_f64()
+        ));
+        all.add(row.sum());
+        rows.push(row);
+    }
+    println!();
+    for (target, why) in LEFT_OUT {
+        println!("left out: {target}: {why}");
+    }
+    let table = markdown(&rows);
+    println!("\n{table}");
+    if options.publish {
+        document::publish(DOCUMENT, &table)?;
+    }
+    for line in lines {
+        println!("{line}");
+    }
+    Ok(all)
+}
+
+/// What came of the tiers on one kernel.
+#[derive(Debug)]
+struct Row {
+    release: String,
+    tiers: Vec<(Tier, Count)>,
+}
+
+impl Row {
+    fn new(release: &str, tiers: Vec<(Tier, Count)>) -> Self {
+        let release = release.strip_suffix("-amd64").unwrap_or(release).to_owned();
+        Self { release, tiers }
+    }
+
+    fn sum(&self) -> Count {
+        let mut sum = Count::default();
+        for (_, count) in &self.tiers {
+            sum.add(*count);
+        }
+        sum
+    }
+
+    fn line(&self) -> String {
+        let Count {
+            passed,
+            failed,
+            skipped,
+        } = self.sum();
+        format!(
+            "kernel {}: {passed} passed, {failed} failed, {skipped} skipped",
+            self.release
+        )
+    }
+}
+
+/// A row for each kernel, a column for each tier.
+fn markdown(rows: &[Row]) -> String {
+    let tiers = Tier::value_variants();
+    let names: Vec<&str> = tiers.iter().map(|tier| tier.prefix()).collect();
+    let mut text = format!(
+        "| kernel | {} |\n|---{}|\n",
+        names.join(" | "),
+        "|---".repeat(tiers.len())
+    );
+    for row in rows {
+        text.push_str(&format!("| {} |", row.release));
+        for tier in tiers {
+            let found = row.tiers.iter().find(|(its, _)| its == tier);
+            let cell =
+                found.map_or_else(|| "not run".to_owned(), |(_, count)| closing_line(*count));
+            text.push_str(&format!(" {cell} |"));
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn left_out(target: &str) -> Option<&'static str> {
+    let entry = LEFT_OUT.iter().find(|(name, _)| *name == target);
+    entry.map(|(_, why)| *why)
+}
+
+/// Boots one kernel for each tier, so that one tier's mess is not the next one's. A tier that cannot
+/// be run has failed.
+fn on_kernel(
+    kernel: &Kernel,
+    plan: &[(Tier, Binary)],
+    agent: &Path,
+    options: &Options,
+    ledger: &Ledger,
+) -> Vec<(Tier, Count)> {
+    let mut counts = Vec::new();
+    for tier in Tier::value_variants() {
+        let binaries: Vec<&Binary> = plan
+            .iter()
+            .filter(|(its, _)| its == tier)
+            .map(|(_, binary)| binary)
+            .collect();
+        if binaries.is_empty() {
+            continue;
+        }
+        println!("=== {} on {}", tier.prefix(), kernel.release());
+        let count = tier_on(kernel, *tier, &binaries, agent, options, ledger);
+        let count = count.unwrap_or_else(|error| {
+            println!(
+                "FAILED: {} on {}: {error:#}",
+                tier.prefix(),
+                kernel.release()
+            );
+            Count::failure()
+        });
+        counts.push((*tier, count));
+    }
+    counts
+}
+
+fn tier_on(
+    kernel: &Kernel,
+    tier: Tier,
+    binaries: &[&Binary],
+    agent: &Path,
+    options: &Options,
+    ledger: &Ledger,
+) -> anyhow::Result<Count> {
+    let lab = Lab::new("matrix")?;
+    let host = lab.netns("machine")?;
+    let copies = copies(binaries, agent);
+    let files = match tier {
+        Tier::Object | Tier::Verdict | Tier::System => Files::Everything,
+        Tier::Vm => Files::Copies(&copies),
+    };
+    let boot = || -> anyhow::Result<Testbed> {
+        let mut machine = Testbed::boot(&host, kernel, files)?;
+        prepare(&mut machine, agent)?;
+        Ok(machine)
+    };
+    let mut count = Count::default();
+    let mut machine = boot()?;
+    for binary in binaries {
+        match binary_on(&mut machine, binary, tier, options) {
+            Ok(found) => {
+                count.add(found);
+                // At once: a later binary may end the machine.
+                count.skip(&take(&mut machine, SKIPS)?);
+                keep(&take(&mut machine, LEDGER)?, ledger)?;
+            }
+            Err(error) => {
+                println!("FAILED: {}: {error:#}", binary.name);
+                count.add(Count::failure());
+                machine = boot()?;
+            }
+        }
+    }
+    Ok(count)
+}
+
+/// What a machine needs that has nothing but copies.
+fn copies(binaries: &[&Binary], agent: &Path) -> Vec<PathBuf> {
+    let mut files = vec![
+        agent.to_owned(),
+        cargo::target().join("debug/gate25-tenant"),
+    ];
+    for binary in binaries {
+        files.push(binary.file.clone());
+        // So that the folder is there.
+        files.push(binary.folder.join("Cargo.toml"));
+    }
+    files
+}
+
+/// Sets in the machine's shell what `cargo xtask test` sets in the environment.
+fn prepare(machine: &mut Testbed, agent: &Path) -> anyhow::Result<()> {
+    let tools = cargo::root().join(".cache/tools/bin");
+    let line = format!(
+        "export GATE25_ROOT_TESTS=1 GATE25_BIN={} GATE25_SKIPS={SKIPS} GATE25_LEDGER={LEDGER} \
+         GATE25_SLOWNESS={SLOWNESS} PATH={}:$PATH && : >{SKIPS} && : >{LEDGER}",
+        quoted(agent),
+        quoted(&tools),
+    );
+    let (code, said) = machine.run(&line, MOMENT)?;
+    if code != 0 {
+        bail!("prepare the machine: exit code {code}: {said}");
+    }
+    Ok(())
+}
+
+/// Runs one test binary to its end.
+fn binary_on(
+    machine: &mut Testbed,
+    binary: &Binary,
+    tier: Tier,
+    options: &Options,
+) -> anyhow::Result<Count> {
+    println!("--- {}", binary.name);
+    let filter = options
+        .filter
+        .as_deref()
+        .map_or_else(String::new, |text| format!(" {}", quoted(Path::new(text))));
+    // What the verifier went through, and how many packets of which kind there were.
+    let shown = match tier {
+        Tier::Object | Tier::Verdict => " --show-output",
+        Tier::System | Tier::Vm => "",
+    };
+    let line = format!(
+        "cd {} && {} --color=never --test-threads={}{shown}{filter}",
+        quoted(&binary.folder),
+        quoted(&binary.file),
+        tier.threads()
+    );
+    let mut found = None;
+    let code = machine.follow(&line, PATIENCE, &mut |line| {
+        println!("{line}");
+        found = summary(line).or(found);
+    })?;
+    let count = found.with_context(|| format!("exit code {code} and no summary"))?;
+    if (code == 0) != (count.failed == 0) {
+        bail!("exit code {code}, although {count:?}");
+    }
+    Ok(count)
+}
+
+/// What is in a file of the machine, which is empty afterwards.
+fn take(machine: &mut Testbed, file: &str) -> anyhow::Result<String> {
+    let (code, text) = machine.run(&format!("cat {file} && : >{file}"), MOMENT)?;
+    if code != 0 {
+        bail!("cat {file}: exit code {code}: {text}");
+    }
+    Ok(text)
+}
+
+/// Adds what was tried in the machine to what is tried outside.
+fn keep(tried: &str, ledger: &Ledger) -> anyhow::Result<()> {
+    let path = ledger.path();
+    let mut file = OpenOptions::new()
+        .append(true)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))?;
+    file.write_all(tried.as_bytes())
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// As one word of shell.
+fn quoted(word: &Path) -> String {
+    format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn left_out_names_are_those_of_files() {
+        let targets = binaries::targets("system").unwrap();
+        for (name, _) in LEFT_OUT {
+            assert!(targets.iter().any(|target| target == name), "{name}");
+        }
+    }
+
+    #[test]
+    fn markdown_of_a_tier_that_was_not_run_says_so() {
+        let passed = Count {
+            passed: 8,
+            ..Count::default()
+        };
+        let row = Row::new("6.1.0-56-amd64", vec![(Tier::Object, passed)]);
+        assert_eq!(row.line(), "kernel 6.1.0-56: 8 passed, 0 failed, 0 skipped");
+        let table = markdown(&[row]);
+        let last = table.lines().last().unwrap();
+        assert_eq!(
+            last,
+            "| 6.1.0-56 | 8 passed, 0 failed | not run | not run | not run |"
+        );
+    }
+
+    #[test]
+    fn quoted_word_with_a_quote_stays_one_word() {
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+    }
+}
