@@ -10,8 +10,8 @@ use std::time::Duration;
 use gate25::control::client::Client;
 use gate25::doctor::Kind;
 use gate25_tests::{
-    Agent, ForeignLink, ForeignProgram, Link, Network, Offload, PolicyText, Pump, Settings, Tap,
-    World, binary, poll, skip,
+    Agent, ForeignLink, ForeignProgram, Link, Network, Offload, PolicyText, Privileges, Pump,
+    Settings, Tap, World, binary, poll, skip,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -460,6 +460,8 @@ fn findings_of_the_agent_are_metrics_and_are_told_to_who_asks() {
     let settings = Settings {
         // Nobody is told of an XDP program.
         more: "reload: {rescan: 1s}\n".to_owned(),
+        // To see which taps the machine's virtual machines hold, if there are any.
+        privileges: Privileges::and(&["sys_ptrace"]),
         ..Settings::default()
     };
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();

@@ -10,7 +10,8 @@ use gate25_common::testing::frames::{
     authenticated_v4, ethernet, frame_v4, frame_v6, unguarded,
 };
 use gate25_tests::{
-    Guest, Hosting, Link, NetNs, Outcome, PolicyText, Sender, Settings, Wires, World, connect, poll,
+    Guest, Hosting, Link, NetNs, Outcome, PolicyText, Privileges, Sender, Settings, Wires, World,
+    connect, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -434,7 +435,12 @@ fn chain_of_others_in_the_guards_table_is_left_alone_and_written_once_over() {
 #[test]
 fn refusal_that_is_not_for_tables_of_others_replaces_nothing() {
     let world = World::new().unwrap();
-    let mut agent = world.agent(&PolicyText::default()).unwrap();
+    let settings = Settings {
+        // What takes nft's place here writes beside itself.
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     wait_guard(&world);
     agent.stop().unwrap();
     let host = &world.hosting.hypervisor;

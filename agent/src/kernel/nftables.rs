@@ -109,10 +109,11 @@ impl NftablesError {
 }
 
 /// What this backend cannot do, whatever the kernel.
-const LACKS: [Feature; 5] = [
+const LACKS: [Feature; 6] = [
     Feature::ContainerSockets,
     Feature::LateChecksums,
     Feature::Redirection,
+    Feature::ReturnPackets,
     Feature::Destinations,
     Feature::HiddenHeaders,
 ];

@@ -85,7 +85,7 @@ pub(super) fn host(settings: &Settings, filesystem: &Path, agent: &Agent) -> Hos
                     .and_then(|process| surroundings::capabilities(Some(process))),
             )),
         },
-        needed: needed(wants_ebpf, !roots.is_empty()),
+        needed: needed(wants_ebpf),
         absent_roots: absent(settings, hierarchy.as_ref().ok()),
         misattributed: match &hierarchy {
             Ok(hierarchy) => match self_test(hierarchy) {
@@ -107,18 +107,12 @@ pub(super) fn host(settings: &Settings, filesystem: &Path, agent: &Agent) -> Hos
     }
 }
 
-/// What the agent needs for what the settings ask for.
-fn needed(wants_ebpf: bool, wants_containers: bool) -> BTreeSet<Capability> {
+/// What a running agent needs for what the settings ask for. `CAP_PERFMON` it gives up once the
+/// programs are loaded, and what it misses of the others' is a warning of its own.
+fn needed(wants_ebpf: bool) -> BTreeSet<Capability> {
     let mut needed = BTreeSet::from([Capability::NetAdmin]);
     if wants_ebpf {
-        needed.extend([Capability::Bpf, Capability::Perfmon]);
-    }
-    if wants_containers {
-        needed.extend([
-            Capability::DacReadSearch,
-            Capability::SysPtrace,
-            Capability::SysAdmin,
-        ]);
+        needed.insert(Capability::Bpf);
     }
     needed
 }
