@@ -3,7 +3,12 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::{fs, os::unix::net::UnixDatagram, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::Path,
+    time::Duration,
+};
 
 use gate25_tests::{Agent, Container, Network, PolicyText, Privileges, World, poll};
 
