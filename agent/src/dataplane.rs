@@ -368,10 +368,22 @@ pub struct Applied {
     pub writes: usize,
 }
 
+/// When nothing is refused any more because [`Dataplane::repin`] fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lost {
+    /// Once the agent has ended.
+    WithTheAgent,
+    /// From then on.
+    AtOnce,
+}
+
 /// An enforcement backend. Attachments and tables outlive it: dropping it opens nothing.
 pub trait Dataplane {
     /// Why an operation failed.
     type Error: Error + Send + Sync + 'static;
+
+    /// What somebody else's change that cannot be put right comes to.
+    const LOST: Lost;
 
     /// What the tables hold.
     fn installed(&self) -> &MapImage;

@@ -50,7 +50,9 @@ impl Feature {
     pub const fn lack(self) -> &'static str {
         match self {
             Self::ContainerSockets => "containers' sockets: only their veths are covered",
-            Self::LateChecksums => "checksums left to the host",
+            Self::LateChecksums => {
+                "checksums left to the host: a guest with a driver of its own can have it write another port into a packet that has passed"
+            }
             Self::Redirection => "redirection and the notice: rejected instead",
             Self::ReturnPackets => {
                 "packets that come back from guarded ports (`block_return`): they pass"

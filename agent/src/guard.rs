@@ -1,25 +1,27 @@
-//! The guard: an nftables net under the eBPF programs, which needs no agent.
+//! The guard: an nftables net under the eBPF programs, which needs no agent. Pure.
 //!
 //! The program on an interface marks the guarded-port packets that it lets pass with one bit. The
 //! guard stops those that come from a guest's interface without the bit: the program is not there
 //! yet. It goes by the names of interfaces, in `bridge` and `inet` `prerouting`, before anything
 //! else (priority -450).
 
-mod check;
 mod marks;
 mod ruleset;
 
-use gate25_common::decide::HostMode;
-use nftables::schema::Nftables;
+use std::fmt;
 
-use crate::kernel::bpf::leftover::Removal;
-use crate::kernel::nft::{Nft, NftError, family_word};
+use gate25_common::decide::HostMode;
+use serde_json::Value;
+
+use crate::netfilter::Commands;
 use crate::policy::Pattern;
 use crate::settings::Settings;
 
-pub use check::{CheckError, Placement, placement};
-pub use marks::{MarksError, in_ruleset, users};
-pub use ruleset::{FAMILIES, TABLE};
+pub use marks::in_ruleset;
+pub use ruleset::{COUNTER, TABLES};
+
+/// Of an interface, in bytes.
+const LONGEST_NAME: usize = 15;
 
 /// One bit of a packet's mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +52,34 @@ pub struct Guard {
     ports: Vec<u16>,
     guests: Vec<String>,
     others: Vec<String>,
-    /// Patterns of guests' interfaces that nftables cannot express, or not without stopping others.
-    unguarded: Vec<Pattern>,
+    unguarded: Vec<Unguarded>,
+}
+
+/// A pattern of guests' interfaces that the guard does not cover.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unguarded {
+    /// Which.
+    pub pattern: Pattern,
+    /// The pattern in `interfaces.ignore` that is to blame: without it the guard would stop what is
+    /// to be ignored. `None` where the pattern itself is.
+    pub ignored: Option<Pattern>,
+}
+
+impl fmt::Display for Unguarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { pattern, ignored } = self;
+        write!(
+            f,
+            "`{pattern}` is not covered: the guard knows beginnings of names only"
+        )?;
+        match ignored {
+            Some(ignored) => write!(
+                f,
+                ", so `{ignored}` in `interfaces.ignore` cannot be left out of it"
+            ),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Guard {
@@ -62,21 +90,28 @@ impl Guard {
         let interfaces = &settings.interfaces;
         let (others, unclear): (Vec<&Pattern>, Vec<&Pattern>) =
             interfaces.ignored.iter().partition(|it| is_prefix(it));
-        let (guests, unguarded): (Vec<&Pattern>, Vec<&Pattern>) =
-            interfaces.matched.iter().partition(|it| {
-                is_prefix(it)
-                    && unclear
-                        .iter()
-                        .all(|other| it.shortest_common(other).is_none())
-            });
-        let names = |patterns: Vec<&Pattern>| patterns.iter().map(ToString::to_string).collect();
+        let (mut guests, mut unguarded) = (Vec::new(), Vec::new());
+        for pattern in &interfaces.matched {
+            let mut unclear = unclear.iter();
+            let ignored = unclear.find(|it| pattern.shortest_common(it).is_some());
+            if is_prefix(pattern) && ignored.is_none() {
+                guests.extend(names(pattern));
+            } else {
+                unguarded.push(Unguarded {
+                    pattern: pattern.clone(),
+                    ignored: ignored
+                        .filter(|_| is_prefix(pattern))
+                        .map(|it| (*it).clone()),
+                });
+            }
+        }
         Some(Self {
             mark,
             mode: settings.host_mode(),
             ports: settings.guarded_ports.clone(),
-            guests: names(guests),
-            others: names(others),
-            unguarded: unguarded.into_iter().cloned().collect(),
+            guests,
+            others: others.into_iter().map(ToString::to_string).collect(),
+            unguarded,
         })
     }
 
@@ -89,50 +124,46 @@ impl Guard {
     /// Patterns of guests' interfaces that it does not cover: nftables knows names and their
     /// beginnings only.
     #[must_use]
-    pub fn unguarded(&self) -> &[Pattern] {
+    pub fn unguarded(&self) -> &[Unguarded] {
         &self.unguarded
     }
 
     /// Commands that put the guard in place, or give one that is there these rules, in one
     /// transaction.
     #[must_use]
-    pub fn commands(&self) -> Nftables<'static> {
+    pub fn commands(&self) -> Commands {
         ruleset::commands(self)
     }
 
     /// Commands that put the guard in place of whatever else has its tables' names, in one
     /// transaction.
     #[must_use]
-    pub fn replacement(&self) -> Nftables<'static> {
+    pub fn replacement(&self) -> Commands {
         ruleset::replacement(self)
     }
 }
 
-/// Removes the guard, or with `Removal::DryRun` only looks, and tells which tables it has.
-///
-/// # Errors
-/// [`NftError`]; nothing was removed then. A host without nft has no guard.
-pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftError> {
-    let mut tables = Vec::new();
-    for family in FAMILIES {
-        match nft.has_table(family, TABLE) {
-            Ok(false) => {}
-            Ok(true) => tables.push(format!("{} {TABLE}", family_word(family))),
-            Err(error) if error.is_missing() => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        }
-    }
-    match removal {
-        Removal::Real if !tables.is_empty() => nft.apply(&removal_commands())?,
-        Removal::Real | Removal::DryRun => {}
-    }
-    Ok(tables)
-}
-
 /// Commands that remove the guard, in one transaction, whether it is there or not.
 #[must_use]
-pub fn removal_commands() -> Nftables<'static> {
+pub fn removal() -> Commands {
     ruleset::removal()
+}
+
+/// Whether a table of the guard's name, as nft lists it, is somebody else's.
+#[must_use]
+pub fn is_foreign(listing: &Value) -> bool {
+    ruleset::is_foreign(listing)
+}
+
+/// What nftables compares names with. A packet with a VLAN tag may be received by a device that is
+/// called after the guest's, if that fits: `NAME.1`.
+fn names(pattern: &Pattern) -> Vec<String> {
+    let name = pattern.to_string();
+    if name.ends_with('*') || name.len() + ".1".len() > LONGEST_NAME {
+        vec![name]
+    } else {
+        vec![format!("{name}.*"), name]
+    }
 }
 
 /// Whether nftables can compare names with the pattern: one `*`, at its end.

@@ -18,6 +18,7 @@ pub mod kernel;
 mod listen;
 pub mod logging;
 pub mod metrics;
+pub mod netfilter;
 pub mod notice;
 pub mod notify;
 pub mod policy;

@@ -27,8 +27,9 @@ use crate::doctor;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
+use crate::kernel::guard::Unmarked;
 use crate::notice::counts::Counts;
-use crate::status::{ExemptionStatus, Shared, Source, State, Status};
+use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status};
 use catalogue as names_of;
 use customers::Detail;
 use family::Families;
@@ -144,6 +145,7 @@ pub struct Metrics {
     figures: Arc<dyn Figures>,
     timings: Timings,
     notice: Arc<Counts>,
+    guard: Unmarked,
     constants: Constants,
 }
 
@@ -154,6 +156,7 @@ impl Metrics {
         figures: Arc<dyn Figures>,
         timings: Timings,
         notice: Arc<Counts>,
+        guard: Unmarked,
         constants: Constants,
     ) -> Self {
         Self {
@@ -161,6 +164,7 @@ impl Metrics {
             figures,
             timings,
             notice,
+            guard,
             constants,
         }
     }
@@ -177,6 +181,9 @@ impl Metrics {
         let started = Instant::now();
         self.constants(&mut families)?;
         workloads(&mut families, &status, &self.constants)?;
+        for (family, packets) in self.guard.packets() {
+            families.counter(names_of::GUARD_PACKETS, &[family.as_str()], packets)?;
+        }
         policy(&mut families, &status, Timestamp::now())?;
         notice::collect(&mut families, &status, &self.notice)?;
         findings(&mut families, &status)?;
@@ -250,7 +257,7 @@ impl Metrics {
         let Constants {
             host,
             backend,
-            hook,
+            hook: _,
             backend_reason,
             lacks,
             customer_series_limit,
@@ -261,7 +268,6 @@ impl Metrics {
         };
         let build = [env!("CARGO_PKG_VERSION"), env!("GATE25_EBPF_TOOLCHAIN")];
         families.gauge(names_of::BUILD_INFO, &build, 1.0)?;
-        families.gauge(names_of::ENFORCING, &[backend, hook], policy)?;
         families.gauge(names_of::HOST_MODE, &["policy"], policy)?;
         families.gauge(names_of::HOST_MODE, &["observe"], observe)?;
         families.gauge(names_of::BACKEND_INFO, &[backend, backend_reason], 1.0)?;
@@ -293,13 +299,23 @@ fn workloads(
     constants: &Constants,
 ) -> Result<(), MetricsError> {
     let backend = constants.backend;
-    for (hook, places) in [("cgroup", status.roots), ("return", status.returns)] {
-        let enforcing = match constants.host {
-            HostMode::Policy if places > 0 => 1.0,
-            HostMode::Policy | HostMode::Observe => 0.0,
-        };
-        families.gauge(names_of::ENFORCING, &[backend, hook], enforcing)?;
+    let refuses = constants.host == HostMode::Policy && status.in_force;
+    let enforcing = |is: bool| f64::from(u8::from(refuses && is));
+    let hooks = [
+        (constants.hook, true),
+        ("cgroup", status.roots > 0),
+        ("return", status.returns > 0),
+    ];
+    for (hook, is) in hooks {
+        families.gauge(names_of::ENFORCING, &[backend, hook], enforcing(is))?;
     }
+    families.gauge(names_of::PROBLEMS, &[], status.problems.len() as f64)?;
+    for subject in SUBJECTS {
+        let is = f64::from(u8::from(status.complained_of.contains(subject)));
+        families.gauge(names_of::COMPLAINTS, &[subject], is)?;
+    }
+    let guarded = f64::from(u8::from(status.guard_in_place));
+    families.gauge(names_of::GUARD_IN_PLACE, &[], guarded)?;
     for kind in ["interface", "cgroup"] {
         for state in State::ALL {
             let count = status

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use gate25_common::abi::{CustomerId, InterfaceOwner};
 use jiff::Timestamp;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
-use crate::dataplane::{CapacityError, Dataplane, MapImage, Returns, Site};
+use crate::dataplane::{CapacityError, Dataplane, Lost, MapImage, Returns, Site};
 use crate::kernel::cgroups::Cgroup;
 use crate::kernel::links::Interface;
 use crate::kernel::routes::Way;
@@ -36,6 +36,8 @@ use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+/// What is complained of where something would not outlive the agent.
+const PINS: &str = "pins";
 /// How long an attachment that failed, or a qdisc that was taken away, is left alone.
 pub const RETRY: Duration = Duration::from_secs(1);
 
@@ -305,9 +307,19 @@ impl<D: Dataplane> Reconciler<D> {
                 .all(|site| covered.contains(site) && self.attachments.failure(*site).is_none())
     }
 
+    /// Whether the tables are written, and programs of this start read them.
+    pub fn is_in_force(&self) -> bool {
+        self.attachments.stale.is_none() && self.attachments.lost.is_none()
+    }
+
     /// Whether something was revoked since the last time that this was asked.
     pub fn take_revoked(&mut self) -> bool {
         std::mem::take(&mut self.revoked)
+    }
+
+    /// What is said to be wrong with something around enforcement.
+    pub fn complaint(&self, subject: &str) -> Option<&str> {
+        self.complaints.get(subject).map(String::as_str)
     }
 
     /// Says, or takes back, that something around enforcement is wrong.
@@ -328,10 +340,15 @@ impl<D: Dataplane> Reconciler<D> {
             Ok(_) => None,
             Err(error) => {
                 let error = in_full(error);
-                error!(error, "tables not brought up to date");
                 Some(format!("the kernel's tables are not up to date: {error}"))
             }
         };
+        if let Some(stale) = stale
+            .as_ref()
+            .filter(|it| self.attachments.stale.as_ref() != Some(*it))
+        {
+            error!("{stale}");
+        }
         self.attachments.stale = stale;
         if written.is_ok() {
             self.adopt();
@@ -362,21 +379,44 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Sees to it that everything would still be there without this agent.
     pub fn verify_pins(&mut self) {
-        match self.dataplane.repin() {
-            Ok(0) => self.complain("pins", None),
+        let before = (
+            self.complaint(PINS).map(str::to_owned),
+            self.attachments.lost.take(),
+        );
+        let failure = match self.dataplane.repin() {
+            Ok(0) => None,
             Ok(missing) => {
-                tracing::warn!(missing, "pins were removed by somebody else, made again");
+                warn!(missing, "what was removed by somebody else is put back");
                 self.circumstances
                     .status
                     .update(|status| status.repairs += missing as u64);
-                self.complain("pins", None);
+                None
             }
-            Err(error) => {
-                let error = in_full(&error);
-                error!(error, "enforcement would end with this agent");
-                let why = format!("enforcement would end with this agent: {error}");
-                self.complain("pins", Some(why));
+            Err(error) => Some(in_full(&error)),
+        };
+        let complaint = match D::LOST {
+            Lost::WithTheAgent => {
+                failure.map(|why| format!("enforcement would end with this agent: {why}"))
             }
+            Lost::AtOnce => {
+                self.attachments.lost = failure.map(|why| {
+                    format!(
+                        "somebody else has changed what enforces, which cannot be put back: {why}"
+                    )
+                });
+                None
+            }
+        };
+        self.complain(PINS, complaint);
+        let after = (
+            self.complaint(PINS).map(str::to_owned),
+            self.attachments.lost.clone(),
+        );
+        if before != after {
+            for wrong in [&after.0, &after.1].into_iter().flatten() {
+                error!("{wrong}");
+            }
+            self.report_workloads();
         }
     }
 

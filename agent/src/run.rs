@@ -31,7 +31,9 @@ use crate::dataplane::Dataplane;
 use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
+use crate::kernel::guard::Unmarked;
 use crate::kernel::links::Links;
+use crate::kernel::nft::Nft;
 use crate::kernel::privileges;
 use crate::kernel::routes::way_to;
 use crate::metrics::{Constants, Metrics, Timings};
@@ -147,8 +149,8 @@ async fn enforce<D: Dataplane>(
         tables,
         tasks,
         other,
-        lacks,
     } = opened;
+    let shortcomings = choice.shortcomings();
     let status = Shared::default();
     let timings = Timings::new()?;
     let (commands, requests) = mpsc::channel(COMMANDS);
@@ -211,7 +213,7 @@ async fn enforce<D: Dataplane>(
         status: status.clone(),
         dirty: true,
     };
-    agent.reconciler.complain("backend", lacks);
+    agent.reconciler.complain("backend", shortcomings);
     let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {
@@ -301,6 +303,7 @@ impl Reporting {
             Arc::clone(&figures),
             timings,
             counts,
+            Unmarked::new(&Nft::default()),
             constants,
         );
         let web = http::serve(

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 
 use crate::policy::directory::{Links, open_regular};
 use crate::policy::loader::{SetHash, SourceFile};
-use crate::trust::{Exposed, Keepers};
+use crate::trust::{Keepers, Trust, TrustError};
 use format::FormatError;
 
 /// The file in the state directory.
@@ -53,8 +53,8 @@ pub enum StateError {
         source: io::Error,
     },
     /// Somebody else could have put a policy there.
-    #[error("the state directory must be writable by nobody but root and the agent's user")]
-    Exposed(#[from] Exposed),
+    #[error("what is kept must be writable by nobody but root and the agent's user")]
+    Exposed(#[from] TrustError),
     /// A symbolic link, a directory, a device.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
@@ -137,7 +137,23 @@ impl LastKnownGood {
     /// [`StateError`]: a set that is not whole is never returned.
     pub fn load(&self) -> Result<Option<StoredSet>, StateError> {
         self.folder()?;
-        let Some(bytes) = self.read()? else {
+        self.stored(&Trust::Keepers(keepers()))
+    }
+
+    /// The set that an agent of any user has kept in `directory`, for commands that change nothing;
+    /// `None` if none has.
+    ///
+    /// # Errors
+    /// As [`LastKnownGood::load`].
+    pub fn look(directory: &Path) -> Result<Option<StoredSet>, StateError> {
+        let store = Self {
+            directory: directory.to_owned(),
+        };
+        store.stored(&Trust::Anybody)
+    }
+
+    fn stored(&self, trust: &Trust) -> Result<Option<StoredSet>, StateError> {
+        let Some(bytes) = self.read(trust)? else {
             return Ok(None);
         };
         let set = format::decode(&bytes).map_err(|source| self.unusable(source))?;
@@ -155,7 +171,7 @@ impl LastKnownGood {
         let temporary = self.directory.join(TEMPORARY_NAME);
         remove(&temporary).map_err(|source| self.unwritten(source))?;
         // What cannot be read is written anew.
-        if let Ok(Some(bytes)) = self.read()
+        if let Ok(Some(bytes)) = self.read(&Trust::Keepers(keepers()))
             && format::hash(&bytes).is_ok_and(|stored| stored == set.hash)
         {
             return Ok(Saved::Unchanged);
@@ -192,13 +208,14 @@ impl LastKnownGood {
             .open(&self.directory)
             .map_err(failed)?;
         let metadata = folder.metadata().map_err(failed)?;
-        let keepers = Keepers::of_process().alone();
-        keepers.judge(&self.directory, &metadata)?;
+        let judged = keepers().judge(&self.directory, &metadata);
+        judged.map_err(TrustError::from)?;
+        keepers().judge_way(&self.directory)?;
         Ok(folder)
     }
 
     /// The file's contents; `None` if there is no file.
-    fn read(&self) -> Result<Option<Vec<u8>>, StateError> {
+    fn read(&self, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
         let path = self.path();
         let file = match open_regular(&path, Links::Refused) {
             Ok(Some(file)) => file,
@@ -209,8 +226,15 @@ impl LastKnownGood {
             }
             Err(source) => return Err(StateError::Read { path, source }),
         };
+        let metadata = file.metadata().map_err(|source| StateError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        if let Trust::Keepers(keepers) = trust {
+            keepers.judge(&path, &metadata).map_err(TrustError::from)?;
+        }
         let read = || -> io::Result<Option<Vec<u8>>> {
-            if file.metadata()?.len() > MAX_FILE_BYTES {
+            if metadata.len() > MAX_FILE_BYTES {
                 return Ok(None);
             }
             let mut bytes = Vec::new();
@@ -234,6 +258,11 @@ impl LastKnownGood {
         let path = self.path();
         StateError::Write { path, source }
     }
+}
+
+/// Who may have written what is kept: an agent, and no group.
+fn keepers() -> Keepers {
+    Keepers::of_process().alone()
 }
 
 /// Writes a file that was not there, down to the disk.

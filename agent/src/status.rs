@@ -1,6 +1,6 @@
 //! What the agent knows of itself, shared with whoever reports it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use gate25_common::abi::CustomerId;
@@ -44,6 +44,21 @@ impl Source {
         }
     }
 }
+
+/// What can be complained of besides enforcement.
+pub const SUBJECTS: [&str; 11] = [
+    "backend",
+    "cgroup watches",
+    "cgroups",
+    "guard",
+    "namespaces",
+    "notice",
+    "other backend",
+    "pins",
+    "redirect",
+    "sockets",
+    "state",
+];
 
 /// Whether a workload is under the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +153,8 @@ pub struct Status {
     pub repairs: u64,
     /// Times that somebody else's change of the guard was put right.
     pub guard_repairs: u64,
+    /// Whether the guard is there, as far as the last look told.
+    pub guard_in_place: bool,
     /// Entries that the kernel's tables hold, by table.
     pub entries: BTreeMap<&'static str, usize>,
     /// Control groups that carry the programs for all below them.
@@ -148,8 +165,12 @@ pub struct Status {
     pub notice: Vec<Listener>,
     /// Why enforcement is not complete; empty when it is.
     pub problems: Vec<String>,
+    /// Whether the tables are as they should be, and guests' interfaces, if there are any, go by them.
+    pub in_force: bool,
     /// What else somebody should look at.
     pub warnings: Vec<String>,
+    /// What the warnings are about, among [`SUBJECTS`].
+    pub complained_of: BTreeSet<&'static str>,
     /// What is wrong with the coverage of workloads.
     pub examined: Examined,
 }
@@ -177,12 +198,15 @@ impl Default for Status {
             workloads: BTreeMap::new(),
             repairs: 0,
             guard_repairs: 0,
+            guard_in_place: false,
             entries: BTreeMap::new(),
             roots: 0,
             returns: 0,
             notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
+            in_force: false,
             warnings: Vec::new(),
+            complained_of: BTreeSet::new(),
             examined: Examined::default(),
         }
     }

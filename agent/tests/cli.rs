@@ -32,6 +32,47 @@ exemptions:
 const DURING: &str = "2026-11-15T00:00:00Z";
 
 #[test]
+fn guard_that_is_kept_is_printed_where_the_settings_are_not_valid() {
+    let dir = TempDir::new().unwrap();
+    let (config, kept) = (
+        dir.path().join("gate25.yaml"),
+        dir.path().join("var/guard.json"),
+    );
+    let print = |settings: &str| {
+        std::fs::write(&config, settings).unwrap();
+        let command = ["guard", "--print", "--config"];
+        let output = Command::new(env!("CARGO_BIN_EXE_gate25"))
+            .args(command)
+            .arg(&config)
+            .arg("--keep")
+            .arg(&kept)
+            .output()
+            .unwrap();
+        let code = output.status.code();
+        (stdout(&output), code)
+    };
+    let broken = "schema: 1\nguard_mark: 3\n";
+    let valid = "schema: 1\nguarded_ports: [25, 2525]\n";
+    let (of_nobody, code) = print(broken);
+    assert_eq!(code, Some(1));
+    assert!(
+        of_nobody.contains("tap*") && of_nobody.contains("\"set\":[25]"),
+        "{of_nobody}"
+    );
+    assert!(!kept.exists(), "settings that are not valid leave nothing");
+    let (own, code) = print(valid);
+    assert_eq!(code, Some(0));
+    assert!(own.contains("\"set\":[25,2525]"), "{own}");
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), own);
+    assert_eq!(print(broken), (own.clone(), Some(1)));
+    // A guard that nobody wants is kept as that.
+    let (removal, code) = print("schema: 1\nguard: false\n");
+    assert_eq!(code, Some(0));
+    assert!(!removal.contains("tap*"), "{removal}");
+    assert_eq!(print(broken), (removal, Some(1)));
+}
+
+#[test]
 fn explain_prints_the_chain_with_file_and_line() {
     let lab = Lab::new(POLICY);
     let file = lab.dir.path().join("policy.d/policy.yaml");

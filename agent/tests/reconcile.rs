@@ -20,7 +20,7 @@ use std::rc::Rc;
 
 use gate25::clock::Offset;
 use gate25::dataplane::{
-    Applied, Attached, CapacityError, Dataplane, MapImage, Returns, Site, Step, plan,
+    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step, plan,
 };
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;
@@ -44,6 +44,8 @@ struct Kernel {
     covered: BTreeSet<Site>,
     calls: Vec<&'static str>,
     refuses: bool,
+    /// What somebody has changed cannot be put back.
+    tampered: bool,
     /// Why there is no hook for what goes to guests, if there is none.
     no_replies: Option<&'static str>,
 }
@@ -64,6 +66,8 @@ enum Refusal {
 
 impl Dataplane for Memory {
     type Error = Refusal;
+
+    const LOST: Lost = Lost::AtOnce;
 
     fn installed(&self) -> &MapImage {
         &self.installed
@@ -127,6 +131,9 @@ impl Dataplane for Memory {
     }
 
     fn repin(&mut self) -> Result<usize, Refusal> {
+        if self.kernel.borrow().tampered {
+            return Err(Refusal::Kernel);
+        }
         Ok(0)
     }
 }

@@ -8,13 +8,15 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use nix::libc;
 
-use crate::{World, foreign::bpf};
+use crate::{World, foreign::bpf, poll};
 
+const LIMIT: Duration = Duration::from_secs(20);
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_GET: libc::c_long = 7;
@@ -125,7 +127,7 @@ impl ForeignEntries {
         let most = u64::from(self.info.max_entries);
         for number in 0..most {
             let key = self.key(number);
-            match self.put(&key) {
+            match self.put_patiently(&key)? {
                 Ok(()) => self.count += 1,
                 Err(error) if matches!(error.raw_os_error(), Some(libc::E2BIG | libc::ENOSPC)) => {
                     return Ok(());
@@ -135,6 +137,14 @@ impl ForeignEntries {
         }
         // It was empty before, or makes room by itself.
         Ok(())
+    }
+
+    /// The kernel takes memory for such entries from a stock that it refills by and by.
+    fn put_patiently(&self, key: &[u8]) -> anyhow::Result<io::Result<()>> {
+        poll("memory for an entry", LIMIT, || match self.put(key) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => Ok(None),
+            result => Ok(Some(result)),
+        })
     }
 
     fn put(&self, key: &[u8]) -> io::Result<()> {

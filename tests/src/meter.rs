@@ -216,7 +216,10 @@ impl Meter {
         };
         let addresses = container.addresses().unwrap_or(crew::HYPERVISOR);
         let name = container.cgroup.path();
-        let body = Body::Container { container, gateway };
+        let body = Body::Container {
+            container: Box::new(container),
+            gateway,
+        };
         let source = Source::new(&name, owner, may, addresses, body);
         self.sources.push(source);
         Ok(())

@@ -1,6 +1,6 @@
 //! As whom the agent runs, and what it may do.
 
-use std::{path::Path, time::Duration};
+use std::{env, path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -87,7 +87,7 @@ impl Privileges {
         };
         let kept: String = capabilities.iter().map(|it| format!(",+{it}")).collect();
         vec![
-            "setpriv".to_owned(),
+            setpriv(),
             format!("--reuid={id}"),
             format!("--regid={id}"),
             groups,
@@ -114,4 +114,17 @@ impl Privileges {
         }
         Ok(())
     }
+}
+
+/// Where the program is, whatever search path the command that it runs is to have.
+fn setpriv() -> String {
+    let name = "setpriv";
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&folders).map(|folder| folder.join(name));
+    let mut found = found.filter(|path| path.is_file());
+    let path = found.next();
+    path.map_or_else(
+        || name.to_owned(),
+        |path| path.to_string_lossy().into_owned(),
+    )
 }

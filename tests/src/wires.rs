@@ -2,22 +2,15 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 
 use crate::{NetNs, Offload, Tap, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
-/// Ethertype for local experiments (IEEE 802), and a frame of the shortest length.
-const HELLO: [u8; 60] = {
-    let mut frame = [0; 60];
-    frame[0] = 2;
-    frame[6] = 2;
-    frame[5] = 1;
-    frame[11] = 2;
-    frame[12] = 0x88;
-    frame[13] = 0xb5;
-    frame
-};
+/// Ethernet addresses, sender and receiver.
+const ADDRESSES: usize = 12;
+/// From anybody to somebody.
+const HELLO: [u8; ADDRESSES] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
 /// A guest's tap, `tap101i0`, and one behind the same bridge.
 #[derive(Debug)]
@@ -50,13 +43,49 @@ impl Wires {
             host.ip(&format!("link set {port} master br9 up"))?;
         }
         // What is sent before the kernel has noticed that the links are up is lost.
+        let hello = harmless(&HELLO);
         poll("the bridge", LIMIT, || {
-            guest.send(&HELLO)?;
+            guest.send(&hello)?;
             let brief = Duration::from_millis(100);
-            Ok(far.receive(brief, |seen| seen == HELLO).ok())
+            Ok(far.receive(brief, |seen| seen == hello).ok())
         })?;
         Ok(Self { guest, far })
     }
+
+    /// Checks that the frame does not come through when the guest sends it: another one, which does,
+    /// is the next that does.
+    ///
+    /// # Errors
+    /// When it comes through, or nothing does.
+    pub fn check_stopped(&mut self, frame: &[u8]) -> anyhow::Result<()> {
+        let addresses = frame.get(..ADDRESSES).context("the frame's addresses")?;
+        let next = harmless(addresses);
+        self.guest.send(frame)?;
+        self.guest.send(&next)?;
+        let seen = self
+            .far
+            .receive(LIMIT, |seen| seen.starts_with(addresses))?;
+        ensure!(seen == next, "it came through");
+        Ok(())
+    }
+
+    /// Checks that the frame comes through as it is when the guest sends it.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_passed(&mut self, frame: &[u8]) -> anyhow::Result<()> {
+        self.guest.send(frame)?;
+        let seen = self.far.receive(LIMIT, |seen| seen == frame);
+        seen.map(drop).context("it does not come through")
+    }
+}
+
+/// A frame that nobody judges, of the shortest length and with the ethertype for local experiments
+/// (IEEE 802).
+fn harmless(addresses: &[u8]) -> Vec<u8> {
+    let mut frame = [addresses, &[0x88, 0xb5]].concat();
+    frame.resize(60, 0);
+    frame
 }
 
 /// Keeps br_netfilter, where it is loaded, from dropping bridged packets whose checksums are wrong.

@@ -3,7 +3,7 @@
 mod containers;
 mod pins;
 
-use std::{fs, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -119,6 +119,29 @@ impl World {
             settings,
             &[("policy.yaml", policy.text())],
         )
+    }
+
+    /// The environment of an agent whose `nft` first does what `line` of shell says, where `$0` is a file
+    /// of its own, and then what it always does.
+    ///
+    /// # Errors
+    /// When there is no nft, or the program cannot be written.
+    pub fn nft_that(&self, line: &str) -> anyhow::Result<Vec<(String, String)>> {
+        let host = &self.hosting.hypervisor;
+        let nft = host.exec("sh", &["-c", "command -v nft"])?;
+        let path = self.nft();
+        let folder = path.parent().context("its folder")?;
+        fs::create_dir_all(folder).context("make a folder for programs")?;
+        let script = format!("#!/bin/sh\n{line}\nexec {} \"$@\"\n", nft.trim());
+        fs::write(&path, script).context("write a program")?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+        Ok(vec![("PATH".to_owned(), folder.display().to_string())])
+    }
+
+    /// Where the `nft` of [`World::nft_that`] is.
+    #[must_use]
+    pub fn nft(&self) -> PathBuf {
+        self.lab.dir().join("programs/nft")
     }
 
     /// The index of an interface of the hypervisor.

@@ -42,15 +42,8 @@ fn cgroup_of_a_path_that_changed_hands_a_hundred_times_has_nothing_of_the_one_be
 }
 
 #[test]
-fn full_table_of_any_kind_refuses_the_policy_by_its_name_and_what_was_in_force_stays() {
-    let tables = [
-        "CUSTOMERS",
-        "CUSTOMER_COUNT",
-        "SKETCHES",
-        "CGROUPS",
-        "PREFIXES",
-    ];
-    tables::full(&tables, 2);
+fn full_table_refuses_the_policy_ten_times_by_its_name_and_what_was_in_force_stays() {
+    tables::full(&["CUSTOMERS"], 10);
 }
 
 #[test]

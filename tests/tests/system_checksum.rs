@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Offload, PolicyText, Tap, Tried, World};
+use gate25_tests::{Offload, PolicyText, Settings, Tap, Tried, World};
 
 const LIMIT: Duration = Duration::from_secs(5);
 const NETWORK: usize = 14;
@@ -20,30 +20,22 @@ const PROPER: Place = Place {
     offset: 16,
 };
 
+/// Where a checksum becomes a port.
+const OVER_THE_PORT: Place = Place {
+    start: TRANSPORT,
+    offset: 2,
+};
+
 #[test]
 fn port_written_as_a_checksum_after_the_verdict_reaches_nobody() {
     let world = World::new().unwrap();
-    let host = &world.hosting.hypervisor;
-    let mut guest = Tap::new(host, "tap101i0", Offload::VnetHeader).unwrap();
-    // Without a virtio header nothing is left to the receiver: the kernel finishes every
-    // checksum before a frame gets here, as it does before a plain network card.
-    let mut wire = Tap::new(host, "wire0", Offload::None).unwrap();
-    host.ip("link add br9 type bridge\nlink set br9 up")
-        .unwrap();
-    for port in ["tap101i0", "wire0"] {
-        host.ip(&format!("link set {port} master br9 up")).unwrap();
-    }
-    let over_the_port = Place {
-        start: TRANSPORT,
-        offset: 2,
-    };
-
-    send(&mut guest, OTHER, over_the_port).unwrap();
+    let (mut guest, mut wire) = taps(&world);
+    send(&mut guest, OTHER, OVER_THE_PORT).unwrap();
     assert_eq!(next_port(&mut wire), GUARDED, "the trick works by itself");
 
     let agent = world.agent(&PolicyText::default()).unwrap();
     let places = [
-        over_the_port,
+        OVER_THE_PORT,
         // The type of the frame, the protocol, and the destination's address.
         Place {
             start: 0,
@@ -73,6 +65,49 @@ fn port_written_as_a_checksum_after_the_verdict_reaches_nobody() {
     // What was accepted did not come out before the marker.
     let what = "a checksum left to the host that turns into the port";
     Tried::evasion(what, accepted as u64, 0).judge().unwrap();
+}
+
+/// Nothing in nftables shows where a checksum is yet to be written: neither its backend nor the guard
+/// can know.
+#[test]
+fn port_written_as_a_checksum_passes_backend_nftables_and_the_guard_which_is_told() {
+    let world = World::for_nftables().unwrap();
+    let (mut guest, mut wire) = taps(&world);
+    let settings = Settings {
+        more: "backend: nftables\n".to_owned(),
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    agent
+        .wait_metric("gate25_guard_in_place", &[], LIMIT, |value| value == 1.0)
+        .unwrap();
+    send(&mut guest, GUARDED, PROPER).unwrap();
+    send(&mut guest, OTHER, OVER_THE_PORT).unwrap();
+    send(&mut guest, MARKER, PROPER).unwrap();
+    assert_eq!(next_port(&mut wire), GUARDED, "the trick works");
+    assert_eq!(next_port(&mut wire), MARKER, "what is honest was refused");
+    let status = agent.command(&["status"]).unwrap().out;
+    let told = "can have it write another port into a packet that has passed";
+    assert!(status.contains(told), "{status}");
+    let feature = [("feature", "late_checksums")];
+    let can = agent.metrics().unwrap();
+    assert_eq!(can.sum("gate25_backend_feature", &feature), Some(0.0));
+}
+
+/// A guest's tap, and one behind the same bridge.
+#[track_caller]
+fn taps(world: &World) -> (Tap, Tap) {
+    let host = &world.hosting.hypervisor;
+    let guest = Tap::new(host, "tap101i0", Offload::VnetHeader).unwrap();
+    // Without a virtio header nothing is left to the receiver: the kernel finishes every
+    // checksum before a frame gets here, as it does before a plain network card.
+    let wire = Tap::new(host, "wire0", Offload::None).unwrap();
+    host.ip("link add br9 type bridge\nlink set br9 up")
+        .unwrap();
+    for port in ["tap101i0", "wire0"] {
+        host.ip(&format!("link set {port} master br9 up")).unwrap();
+    }
+    (guest, wire)
 }
 
 /// Where the host is told to write a checksum, and from where it is counted.

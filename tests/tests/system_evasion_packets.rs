@@ -8,6 +8,7 @@ mod evasion {
     mod fragments;
     mod ipv4;
     mod ipv6;
+    mod limits;
     mod link;
     mod memory;
     mod packets;

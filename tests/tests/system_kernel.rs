@@ -1,6 +1,5 @@
 //! What the agent makes of the kernel that it finds.
 #![cfg(feature = "root")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use gate25_tests::{Feature, PolicyText, World, kernel_version};
 

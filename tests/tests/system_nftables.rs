@@ -70,11 +70,8 @@ fn refusals_are_resets_exactly_where_the_kernel_gives_them_and_metrics_say_so() 
     world.check_closed(&guest).unwrap();
     let metrics = agent.metrics().unwrap();
     let resets = metrics.sum("gate25_backend_feature", &[("feature", "resets")]);
-    let expected = match world.refusal {
-        Outcome::Refused => 1.0,
-        _ => 0.0,
-    };
-    assert_eq!(resets, Some(expected));
+    let resetting = world.refusal == Outcome::Refused;
+    assert_eq!(resets, Some(f64::from(u8::from(resetting))));
 }
 
 #[test]
@@ -231,6 +228,112 @@ fn switch_between_backends_opens_nothing() {
     assert_eq!(done.code, Some(0), "{done:?}");
     assert!(done.out.contains("netdev gate25"), "{done:?}");
     world.check_open(&guest).unwrap();
+}
+
+#[test]
+fn rules_of_the_other_backend_that_stay_are_told_and_tried_again() {
+    let world = World::for_nftables().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let mut agent = start(&world, &policy);
+    world.check_closed(&guest).unwrap();
+    agent.stop().unwrap();
+    // Removals are refused; what the guard writes is told again.
+    let line =
+        "[ ! -e $0.mended ] && [ \"$1 $2\" = \"-j -f\" ] && { echo 'Error: no' >&2; exit 1; }";
+    agent.settings().env = world.nft_that(line).unwrap();
+    agent.settings().more = settings("ebpf").more;
+    agent.restart().unwrap();
+    let subject = [("subject", "other backend")];
+    let complained = |wanted: f64| {
+        agent.wait_metric("gate25_complaints", &subject, LIMIT, |value| {
+            value == wanted
+        })
+    };
+    complained(1.0).unwrap();
+    let status = agent.command(&["status"]).unwrap().out;
+    let told = "rules of the other backend are not removed";
+    assert!(
+        status.contains(told) && status.contains("Error: no"),
+        "{status}"
+    );
+    assert_eq!(agent.log().matches(told).count(), 1, "{}", agent.log());
+    let host = &world.hosting.hypervisor;
+    let has_table = || {
+        let tables = host.exec("nft", &["list", "tables"]).unwrap();
+        tables.contains("netdev gate25\n")
+    };
+    assert!(has_table());
+    std::fs::write(world.nft().with_extension("mended"), "").unwrap();
+    complained(0.0).unwrap();
+    assert!(!has_table());
+    world.check_closed(&guest).unwrap();
+}
+
+#[test]
+fn status_and_lists_after_a_kill_know_what_goes_on() {
+    let world = World::for_nftables().unwrap();
+    let mut agent = start(&world, &PolicyText::default());
+    let guard = [("subject", "guard")];
+    agent
+        .wait_metric("gate25_guard_in_place", &[], LIMIT, |value| value == 1.0)
+        .unwrap();
+    let complaints = agent.metrics().unwrap().sum("gate25_complaints", &guard);
+    assert_eq!(complaints, Some(0.0));
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.process().wait(LIMIT).unwrap();
+    let status = agent.command(&["status"]).unwrap();
+    assert_eq!(status.code, Some(4), "{status:?}");
+    for told in [
+        "goes on without the agent: nftables table netdev gate25;",
+        "in place: nftables tables inet gate25_guard, bridge gate25_guard",
+    ] {
+        assert!(status.out.contains(told), "{status:?}");
+    }
+    let listed = agent.command(&["list", "workloads"]).unwrap();
+    assert_eq!(listed.code, Some(4), "{listed:?}");
+    let told = "backend nftables, which goes on, does not know names";
+    assert!(listed.err.contains(told), "{listed:?}");
+    assert_eq!(agent.command(&["teardown"]).unwrap().code, Some(0));
+    let status = agent.command(&["status"]).unwrap();
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(
+        status.out.contains("nothing of gate25 is in the kernel"),
+        "{status:?}"
+    );
+}
+
+#[test]
+fn table_that_cannot_be_put_back_is_a_problem_until_it_is() {
+    let world = World::for_nftables().unwrap();
+    let policy = [("policy.yaml", PolicyText::default().text())];
+    let host = &world.hosting.hypervisor;
+    let line = "[ -e $0.broken ] && [ \"$1\" = -e ] && { echo 'Error: no' >&2; exit 1; }";
+    let broken = Settings {
+        env: world.nft_that(line).unwrap(),
+        ..settings("nftables")
+    };
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let mut agent = Agent::start(host, broken, &policy).unwrap();
+    world.check_closed(&guest).unwrap();
+    let flag = world.nft().with_extension("broken");
+    std::fs::write(&flag, "").unwrap();
+    host.exec("nft", &["flush ruleset"]).unwrap();
+    let enforcing = [("hook", "netdev")];
+    let enforces = |wanted: f64| {
+        agent.wait_metric("gate25_enforcing", &enforcing, LIMIT, |value| {
+            value == wanted
+        })
+    };
+    enforces(0.0).unwrap();
+    let (ready, page) = agent.get("/readyz").unwrap();
+    assert_eq!(ready, 503);
+    assert!(page.contains("cannot be put back"), "{page}");
+    assert_eq!(agent.command(&["status"]).unwrap().code, Some(1));
+    std::fs::remove_file(&flag).unwrap();
+    enforces(1.0).unwrap();
+    world.wait_closed(&guest).unwrap();
+    agent.wait_ready(LIMIT).unwrap();
 }
 
 #[test]

@@ -4,7 +4,7 @@
 
 use std::{ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, time::Duration};
 
-use gate25_tests::{Agent, ForeignProgram, Network, PolicyText, Settings, World, poll};
+use gate25_tests::{Agent, ForeignProgram, Network, PolicyText, Privileges, Settings, World, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -150,6 +150,8 @@ fn state_directory_that_is_put_right_gets_the_policy_at_the_next_rescan() {
             .unwrap();
         let mut settings = world.settings();
         settings.more = format!("state_dir: {folder}\nreload: {{rescan: 1s}}\n");
+        // For another user `gate25 prepare` puts it right.
+        settings.privileges = Privileges::Root;
         let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
         let container = world.container("closed", &Network::Hypervisor).unwrap();
         world.wait_contained(&container.tenant).unwrap();

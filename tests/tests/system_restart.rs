@@ -7,7 +7,7 @@ mod besieged;
 
 use std::time::Duration;
 
-use gate25_tests::{Accounts, Agent, Meter, PolicyText, Trial, World, poll};
+use gate25_tests::{Accounts, Agent, Meter, PolicyText, Privileges, Settings, Trial, World, poll};
 use nix::sys::signal::Signal;
 
 use besieged::{besieged, closed, either};
@@ -66,7 +66,14 @@ fn two_agents_started_at_once_leave_one() {
 #[test]
 fn pins_taken_away_while_the_agent_runs_come_back() {
     let world = World::new().unwrap();
-    let (mut meter, mut agent) = besieged(&world);
+    let mut meter = Meter::prepare(&world).unwrap();
+    // Only root mounts; system_privileges.rs tells how it is without him.
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..world.settings()
+    };
+    let mut agent = world.agent_with(settings, &closed(&world)).unwrap();
+    meter.attack(&world, &agent).unwrap();
     let host = &world.hosting.hypervisor;
     host.exec("umount", &["--lazy", "/sys/fs/bpf"]).unwrap();
     poll("the pins to come back", LIMIT, || {

@@ -3,9 +3,14 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
-use std::{fs, os::unix::net::UnixDatagram, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    path::Path,
+    time::Duration,
+};
 
-use gate25_tests::{Agent, Container, Network, PolicyText, World, poll};
+use gate25_tests::{Agent, Container, Network, PolicyText, Privileges, World, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const KEPT: &str = "/var/lib/gate25/last-known-good.json";
@@ -105,6 +110,8 @@ fn full_disk_is_told_and_holds_nothing_up() {
         .unwrap_err();
     let mut settings = world.settings();
     settings.more = format!("state_dir: {folder}\n");
+    // A folder that holds anything else is not given to another user.
+    settings.privileges = Privileges::Root;
     let policy = exempt(&world);
     let mut agent = world.agent_with(settings, &policy).unwrap();
     let free = world.container("free", &Network::Hypervisor).unwrap();
@@ -188,6 +195,8 @@ fn service_manager_is_told_of_readiness_life_and_end() {
     let world = World::new().unwrap();
     let path = world.lab.dir().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
+    // As systemd's: whoever runs the service may write to it.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
     let mut settings = world.settings();
     settings.env = vec![

@@ -10,7 +10,8 @@ use std::{
 };
 
 use gate25_tests::{
-    Agent, Hosting, Outcome, PolicyText, Settings, World, binary, connect, customers_text, poll,
+    Agent, Hosting, Outcome, PolicyText, Privileges, Settings, World, binary, connect,
+    customers_text, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -67,7 +68,12 @@ fn start_without_a_mounted_bpf_filesystem_mounts_it() {
     let closed = world.guest(101, "tap101i0").unwrap();
     let host = &world.hosting.hypervisor;
     host.exec("umount", &["/sys/fs/bpf"]).unwrap();
-    let agent = world.agent(&PolicyText::default()).unwrap();
+    // Only root mounts: for an agent that is not, `gate25 prepare` does.
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     world.check_closed(&closed).unwrap();
     assert!(
         agent.log().contains("BPF filesystem mounted"),
@@ -84,6 +90,8 @@ fn start_without_a_place_for_the_bpf_filesystem_ends_with_a_clear_error() {
     let settings = Settings {
         args: ["--bpffs", "/run/nowhere"].map(str::to_owned).into(),
         more: "backend: ebpf\n".to_owned(),
+        // There is nothing that could be prepared.
+        privileges: Privileges::Root,
         ..Settings::default()
     };
     let files = [("policy.yaml", PolicyText::default().text())];

@@ -13,8 +13,8 @@ use std::{
 
 use anyhow::Context as _;
 use gate25_tests::{
-    Agent, Guest, Held, Hosting, Lab, Link, Outcome, Postfix, Process, Remover, Role, Settings,
-    connect, get, send,
+    Agent, Guest, Held, Hosting, Lab, Link, Outcome, Postfix, Privileges, Process, Remover, Role,
+    Settings, connect, get, send,
 };
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::signal::{SigSet, Signal};
@@ -58,6 +58,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let root = scene.pods.root();
     let settings = Settings {
         cgroups: vec![root.clone()],
+        // The pods have networks of their own, in which a revocation is to end connections.
+        privileges: Privileges::and(&["sys_admin", "sys_ptrace"]),
         ..Settings::default()
     };
     let started = Agent::start(&scene.hosting.hypervisor, settings, &policy(&root));

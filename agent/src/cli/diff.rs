@@ -155,7 +155,7 @@ fn of_state(directory: &Path, circumstances: &Circumstances) -> Result<Base, Bas
     if !directory.join(FILE_NAME).exists() {
         return Err(nothing());
     }
-    let stored = LastKnownGood::open(directory)?.load()?;
+    let stored = LastKnownGood::look(directory)?;
     let stored = stored.ok_or_else(nothing)?;
     Ok(Base {
         teller: Teller::Stopped,

@@ -15,6 +15,9 @@ use crate::control::messages::{Customer, Customers, Exemption, Exemptions, Workl
 use crate::control::number_of;
 use crate::kernel::bpf::leftover::LeftoverError;
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use crate::kernel::nft::Nft;
+use crate::kernel::nftables;
+use crate::kernel::removal::Removal;
 use crate::settings::Settings;
 use gate25_common::abi::CustomerId;
 use stopped::Stopped;
@@ -174,7 +177,7 @@ impl Desk<'_> {
                 Ok(Ok(listed))
             }
             Ok(None) => {
-                console.say("the agent is not running, and has left no tables in the kernel")?;
+                console.say(nothing_to_list())?;
                 Ok(Err(ExitCode::from(UNREACHABLE)))
             }
             Err(error) => console.complain(&error, UNREACHABLE).map(Err),
@@ -197,6 +200,16 @@ impl Desk<'_> {
             Reader::People => console.rows(self.surroundings.layout, headings, &rows(&listed))?,
         }
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Why there is nothing to list with the agent stopped.
+fn nothing_to_list() -> &'static str {
+    match nftables::remove(&Nft::default(), Removal::DryRun) {
+        Ok(tables) if !tables.is_empty() => {
+            "the agent is not running, and backend nftables, which goes on, does not know names"
+        }
+        Ok(_) | Err(_) => "the agent is not running, and has left no tables in the kernel",
     }
 }
 

@@ -45,7 +45,8 @@ pub fn run(
     let status = match Client::new(&settings.control.socket).status() {
         Ok(status) => status,
         Err(error) if error.is_nobody() => {
-            return stopped::run(&args.bpffs, reader, surroundings.layout, console);
+            let socket = &settings.control.socket;
+            return stopped::run(&args.bpffs, socket, reader, surroundings.layout, console);
         }
         Err(error) => return console.no_answer(&error),
     };

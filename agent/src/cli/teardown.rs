@@ -10,11 +10,12 @@ use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
 use crate::control::client::Client;
 use crate::diagnostic::escape;
-use crate::guard;
-use crate::kernel::bpf::leftover::{Leftover, Removal, Removals};
+use crate::kernel::bpf::leftover::{Leftover, Removals};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use crate::kernel::guard;
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::{self, NftablesError};
+use crate::kernel::removal::Removal;
 use crate::state::lock::ExclusiveLock;
 
 /// Takes everything of gate25 out of the kernel: nothing is refused any more

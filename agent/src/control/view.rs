@@ -61,12 +61,15 @@ pub(super) fn status(
         workloads,
         repairs,
         guard_repairs,
+        guard_in_place: _,
         entries,
         roots,
         returns,
         notice,
         problems,
+        in_force: _,
         warnings,
+        complained_of: _,
         examined: _,
     } = status;
     let Constants {

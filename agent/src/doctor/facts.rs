@@ -6,12 +6,12 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 
 use crate::control::messages::Status;
-use crate::guard::Placement;
 use crate::kernel::bpf::features::Features;
 use crate::kernel::bpf::hooks::Program;
 use crate::kernel::bpf::place::CgroupHook;
 use crate::kernel::filter::Filter;
 use crate::kernel::functions::Function;
+use crate::kernel::guard::Placement;
 use crate::kernel::links::Kind;
 use crate::kernel::machines::Machine;
 use crate::kernel::netfilter::BaseChain;

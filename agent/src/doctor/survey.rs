@@ -160,8 +160,9 @@ impl Survey {
 
     /// nft is run only where there is a table to list.
     fn chained(&self, chains: &Look<Vec<BaseChain>>) -> Look<BTreeSet<u32>> {
-        let is_ours =
-            |chain: &BaseChain| chain.family == Family::Netdev && chain.table == nftables::TABLE;
+        let is_ours = |chain: &BaseChain| {
+            chain.family == Family::Netdev && chain.table == nftables::TABLE.name
+        };
         match chains {
             Ok(chains) if chains.iter().any(is_ours) => {
                 nftables::chained(&self.nft).map_err(|error| in_full(&error))

@@ -18,6 +18,7 @@ use tracing::error;
 use super::{PageError, Pages};
 
 use crate::chain::in_full;
+use crate::diagnostic::escape;
 
 /// What Prometheus 3 wants to see; it refuses a scrape over anything that it does not know.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -118,7 +119,10 @@ impl Press {
         let (status, text) = match self.make(page).await {
             Some(Ok(())) => (StatusCode::OK, format!("{word}\n")),
             Some(Err(reasons)) => {
-                let lines: String = reasons.iter().map(|reason| format!("{reason}\n")).collect();
+                let lines: String = reasons
+                    .iter()
+                    .map(|reason| format!("{}\n", escape(reason)))
+                    .collect();
                 (
                     StatusCode::SERVICE_UNAVAILABLE,
                     format!("not {word}\n{lines}"),

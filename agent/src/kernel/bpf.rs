@@ -22,7 +22,7 @@ use gate25_common::returns::ReturnCounters;
 
 use crate::chain::in_full;
 use crate::dataplane::{
-    Applied, Attached, CapacityError, Dataplane, MapImage, Returns, Site, Step, plan,
+    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step, plan,
 };
 use crate::figures::{Figures, FiguresError};
 use crate::guard::Mark;
@@ -623,6 +623,8 @@ impl Bpf {
 
 impl Dataplane for Bpf {
     type Error = BpfError;
+
+    const LOST: Lost = Lost::WithTheAgent;
 
     fn installed(&self) -> &MapImage {
         &self.installed

@@ -378,15 +378,17 @@ impl Thread {
 
 /// Whether `error` says that the thread has ended, which is none, or that it is hidden.
 fn unless_ended(pid: u32, error: Errno) -> Result<(), NamespaceError> {
-    match error {
-        // What is hidden looks as if it had ended, but it can be sent signals: not by us, is the answer.
-        Errno::ENOENT if lives(pid) => Err(NamespaceError::Hidden { pid }),
-        Errno::ENOENT | Errno::ESRCH => Ok(()),
-        Errno::EPERM => Err(NamespaceError::Hidden { pid }),
-        error => Err(NamespaceError::Process {
+    let is_none = error == Errno::ESRCH || error == Errno::ENOENT;
+    // What is hidden looks as if it had ended, but it can be sent signals: not by us, is the answer.
+    if error == Errno::EPERM || (error == Errno::ENOENT && lives(pid)) {
+        Err(NamespaceError::Hidden { pid })
+    } else if is_none {
+        Ok(())
+    } else {
+        Err(NamespaceError::Process {
             pid,
             source: error.into(),
-        }),
+        })
     }
 }
 

@@ -1,19 +1,36 @@
 //! Runs `nft`: nothing else does. Rulesets go in and come out as its JSON (libnftables-json(5)).
-//!
-//! The `nftables` crate gives the types. Its own way of running nft leaves standard error to the
-//! terminal, where nobody looks for it.
 
-use std::ffi::OsStr;
-use std::io::{self, Write as _};
+use std::io::{self, Read, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
-use nftables::schema::{NfListObject, NfObject, Nftables};
-use nftables::types::NfFamily;
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tracing::warn;
+
+use crate::chain::in_full;
+use crate::netfilter::{Commands, Table};
 
 /// Where nft is looked for, unless somebody says otherwise: in the search path.
 pub const DEFAULT_PROGRAM: &str = "nft";
+
+/// Nothing that is looked at takes longer, and no policy that fits.
+const LIMIT: Duration = Duration::from_secs(120);
+/// Most of what nft has said that is told, in bytes.
+const MAX_SAID: usize = 1024;
+/// Longest commands that are told again, in bytes. nft 1.0.6 fails beyond some 50,000 elements although
+/// the kernel has taken them: what it hears of them is more than its buffer holds.
+const MAX_TOLD: usize = 256 * 1024;
+/// What nft says then.
+const OVERHEARD: &str = "No buffer space available";
+/// Of what nft says for people, errors have this in them.
+const ERROR: &str = "Error:";
 
 /// Why nft did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +45,27 @@ pub enum NftError {
         /// Why.
         source: io::Error,
     },
-    /// It refused.
+    /// It was run, and what came of it is not known.
+    #[error("run {} to {action}: what came of it is not known", program.display())]
+    Broken {
+        /// The program.
+        program: PathBuf,
+        /// What it was asked for.
+        action: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// It was ended; what came of it is not known.
+    #[error("{} did not {action} within {} s", program.display(), limit.as_secs())]
+    Slow {
+        /// The program.
+        program: PathBuf,
+        /// What it was asked for.
+        action: &'static str,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// It refused; nothing was changed.
     #[error("{} does not {action} ({status}): {said}", program.display())]
     Refused {
         /// The program.
@@ -37,11 +74,11 @@ pub enum NftError {
         action: &'static str,
         /// How it ended.
         status: ExitStatus,
-        /// What it wrote to standard error, control characters escaped.
+        /// The first error that it wrote, control characters escaped.
         said: String,
     },
-    /// The ruleset could not be written as JSON, or what nft wrote is none.
-    #[error("{action}: what goes to or comes from nft is not a ruleset")]
+    /// What nft wrote is no ruleset.
+    #[error("{action}: what comes from nft is not a ruleset")]
     Json {
         /// What nft was asked for.
         action: &'static str,
@@ -56,7 +93,34 @@ impl NftError {
     pub fn is_missing(&self) -> bool {
         match self {
             Self::Run { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Refused { .. } | Self::Json { .. } => false,
+            Self::Broken { .. } | Self::Slow { .. } | Self::Refused { .. } | Self::Json { .. } => {
+                false
+            }
+        }
+    }
+
+    /// What a refusal means where nft was to tell what it does.
+    fn of_telling(self, nft: &Nft) -> Self {
+        match &self {
+            Self::Refused { action, said, .. } if said.contains(OVERHEARD) => Self::Broken {
+                program: nft.program.clone(),
+                action,
+                source: io::Error::other(said.clone()),
+            },
+            Self::Run { .. }
+            | Self::Broken { .. }
+            | Self::Slow { .. }
+            | Self::Refused { .. }
+            | Self::Json { .. } => self,
+        }
+    }
+
+    /// Whether it is certain that nothing was changed.
+    #[must_use]
+    pub fn left_all_as_it_was(&self) -> bool {
+        match self {
+            Self::Run { .. } | Self::Refused { .. } => true,
+            Self::Broken { .. } | Self::Slow { .. } | Self::Json { .. } => false,
         }
     }
 }
@@ -65,6 +129,7 @@ impl NftError {
 #[derive(Debug, Clone)]
 pub struct Nft {
     program: PathBuf,
+    limit: Duration,
 }
 
 impl Default for Nft {
@@ -78,218 +143,294 @@ impl Nft {
     pub fn new(program: impl Into<PathBuf>) -> Self {
         Self {
             program: program.into(),
+            limit: LIMIT,
         }
+    }
+
+    /// The same, which ends it after another time.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 
     /// Applies commands in one transaction: all of them, or none.
     ///
     /// # Errors
-    /// [`NftError`]; nothing has changed then.
-    pub fn apply(&self, commands: &Nftables<'_>) -> Result<(), NftError> {
+    /// [`NftError`].
+    pub fn apply(&self, commands: &Commands) -> Result<(), NftError> {
         self.feed("apply a ruleset", &[], commands).map(drop)
     }
 
-    /// As [`Self::apply`], for what the crate has no types for.
-    ///
-    /// # Errors
-    /// [`NftError`]; nothing has changed then.
-    pub fn apply_json(&self, commands: &serde_json::Value) -> Result<(), NftError> {
-        self.feed("apply a ruleset", &[], commands).map(drop)
-    }
-
-    /// As [`Self::check`], for what the crate has no types for.
+    /// As [`Self::apply`], and tells the commands again, with the numbers that the kernel has given
+    /// to what they add: without, where nft cannot tell of so many, or tells nonsense.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn check_json(&self, commands: &serde_json::Value) -> Result<(), NftError> {
-        self.feed("check a ruleset", &["-c"], commands).map(drop)
-    }
-
-    /// As [`Self::list`], for what the crate has no types for, without the elements of sets.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn list_json(
-        &self,
-        action: &'static str,
-        what: &[&str],
-    ) -> Result<serde_json::Value, NftError> {
-        let words = [&["-j", "-t", "list"], what].concat();
-        let output = self.run(action, &words, None)?;
-        if !output.status.success() {
-            return Err(self.refused(action, output));
-        }
-        serde_json::from_slice(&output.stdout).map_err(|source| NftError::Json { action, source })
-    }
-
-    /// What `nft list` with these words gives for people to read: its JSON does not name the
-    /// devices of chains before nftables 1.0.8.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn list_text(&self, action: &'static str, what: &[&str]) -> Result<String, NftError> {
-        let words = [&["list"], what].concat();
-        let output = self.run(action, &words, None)?;
-        if !output.status.success() {
-            return Err(self.refused(action, output));
-        }
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    /// As [`Self::apply`], and tells the commands again, with the handles that the kernel has given
-    /// to what they add.
-    ///
-    /// # Errors
-    /// [`NftError`]; nothing has changed then, unless it is [`NftError::Json`].
-    pub fn apply_and_tell(&self, commands: &Nftables<'_>) -> Result<Nftables<'static>, NftError> {
+    pub fn apply_and_tell(&self, commands: &Commands) -> Result<Value, NftError> {
         let action = "apply a ruleset";
-        let output = self.feed(action, &["-e"], commands)?;
-        parse(action, &output.stdout)
+        let json = commands.to_json();
+        let input = json.to_string();
+        let words: &[&str] = if input.len() > MAX_TOLD {
+            &["-j", "-f", "-"]
+        } else {
+            &["-e", "-j", "-f", "-"]
+        };
+        let told = self.run(action, words, input.into_bytes());
+        let told = told.map_err(|error| error.of_telling(self))?;
+        if words.len() == 3 {
+            return Ok(json);
+        }
+        Ok(serde_json::from_slice(&told).unwrap_or_else(|error| {
+            let error = in_full(&error);
+            warn!(error, "nft does not tell what it has done");
+            json
+        }))
     }
 
     /// Asks whether [`Self::apply`] would succeed, as far as the kernel tells without doing it.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn check(&self, commands: &Nftables<'_>) -> Result<(), NftError> {
+    pub fn check(&self, commands: &Commands) -> Result<(), NftError> {
         self.feed("check a ruleset", &["-c"], commands).map(drop)
     }
 
-    /// Everything in a table; `None` if there is no such table.
+    /// Everything in a table but the elements of sets; `None` if there is no such table.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn table(
+    pub fn table(&self, table: Table) -> Result<Option<Value>, NftError> {
+        let words = ["table", table.family.as_str(), table.name];
+        self.of_table(table, "list a table", &words)
+    }
+
+    /// The counters of a table; `None` if there is no such table.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn counters(&self, table: Table) -> Result<Option<Value>, NftError> {
+        let words = ["counters", "table", table.family.as_str(), table.name];
+        self.of_table(table, "list counters", &words)
+    }
+
+    fn of_table(
         &self,
-        family: NfFamily,
-        name: &str,
-    ) -> Result<Option<Nftables<'static>>, NftError> {
-        if !self.has_table(family, name)? {
-            return Ok(None);
+        table: Table,
+        action: &'static str,
+        what: &[&str],
+    ) -> Result<Option<Value>, NftError> {
+        match self.list(action, what) {
+            Ok(listed) => Ok(Some(listed)),
+            Err(error @ NftError::Refused { .. }) => match self.has_table(table)? {
+                true => Err(error),
+                false => Ok(None),
+            },
+            Err(error) => Err(error),
         }
-        let action = "list a table";
-        let word = family_word(family);
-        let output = self.run(action, &["-j", "list", "table", word, name], None)?;
-        if output.status.success() {
-            return parse(action, &output.stdout).map(Some);
-        }
-        // Gone since it was seen, or a real refusal?
-        if self.has_table(family, name)? {
-            Err(self.refused(action, output))
-        } else {
-            Ok(None)
-        }
+    }
+
+    /// Its version.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn version(&self) -> Result<Option<String>, NftError> {
+        let listed = self.list("list tables", &["tables"])?;
+        let mut objects = listed["nftables"].as_array().into_iter().flatten();
+        let version = objects.find_map(|it| it["metainfo"]["version"].as_str());
+        Ok(version.map(str::to_owned))
     }
 
     /// Whether there is a table of this name, whoever made it.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn has_table(&self, family: NfFamily, name: &str) -> Result<bool, NftError> {
+    pub fn has_table(&self, table: Table) -> Result<bool, NftError> {
         let listed = self.list("list tables", &["tables"])?;
-        Ok(listed.objects.iter().any(|object| match object {
-            NfObject::ListObject(NfListObject::Table(table)) => {
-                table.family == family && table.name == name
-            }
-            NfObject::ListObject(_) | NfObject::CmdObject(_) => false,
+        let mut objects = listed["nftables"].as_array().into_iter().flatten();
+        Ok(objects.any(|object| {
+            let listed = &object["table"];
+            listed["family"] == table.family.as_str() && listed["name"] == table.name
         }))
     }
 
-    /// What `nft list` with these words gives.
+    /// Everybody's tables, but for the elements of sets.
     ///
     /// # Errors
     /// [`NftError`].
-    pub fn list(&self, action: &'static str, what: &[&str]) -> Result<Nftables<'static>, NftError> {
-        let words = [&["-j", "list"], what].concat();
-        let output = self.run(action, &words, None)?;
-        if !output.status.success() {
-            return Err(self.refused(action, output));
-        }
-        parse(action, &output.stdout)
+    pub fn ruleset(&self) -> Result<Value, NftError> {
+        self.list("list the ruleset", &["ruleset"])
+    }
+
+    /// The chains of the family `netdev` as nft writes them for people: its JSON does not name the
+    /// devices of chains before nftables 1.0.8.
+    ///
+    /// # Errors
+    /// [`NftError`].
+    pub fn chains_of_devices(&self) -> Result<String, NftError> {
+        let listed = self.run("list chains", &["list", "chains", "netdev"], Vec::new())?;
+        Ok(String::from_utf8_lossy(&listed).into_owned())
+    }
+
+    fn list(&self, action: &'static str, what: &[&str]) -> Result<Value, NftError> {
+        let words = [&["-j", "-t", "list"], what].concat();
+        let listed = self.run(action, &words, Vec::new())?;
+        serde_json::from_slice(&listed).map_err(|source| NftError::Json { action, source })
     }
 
     fn feed(
         &self,
         action: &'static str,
         options: &[&str],
-        commands: &impl serde::Serialize,
-    ) -> Result<Output, NftError> {
-        let input =
-            serde_json::to_vec(commands).map_err(|source| NftError::Json { action, source })?;
+        commands: &Commands,
+    ) -> Result<Vec<u8>, NftError> {
         let words = [options, &["-j", "-f", "-"]].concat();
-        let output = self.run(action, &words, Some(&input))?;
-        if output.status.success() {
-            Ok(output)
-        } else {
-            Err(self.refused(action, output))
-        }
+        let input = commands.to_json().to_string().into_bytes();
+        self.run(action, &words, input)
     }
 
+    /// What it writes to standard output, if it succeeds.
     fn run(
         &self,
         action: &'static str,
-        words: &[impl AsRef<OsStr>],
-        input: Option<&[u8]>,
-    ) -> Result<Output, NftError> {
-        let failed = |source| NftError::Run {
-            program: self.program.clone(),
-            action,
-            source,
-        };
-        let stdin = match input {
-            Some(_) => Stdio::piped(),
-            None => Stdio::null(),
-        };
-        let mut child = Command::new(&self.program)
+        words: &[&str],
+        input: Vec<u8>,
+    ) -> Result<Vec<u8>, NftError> {
+        let program = || self.program.clone();
+        let child = Command::new(&self.program)
             .args(words)
-            .stdin(stdin)
+            // What it says is looked at.
+            .env("LC_ALL", "C")
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // So that what it starts can be ended with it.
+            .process_group(0)
             .spawn()
-            .map_err(failed)?;
-        let pipe = child.stdin.take();
-        // Written beside the reading: nft may fill its own pipes before it has read everything.
-        thread::scope(|scope| {
-            let writer = pipe
-                .zip(input)
-                .map(|(mut pipe, input)| scope.spawn(move || pipe.write_all(input)));
-            let output = child.wait_with_output().map_err(failed)?;
-            let written = writer.map(thread::ScopedJoinHandle::join);
-            match written {
-                // Who refuses need not have read everything.
-                Some(Ok(Err(error))) if output.status.success() => Err(failed(error)),
-                Some(Err(_)) => Err(failed(io::Error::other("the writer ended early"))),
-                Some(Ok(_)) | None => Ok(output),
-            }
-        })
-    }
-
-    fn refused(&self, action: &'static str, output: Output) -> NftError {
-        NftError::Refused {
-            program: self.program.clone(),
+            .map_err(|source| NftError::Run {
+                program: program(),
+                action,
+                source,
+            })?;
+        let output = talk(child, input, self.limit).map_err(|source| NftError::Broken {
+            program: program(),
             action,
-            status: output.status,
-            said: String::from_utf8_lossy(&output.stderr)
-                .trim()
-                .escape_debug()
-                .to_string(),
+            source,
+        })?;
+        match output {
+            None => Err(NftError::Slow {
+                program: program(),
+                action,
+                limit: self.limit,
+            }),
+            Some(output) if output.status.success() => Ok(output.stdout),
+            Some(output) => Err(NftError::Refused {
+                program: program(),
+                action,
+                status: output.status,
+                said: summary(&String::from_utf8_lossy(&output.stderr)),
+            }),
         }
     }
 }
 
-/// The word for a family on nft's command line.
-#[must_use]
-pub fn family_word(family: NfFamily) -> &'static str {
-    match family {
-        NfFamily::IP => "ip",
-        NfFamily::IP6 => "ip6",
-        NfFamily::INet => "inet",
-        NfFamily::ARP => "arp",
-        NfFamily::Bridge => "bridge",
-        NfFamily::NetDev => "netdev",
+/// Gives the child its input and takes what it writes; `None` if it was ended at the limit.
+///
+/// All at once: it may fill its own pipes before it has read everything.
+fn talk(mut child: Child, input: Vec<u8>, limit: Duration) -> io::Result<Option<Output>> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        let (done, ended) = mpsc::channel();
+        // Who refuses need not have read everything, so that what was not taken shows in the status.
+        let writer = scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
+        let errors = scope.spawn(|| read(stderr));
+        let output = scope.spawn(move || {
+            let output = read(stdout);
+            // Nobody waits any more after the limit.
+            let _late = done.send(());
+            output
+        });
+        let in_time = ended.recv_timeout(limit).is_ok();
+        if !in_time {
+            end(&child)?;
+        }
+        let status = child.wait()?;
+        let joined = |read: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
+            read.join()
+                .unwrap_or_else(|_| Err(io::Error::other("a reader ended early")))
+        };
+        let (stdout, stderr) = (joined(output), joined(errors));
+        let written = writer.join();
+        if !in_time {
+            return Ok(None);
+        }
+        match written {
+            Ok(Some(Err(error))) if status.success() => return Err(error),
+            Ok(Some(_) | None) => {}
+            Err(_panic) => return Err(io::Error::other("the writer ended early")),
+        }
+        Ok(Some(Output {
+            status,
+            stdout: stdout?,
+            stderr: stderr?,
+        }))
+    })
+}
+
+fn read(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
+    let mut all = Vec::new();
+    if let Some(mut pipe) = pipe {
+        pipe.read_to_end(&mut all)?;
+    }
+    Ok(all)
+}
+
+/// Ends the child, which was not waited for yet, and what it has started.
+fn end(child: &Child) -> io::Result<()> {
+    let group = i32::try_from(child.id()).map_err(io::Error::other)?;
+    match killpg(Pid::from_raw(group), Signal::SIGKILL) {
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
-fn parse(action: &'static str, text: &[u8]) -> Result<Nftables<'static>, NftError> {
-    serde_json::from_slice(text).map_err(|source| NftError::Json { action, source })
+/// The first error in what nft has said, and how many more there are: a ruleset that does not fit
+/// may bring one for each of its commands.
+fn summary(said: &str) -> String {
+    let lines = said.lines().filter(|line| !line.trim().is_empty());
+    let errors = lines.clone().filter(|line| line.contains(ERROR));
+    let more = errors.clone().count().saturating_sub(1);
+    let first = errors.chain(lines).next().unwrap_or_default();
+    let first = first.trim().escape_debug().to_string();
+    let cut = first.floor_char_boundary(MAX_SAID);
+    let (shown, rest) = first.split_at(cut);
+    let cut = if rest.is_empty() { "" } else { "..." };
+    match more {
+        0 => format!("{shown}{cut}"),
+        more => format!("{shown}{cut}, and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_error_is_told_and_how_many_more_there_are() {
+        let one = "internal:0:0-0: Error: No such file or directory\n\n";
+        assert_eq!(
+            summary(one),
+            "internal:0:0-0: Error: No such file or directory"
+        );
+        let many = "warning: old\nError: a\u{1b}[31m\nadd rule\n^^^^\nError: b\nError: c\n";
+        assert_eq!(summary(many), "Error: a\\u{1b}[31m, and 2 more");
+        assert_eq!(summary("sh: nft: not found\n"), "sh: nft: not found");
+        assert_eq!(summary(""), "");
+    }
+
+    #[test]
+    fn long_error_is_cut() {
+        let said = summary(&format!("Error: {}", "ä".repeat(MAX_SAID)));
+        assert!(said.len() <= MAX_SAID + "...".len(), "{}", said.len());
+        assert!(said.ends_with("ä..."), "{said}");
+    }
 }

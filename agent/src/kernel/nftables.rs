@@ -5,28 +5,9 @@
 //! what the customer's policy makes of it (chains, sets of prefixes). A change is one transaction:
 //! all of it, or nothing.
 //!
-//! What differs from the programs, since nftables cannot do it:
-//! - Behind a second VLAN tag, behind LLC and SNAP, and behind an IPv4 authentication header ports
-//!   are read, but nothing is looked up: guarded packets are refused for their form, allowed or not.
-//! - A third tag, or SNAP behind a tag, is refused whatever it holds.
-//! - A guarded packet with any routing header counts as source-routed; only the programs look
-//!   whether all of its segments are behind it.
-//! - TCP behind IPv6 headers that netfilter does not walk (authentication, mobility, host identity,
-//!   shim6) is refused, guarded or not. It walks more of the others than the programs do.
-//! - Guarded packets that are longer by their IP header than in truth are refused.
-//! - A reset answers packets with IP options and extension headers as well.
-//! - Checksums that a guest leaves to the host are not seen: a guest with a driver of its own can
-//!   have the host write another port into a packet that has passed.
-//! - A large buffer (GSO) counts as one packet; bytes are without VLAN tags and without headers of
-//!   further segments; distinct destinations and events are not there.
-//! - Exemptions end up to a second early, and those that are still to begin need the agent.
-//!   Time in suspend does not count before the agent is told of the resume.
-//! - Sockets of containers are not seen: nft knows control groups by their path alone, which the
-//!   next one may get. Their veths on the host are covered, and count all that they send.
-//! - A start writes the table anew; without any policy of files, everything guarded is refused.
+//! What differs from the programs is in ARCHITECTURE.md, "The nftables backend".
 
 mod customers;
-mod expression;
 mod figures;
 mod names;
 mod parse;
@@ -41,19 +22,21 @@ use std::time::{Duration, Instant};
 use gate25_common::abi::CustomerId;
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nametoindex};
-use serde_json::Value;
 
 use crate::clock::{self, ClockError};
-use crate::dataplane::{Applied, Attached, CapacityError, Dataplane, MapImage, Site, Step, plan};
+use crate::dataplane::{
+    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
+};
 use crate::features::Feature;
-use crate::kernel::bpf::leftover::Removal;
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
+use crate::kernel::removal::Removal;
+use crate::netfilter::{Commands, Signature};
 
 pub use figures::Counters;
 pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
-pub use ruleset::{Commands, Options, Reject};
+pub use ruleset::{Options, Reject};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
 
 /// What status and metrics call the way it hooks interfaces.
@@ -72,7 +55,7 @@ pub enum NftablesError {
     Nft(#[from] NftError),
     /// The table's name is taken.
     #[error(
-        "table netdev {TABLE} is not gate25's: it has no chain {}N; `nft delete table netdev {TABLE}` makes room",
+        "table {TABLE} is not gate25's: it has no chain {}N; `nft delete table {TABLE}` makes room",
         names::MARKER
     )]
     Foreign,
@@ -85,6 +68,9 @@ pub enum NftablesError {
     /// The clocks cannot be read.
     #[error(transparent)]
     Clock(#[from] ClockError),
+    /// The clock of the boot says that there was none yet.
+    #[error("the clock that counts from the boot is before it")]
+    BeforeBoot,
     /// The name of an interface cannot be found out.
     #[error("look up interface {index}")]
     Name {
@@ -106,11 +92,28 @@ pub enum NftablesError {
     },
 }
 
+impl NftablesError {
+    /// Whether it is certain that nothing was changed.
+    fn left_all_as_it_was(&self) -> bool {
+        match self {
+            Self::Nft(error) | Self::Unsupported(error) => error.left_all_as_it_was(),
+            Self::Foreign
+            | Self::Capacity(_)
+            | Self::Clock(_)
+            | Self::BeforeBoot
+            | Self::Name { .. }
+            | Self::Replies
+            | Self::Cgroup { .. } => true,
+        }
+    }
+}
+
 /// What this backend cannot do, whatever the kernel.
-const LACKS: [Feature; 5] = [
+const LACKS: [Feature; 6] = [
     Feature::ContainerSockets,
     Feature::LateChecksums,
     Feature::Redirection,
+    Feature::ReturnPackets,
     Feature::Destinations,
     Feature::HiddenHeaders,
 ];
@@ -130,12 +133,9 @@ pub struct Nftables {
     slept: i64,
     /// When exemptions were last looked at.
     tried: Option<Instant>,
-    known: Option<Signature>,
+    /// The table as it was written.
+    known: Signature,
 }
-
-/// Everything in the table that has a handle: whoever replaces something gets another.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Signature(BTreeSet<String>);
 
 impl Nftables {
     /// Takes stock of what an earlier agent left. It stays until the first [`Dataplane::apply`].
@@ -161,7 +161,7 @@ impl Nftables {
             waiting: BTreeMap::new(),
             slept: slept()?,
             tried: None,
-            known: None,
+            known: Signature::default(),
         })
     }
 
@@ -181,19 +181,18 @@ impl Nftables {
         self.counters.clone()
     }
 
-    fn now() -> Result<u64, ClockError> {
-        // Negative only before the boot.
-        Ok(u64::try_from(clock::boot()?).unwrap_or(0))
+    fn now() -> Result<u64, NftablesError> {
+        u64::try_from(clock::boot()?).map_err(|_negative| NftablesError::BeforeBoot)
     }
 
     /// Writes the whole table.
     fn rebuild(&mut self, image: &MapImage) -> Result<(), NftablesError> {
         let now = Self::now()?;
-        let existing = look(&self.nft)?;
-        if existing.is_none() {
+        let found = look(&self.nft)?;
+        if found.is_none() {
             self.counters.lost();
         }
-        let existing = existing.map(|(existing, _)| existing).unwrap_or_default();
+        let (existing, there) = found.unwrap_or_default();
         let mut commands = replacement(&self.options, &existing, image, now);
         let mut hooked = BTreeSet::new();
         for index in &self.hooked {
@@ -204,16 +203,19 @@ impl Nftables {
                 hooked.insert(*index);
             }
         }
-        self.nft.apply_json(&commands.to_json())?;
+        let told = self.nft.apply_and_tell(&commands)?;
+        let mut known = there;
+        known.follow(&told);
+        self.known = known;
         self.hooked = hooked;
         self.wait(image, now);
-        self.remember()
+        Ok(())
     }
 
     /// Changes what differs, and times exemptions that begin now, or all of them after a sleep.
     fn update(&mut self, before: &MapImage, image: &MapImage) -> Result<usize, NftablesError> {
-        let now = Self::now()?;
         self.tried = Some(Instant::now());
+        let now = Self::now()?;
         let slept = slept()?;
         let has_slept = (slept - self.slept).abs() > SLEEP;
         let steps = plan(before, image)?;
@@ -230,12 +232,19 @@ impl Nftables {
         let due = due.map(|(id, _)| *id).collect();
         commands.append(renewals(&self.options, image, &due, now));
         if !commands.is_empty() {
-            self.nft.apply_json(&commands.to_json())?;
-            self.remember()?;
+            self.carry_out(&commands)?;
         }
         self.slept = slept;
         self.wait(image, now);
         Ok(steps.iter().map(Step::writes).sum::<usize>() + due.len())
+    }
+
+    /// Has the commands carried out, and knows the table afterwards without a look: nobody's change
+    /// in between is taken for ours, and no look that fails undoes what the kernel has.
+    fn carry_out(&mut self, commands: &Commands) -> Result<(), NftError> {
+        let told = self.nft.apply_and_tell(commands)?;
+        self.known.follow(&told);
+        Ok(())
     }
 
     fn wait(&mut self, image: &MapImage, now: u64) {
@@ -244,11 +253,6 @@ impl Nftables {
             .iter()
             .filter_map(|(id, policy)| Some((*id, ruleset::next_start(policy, now)?)))
             .collect();
-    }
-
-    fn remember(&mut self) -> Result<(), NftablesError> {
-        self.known = look(&self.nft)?.map(|(_, signature)| signature);
-        Ok(())
     }
 }
 
@@ -261,25 +265,29 @@ fn possible(
     let existing = existing.cloned().unwrap_or_default();
     let check = |options: &Options| {
         let probe = replacement(options, &existing, &MapImage::default(), 0);
-        nft.check_json(&probe.to_json())
+        nft.check(&probe)
     };
     let silent = Options {
         reject: Reject::Drop,
         ..options.clone()
     };
-    match check(&options) {
-        Ok(()) => Ok(options),
-        Err(NftError::Refused { .. }) => match check(&silent) {
-            Ok(()) => Ok(silent),
-            Err(error @ NftError::Refused { .. }) => Err(NftablesError::Unsupported(error)),
-            Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
-        },
-        Err(error @ (NftError::Run { .. } | NftError::Json { .. })) => Err(error.into()),
-    }
+    let possible = match check(&options) {
+        Err(NftError::Refused { .. }) => check(&silent).map(|()| silent),
+        checked => checked.map(|()| options),
+    };
+    possible.map_err(|error| match error {
+        NftError::Refused { .. } => NftablesError::Unsupported(error),
+        NftError::Run { .. }
+        | NftError::Broken { .. }
+        | NftError::Slow { .. }
+        | NftError::Json { .. } => error.into(),
+    })
 }
 
 impl Dataplane for Nftables {
     type Error = NftablesError;
+
+    const LOST: Lost = Lost::AtOnce;
 
     fn installed(&self) -> &MapImage {
         &self.installed
@@ -296,7 +304,8 @@ impl Dataplane for Nftables {
             Some(before) => match self.update(&before, &image) {
                 Ok(writes) => writes,
                 Err(error) => {
-                    self.placed = Some(before);
+                    // What may be written or not is written anew.
+                    self.placed = error.left_all_as_it_was().then_some(before);
                     return Err(error);
                 }
             },
@@ -318,21 +327,19 @@ impl Dataplane for Nftables {
         let Some(name) = name_of(index)? else {
             return Ok(Attached::Vanished);
         };
-        if let Err(error) = self.nft.apply_json(&hook(index, &name).to_json()) {
+        if let Err(error) = self.carry_out(&hook(index, &name)) {
             // Gone, or called otherwise, meanwhile?
             return match name_of(index)? {
                 Some(now) if now == name => Err(error.into()),
                 Some(_) | None => Ok(Attached::Vanished),
             };
         }
-        self.remember()?;
+        self.hooked.insert(index);
         // Hooked by name: another one may have had it.
         if index_of(&name) != Some(index) {
-            self.nft.apply_json(&unhook(index).to_json())?;
-            self.remember()?;
+            self.detach(Site::Interface(index))?;
             return Ok(Attached::Vanished);
         }
-        self.hooked.insert(index);
         Ok(Attached::Yes)
     }
 
@@ -354,16 +361,15 @@ impl Dataplane for Nftables {
         match site {
             Site::Root(_) | Site::Replies(_) => {}
             Site::Interface(index) => {
-                self.nft.apply_json(&unhook(index).to_json())?;
+                self.carry_out(&unhook(index))?;
                 self.hooked.remove(&index);
-                self.remember()?;
             }
         }
         Ok(())
     }
 
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, NftablesError> {
-        let chains = self.nft.list_text("list chains", &["chains", "netdev"])?;
+        let chains = self.nft.chains_of_devices()?;
         let mut displaced = BTreeSet::new();
         for site in among {
             if let Site::Interface(index) = site
@@ -378,7 +384,8 @@ impl Dataplane for Nftables {
 
     fn due(&self) -> Option<Instant> {
         let begins = *self.waiting.values().min()?;
-        let wait = begins.saturating_sub(Self::now().ok()?);
+        // Where the clock cannot be read, applying tells.
+        let wait = Self::now().map_or(0, |now| begins.saturating_sub(now));
         let at = Instant::now().checked_add(Duration::from_nanos(wait))?;
         match self.tried.and_then(|tried| tried.checked_add(PAUSE)) {
             // What has failed is not tried without a pause.
@@ -391,9 +398,11 @@ impl Dataplane for Nftables {
         let Some(image) = self.placed.clone() else {
             return Ok(0);
         };
-        let there = look(&self.nft)?.map(|(_, signature)| signature);
         // It may have gone before it was looked at.
-        if there.is_some() && there == self.known {
+        if let Some((_, there)) = look(&self.nft)?
+            && self.known.is_intact(&there)
+        {
+            self.known.learn(&there);
             return Ok(0);
         }
         self.rebuild(&image)?;
@@ -410,10 +419,10 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
         Ok(None) => Ok(Vec::new()),
         Ok(Some(_)) => {
             match removal {
-                Removal::Real => nft.apply_json(&ruleset::removal().to_json())?,
+                Removal::Real => nft.apply(&ruleset::removal())?,
                 Removal::DryRun => {}
             }
-            Ok(vec![format!("netdev {TABLE}")])
+            Ok(vec![TABLE.to_string()])
         }
         Err(NftablesError::Nft(error)) if error.is_missing() => Ok(Vec::new()),
         Err(error) => Err(error),
@@ -425,7 +434,9 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
 /// # Errors
 /// [`NftError`].
 pub fn chained(nft: &Nft) -> Result<BTreeSet<u32>, NftError> {
-    let listed = nft.list_json("list a table", &["table", "netdev", TABLE])?;
+    let Some(listed) = nft.table(TABLE)? else {
+        return Ok(BTreeSet::new());
+    };
     let objects = listed["nftables"].as_array().into_iter().flatten();
     let rules = objects.filter_map(|object| object.get("rule"));
     let calling = rules.filter(|rule| {
@@ -441,46 +452,15 @@ pub fn chained(nft: &Nft) -> Result<BTreeSet<u32>, NftError> {
 
 /// What is in our table; `None` without one.
 fn look(nft: &Nft) -> Result<Option<(Existing, Signature)>, NftablesError> {
-    let family = nftables::types::NfFamily::NetDev;
-    if !nft.has_table(family, TABLE)? {
+    let Some(listing) = nft.table(TABLE)? else {
         return Ok(None);
-    }
-    let listed = match nft.list_json("list a table", &["table", "netdev", TABLE]) {
-        Ok(listed) => listed,
-        Err(error) if nft.has_table(family, TABLE)? => return Err(error.into()),
-        // Gone since it was seen.
-        Err(_) => return Ok(None),
     };
-    let (existing, signature) = read(&listed);
-    let is_ours = |chain: &String| chain.starts_with(names::MARKER);
-    if existing.chains.iter().any(is_ours) {
-        Ok(Some((existing, signature)))
+    let existing = Existing::listed(&listing);
+    if existing.is_ours() {
+        Ok(Some((existing, Signature::listed([&listing]))))
     } else {
         Err(NftablesError::Foreign)
     }
-}
-
-fn read(listed: &Value) -> (Existing, Signature) {
-    let mut existing = Existing::default();
-    let mut handles = BTreeSet::new();
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    for (kind, object) in objects.filter_map(Value::as_object).flatten() {
-        let names = match kind.as_str() {
-            "chain" => Some(&mut existing.chains),
-            "set" => Some(&mut existing.sets),
-            "map" => Some(&mut existing.maps),
-            _ => None,
-        };
-        if let (Some(names), Some(name)) = (names, object["name"].as_str()) {
-            names.insert(name.to_owned());
-        }
-        // An anonymous set's handle is its rule's matter.
-        if object["handle"].is_number() {
-            let place = &object[if kind == "rule" { "chain" } else { "name" }];
-            handles.insert(format!("{kind} {place} {}", object["handle"]));
-        }
-    }
-    (existing, Signature(handles))
 }
 
 /// Whether the listing has the chain of `index` on an interface of this name.

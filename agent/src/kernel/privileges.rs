@@ -186,7 +186,7 @@ pub fn confine() -> Result<(), PrivilegesError> {
 /// [`PrivilegesError`].
 pub fn confine_to_enforcing() -> Result<(), PrivilegesError> {
     let mut sets = Sets::of_thread().map_err(PrivilegesError::Ask)?;
-    sets.restrict(!Capability::Perfmon.bit(), !0);
+    sets.restrict(!Capability::Perfmon.bit(), Capability::NetAdmin.bit());
     sets.apply().map_err(|source| PrivilegesError::GiveUp {
         what: "loading programs",
         source,

@@ -138,6 +138,19 @@ pub struct MarkRule {
     pub mask: u32,
 }
 
+impl MarkRule {
+    /// Whether it looks at these bits.
+    #[must_use]
+    pub fn looks_at(&self, bits: u32) -> bool {
+        let compared = if self.mask == u32::MAX {
+            self.mark
+        } else {
+            self.mask
+        };
+        compared & bits != 0
+    }
+}
+
 impl fmt::Display for MarkRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {

@@ -64,9 +64,17 @@ catalogue! {
     BUILD_INFO = Gauge "build_info" ["version", "ebpf_toolchain"]
         "What was built; always 1.";
     ENFORCING = Gauge "enforcing" ["backend", "hook"]
-        "Whether refusals are carried out; 0 while this host only observes.";
+        "Whether refusals are carried out by the policy; 0 while this host only observes, while the kernel's tables are not as the policy wants them, and while no guest's interface goes by them.";
+    PROBLEMS = Gauge "problems" []
+        "Reasons why enforcement is not complete; status and /readyz tell them.";
+    COMPLAINTS = Gauge "complaints" ["subject"]
+        "1 for what somebody should look at although the policy is in force; status tells why.";
+    GUARD_IN_PLACE = Gauge "guard_in_place" []
+        "Whether the guard's nftables rules are there; 0 where the settings want none.";
     HOST_MODE = Gauge "host_mode" ["mode"]
         "1 for the mode of this host: policy, or observe (nothing is refused).";
+    GUARD_PACKETS = Counter "guard_packets_total" ["table"]
+        "Packets to guarded ports that no program had marked, by the guard's table (inet: routed or for the host; bridge). The guard stops them, unless this host only observes. If it rises while every program is in place, somebody takes the guard's bit off the mark.";
     POLICY_SOURCE = Gauge "policy_source" ["source"]
         "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused).";
     BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]

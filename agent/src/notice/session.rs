@@ -55,6 +55,13 @@ pub enum Step {
     TooFar(String),
 }
 
+/// What the beginning of the input comes to, before it is known whether it is too much.
+enum Heard {
+    More,
+    Refused,
+    Answered(Step),
+}
+
 /// What a command comes to.
 enum Answer {
     Fine(String),
@@ -119,32 +126,39 @@ impl Session {
         if self.received > MAX_INPUT {
             return (taken, Step::TooFar(TOO_MUCH.to_owned()));
         }
-        (taken, step)
+        match step {
+            Heard::More => (taken, Step::More),
+            Heard::Refused => {
+                self.refusals += 1;
+                (taken, Step::Reply(self.refusal.clone()))
+            }
+            Heard::Answered(step) => (taken, step),
+        }
     }
 
-    fn skip(&mut self, input: &[u8]) -> (usize, Step) {
+    fn skip(&mut self, input: &[u8]) -> (usize, Heard) {
         let length = input.len() as u64;
         if length < self.chunk {
             self.chunk -= length;
-            return (input.len(), Step::More);
+            return (input.len(), Heard::More);
         }
         // At most the input's length.
         let taken = usize::try_from(self.chunk).unwrap_or(input.len());
         self.chunk = 0;
-        (taken, self.refuse())
+        (taken, Heard::Refused)
     }
 
-    fn line(&mut self, input: &[u8]) -> (usize, Step) {
+    fn line(&mut self, input: &[u8]) -> (usize, Heard) {
         let Some(end) = input.iter().position(|byte| *byte == b'\n') else {
             self.in_long_line |= input.len() >= MAX_LINE;
             let taken = if self.in_long_line { input.len() } else { 0 };
-            return (taken, Step::More);
+            return (taken, Heard::More);
         };
         let taken = end + 1;
         let is_long = std::mem::take(&mut self.in_long_line) || taken > MAX_LINE;
         self.commands += 1;
         if self.commands > MAX_COMMANDS {
-            return (taken, Step::TooFar(TOO_MUCH.to_owned()));
+            return (taken, Heard::Answered(Step::TooFar(TOO_MUCH.to_owned())));
         }
         let answer = if is_long {
             Answer::Wrong(LONG_LINE)
@@ -153,29 +167,24 @@ impl Session {
             let line = input.get(..end).unwrap_or_default();
             self.answer(line.strip_suffix(b"\r").unwrap_or(line))
         };
-        let step = match answer {
-            Answer::Fine(reply) => Step::Reply(reply),
-            Answer::Refused | Answer::RefusedAfter(0) => self.refuse(),
+        let heard = match answer {
+            Answer::Fine(reply) => Heard::Answered(Step::Reply(reply)),
+            Answer::Refused | Answer::RefusedAfter(0) => Heard::Refused,
             Answer::RefusedAfter(octets) => {
                 self.chunk = octets;
-                Step::More
+                Heard::More
             }
             Answer::Wrong(reply) => {
                 self.errors += 1;
-                if self.errors > MAX_ERRORS {
+                Heard::Answered(if self.errors > MAX_ERRORS {
                     Step::TooFar(TOO_MANY_ERRORS.to_owned())
                 } else {
                     Step::Reply(reply.to_owned())
-                }
+                })
             }
-            Answer::Last(reply) => Step::Asked(reply),
+            Answer::Last(reply) => Heard::Answered(Step::Asked(reply)),
         };
-        (taken, step)
-    }
-
-    fn refuse(&mut self) -> Step {
-        self.refusals += 1;
-        Step::Reply(self.refusal.clone())
+        (taken, heard)
     }
 
     fn answer(&self, line: &[u8]) -> Answer {

@@ -24,6 +24,8 @@ pub(super) struct Attachments {
     said: BTreeMap<Site, String>,
     /// Why tables or programs are not as they should be.
     pub(super) stale: Option<String>,
+    /// Why what somebody else has changed is not put back.
+    pub(super) lost: Option<String>,
 }
 
 struct Failure {
@@ -194,6 +196,9 @@ impl<D: Dataplane> Reconciler<D> {
             self.attachments.displaced.insert(site);
             self.attachments.waiting.insert(site);
         }
+        if self.attachments.lost.is_some() {
+            self.verify_pins();
+        }
     }
 
     /// Whether removed control groups have sockets that were open when this was last found out.
@@ -203,7 +208,13 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Whether anything has failed that is worth another try.
     pub fn has_failed(&self) -> bool {
-        !self.attachments.failed.is_empty() || self.attachments.stale.is_some()
+        let Attachments {
+            failed,
+            stale,
+            lost,
+            ..
+        } = &self.attachments;
+        !failed.is_empty() || stale.is_some() || lost.is_some()
     }
 
     /// Finds out where somebody has removed or displaced a program.

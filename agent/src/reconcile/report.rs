@@ -91,6 +91,10 @@ impl<D: Dataplane> Reconciler<D> {
             .count();
         let returns = self.return_sites(&covered);
         let problems = self.problems(&covered, source);
+        let is_guests = |site: &&Site| matches!(site, Site::Interface(_));
+        let mut guests = sites.iter().filter(is_guests).peekable();
+        let in_force = self.is_in_force()
+            && (guests.peek().is_none() || guests.any(|site| covered.contains(site)));
         let before = self.circumstances.status.get().workloads;
         report_changes(&before, &workloads);
         self.circumstances.status.update(|status| {
@@ -98,6 +102,7 @@ impl<D: Dataplane> Reconciler<D> {
             status.workloads = workloads;
             status.entries = entries;
             status.problems = problems;
+            status.in_force = in_force;
             status.roots = roots;
             status.returns = returns;
         });
@@ -105,9 +110,11 @@ impl<D: Dataplane> Reconciler<D> {
 
     pub(super) fn report_complaints(&self) {
         let warnings: Vec<String> = self.complaints.values().cloned().collect();
-        self.circumstances
-            .status
-            .update(|status| status.warnings = warnings);
+        let subjects = self.complaints.keys().copied().collect();
+        self.circumstances.status.update(|status| {
+            status.warnings = warnings;
+            status.complained_of = subjects;
+        });
     }
 
     fn workload_states(&self, covered: &BTreeSet<Site>) -> BTreeMap<WorkloadId, WorkloadStatus> {
@@ -159,6 +166,7 @@ impl<D: Dataplane> Reconciler<D> {
         });
         let mut problems: Vec<String> = framed.chain(without).collect();
         problems.extend(self.attachments.stale.clone());
+        problems.extend(self.attachments.lost.clone());
         match source {
             Source::Files => {}
             Source::LastKnownGood => problems

@@ -11,15 +11,17 @@ use tracing::{info, warn};
 
 use super::tables::Tables;
 use crate::chain::in_full;
+use crate::dataplane::Dataplane as _;
 use crate::features::Feature;
 use crate::figures::Figures;
-use crate::kernel::bpf::leftover::{Leftover, Removal};
+use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
-use crate::kernel::nftables::{self, Nftables, Reject};
+use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
 use crate::kernel::privileges;
+use crate::kernel::removal::Removal;
 use crate::notice::{Lead, Unled};
 use crate::settings::{Backend, LogLevel, Settings};
 use crate::state::lock::ExclusiveLock;
@@ -35,8 +37,6 @@ pub(super) struct Opened<D> {
     /// What goes on beside the loop.
     pub(super) tasks: Vec<JoinHandle<()>>,
     pub(super) other: Other,
-    /// What it cannot do.
-    pub(super) lacks: Option<String>,
 }
 
 /// Which backend, why, and how it is hooked to interfaces.
@@ -47,6 +47,15 @@ pub(super) struct Choice {
     pub(super) hook: &'static str,
     /// What it cannot do here.
     pub(super) lacks: Vec<Feature>,
+}
+
+impl Choice {
+    /// What it cannot do here, in a sentence.
+    pub(super) fn shortcomings(&self) -> Option<String> {
+        let lacks: Vec<&str> = self.lacks.iter().map(|it| it.lack()).collect();
+        let (name, lacks) = (self.name, lacks.join("; "));
+        (!lacks.is_empty()).then(|| format!("backend {name} cannot do everything here: {lacks}"))
+    }
 }
 
 /// Either backend.
@@ -159,16 +168,14 @@ fn open_ebpf(
             name: "ebpf",
             reason,
             hook,
-            lacks: match (hook == "tcx", sees_checksums) {
-                (true, true) => Vec::new(),
-                (true, false) => vec![Feature::LateChecksums],
-                (false, true) => vec![Feature::Redirection, Feature::ReturnPackets],
-                (false, false) => vec![
-                    Feature::LateChecksums,
-                    Feature::Redirection,
-                    Feature::ReturnPackets,
-                ],
-            },
+            lacks: [
+                (sees_checksums, Feature::LateChecksums),
+                (bpf.replies().is_ok(), Feature::Redirection),
+                (bpf.replies().is_ok(), Feature::ReturnPackets),
+            ]
+            .into_iter()
+            .filter_map(|(can, feature)| (!can).then_some(feature))
+            .collect(),
         },
         subscription: if hook == "tcx" {
             Subscription::Links
@@ -179,8 +186,7 @@ fn open_ebpf(
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
-        other: Other::Table(Nft::default()),
-        lacks: None,
+        other: Other::Table(Nft::default()).if_any(),
     })))
 }
 
@@ -207,7 +213,7 @@ fn open_nftables(
             name: "nftables",
             reason,
             hook: nftables::HOOK,
-            lacks: lacks.clone(),
+            lacks,
         },
         subscription: Subscription::Links,
         responders: Arc::new(Unled),
@@ -215,51 +221,122 @@ fn open_nftables(
         tables,
         tasks: Vec::new(),
         other: match pins {
-            Some(pins) => Other::Programs(pins.clone()),
+            Some(pins) => Other::Programs(pins.clone()).if_any(),
             None => Other::None,
-        },
-        lacks: {
-            let lacks: Vec<&str> = lacks.iter().map(|it| it.lack()).collect();
-            let lacks = lacks.join("; ");
-            Some(format!("backend nftables cannot do everything: {lacks}"))
         },
     })))
 }
 
+/// Why rules of the other backend are still there.
+#[derive(Debug, thiserror::Error)]
+enum OtherError {
+    #[error(transparent)]
+    Table(#[from] NftablesError),
+    #[error("{}", .0.iter().map(|it| in_full(it)).collect::<Vec<_>>().join("; "))]
+    Programs(Vec<LeftoverError>),
+    #[error(transparent)]
+    Look(#[from] LeftoverError),
+    #[error(transparent)]
+    Folder(#[from] PinsError),
+}
+
 impl Other {
-    /// Takes away what the other backend left, which enforces no longer alone. Returns what is
-    /// wrong.
-    pub(super) fn remove(&mut self) -> Option<String> {
-        let removed = match std::mem::replace(self, Self::None) {
-            Self::None => return None,
-            Self::Table(nft) => match nftables::remove(&nft, Removal::Real) {
-                Ok(tables) => tables,
-                Err(error) => return complaint(&error),
-            },
-            Self::Programs(pins) => {
-                let removals = Leftover::of(&pins).remove(Removal::Real);
-                // The folder that keeps other agents away.
-                if let Err(error) = pins.ensure() {
-                    return complaint(&error);
-                }
-                if let Some(error) = removals.errors.first() {
-                    return complaint(error);
-                }
-                let pins = removals.pins.iter();
-                pins.map(|pin| pin.display().to_string()).collect()
-            }
-        };
-        if removed.len() > 1 || removed.iter().any(|it| !it.starts_with('/')) {
-            info!(count = removed.len(), "rules of the other backend removed");
+    /// None, if a look finds nothing to remove.
+    fn if_any(self) -> Self {
+        match self.is_there() {
+            Ok(false) => Self::None,
+            // What cannot be looked at may be there.
+            Ok(true) | Err(_) => self,
         }
+    }
+
+    fn is_there(&self) -> Result<bool, OtherError> {
+        match self {
+            Self::None => Ok(false),
+            Self::Table(nft) => Ok(!tables(nft, Removal::DryRun)?.is_empty()),
+            Self::Programs(pins) => {
+                let survey = Leftover::of(pins).survey()?;
+                // Folders alone are this agent's.
+                let is_pinned = survey.versions.iter().any(|version| {
+                    let Version {
+                        number: _,
+                        tables,
+                        links,
+                        programs,
+                    } = version;
+                    !(tables.is_empty() && links.is_empty() && programs.is_empty())
+                });
+                Ok(is_pinned || !Leftover::filtered()?.is_empty())
+            }
+        }
+    }
+
+    /// Whether something of the other backend may be there.
+    pub(super) fn is_any(&self) -> bool {
+        match self {
+            Self::Table(_) | Self::Programs(_) => true,
+            Self::None => false,
+        }
+    }
+
+    /// What it means that it has to stay for now.
+    pub(super) fn stays(&self) -> Option<String> {
+        let name = match self {
+            Self::Table(_) => "nftables",
+            Self::Programs(_) => "ebpf",
+            Self::None => return None,
+        };
+        Some(format!(
+            "rules of backend {name} still refuse by the policy of an earlier start, until every interface has its program"
+        ))
+    }
+
+    /// Takes away what the other backend left, which enforces no longer alone. Returns what is
+    /// wrong; another try may succeed then.
+    pub(super) fn remove(&mut self) -> Option<String> {
+        if let Err(error) = self.take_away() {
+            return Some(format!(
+                "rules of the other backend are not removed and still refuse by an earlier policy: {}",
+                in_full(&error)
+            ));
+        }
+        *self = Self::None;
         None
+    }
+
+    fn take_away(&self) -> Result<(), OtherError> {
+        match self {
+            Self::None => {}
+            Self::Table(nft) => {
+                let tables = tables(nft, Removal::Real)?;
+                info!(?tables, "tables of the other backend removed");
+            }
+            Self::Programs(pins) => {
+                let Removals {
+                    pins: removed,
+                    filters,
+                    foreign: _,
+                    errors,
+                } = Leftover::of(pins).remove(Removal::Real);
+                // The folder that keeps other agents away.
+                pins.ensure()?;
+                if !errors.is_empty() {
+                    return Err(OtherError::Programs(errors));
+                }
+                let (pins, filters) = (removed.len(), filters.len());
+                info!(pins, filters, "programs of the other backend removed");
+            }
+        }
+        Ok(())
     }
 }
 
-fn complaint(error: &(dyn std::error::Error + 'static)) -> Option<String> {
-    let error = in_full(error);
-    warn!(error, "rules of the other backend not removed");
-    Some(format!("rules of the other backend not removed: {error}"))
+/// The backend's tables. One that only has its name is not the other backend's.
+fn tables(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError> {
+    match nftables::remove(nft, removal) {
+        Err(NftablesError::Foreign) => Ok(Vec::new()),
+        tables => tables,
+    }
 }
 
 fn load_options(settings: &Settings) -> LoadOptions {

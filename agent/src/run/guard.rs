@@ -1,19 +1,19 @@
 //! Keeps the guard in place while the agent runs. It stays when the agent goes.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-use nftables::schema::{Chain, NfCmd, NfListObject, NfObject, Rule};
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{info, warn};
 
 use super::timing::{PAUSE, until};
 use crate::chain::in_full;
-use crate::guard::{self, FAMILIES, Guard, Mark, TABLE};
-use crate::kernel::bpf::leftover::Removal;
+use crate::guard::{Guard, Mark};
+use crate::kernel::guard::{self, Effort};
 use crate::kernel::nft::{Nft, NftError};
+use crate::kernel::removal::Removal;
 use crate::kernel::ruleset::Changes;
+use crate::netfilter::Signature;
 
 /// Changes that follow each other are looked at together.
 const GATHER: Duration = Duration::from_millis(100);
@@ -26,53 +26,65 @@ pub(super) struct Keeper {
     /// Whether the programs mark what they judged.
     begun: bool,
     due: Option<Instant>,
-    task: Option<JoinHandle<Result<Look, NftError>>>,
+    task: Option<JoinHandle<Look>>,
     /// What is in place.
-    known: Option<Placed>,
-    /// Who else uses the mark's bit, as far as the first look told.
-    shared: Option<String>,
+    known: Option<Signature>,
+    wrong: Wrong,
+    /// Who else uses the bit is to be looked for.
+    ask: bool,
 }
 
 /// What a look at the guard came to.
 pub(super) struct Kept {
     /// Times that somebody else's change was put right.
     pub(super) repairs: u64,
+    /// Whether it is in place.
+    pub(super) in_place: bool,
     /// What is wrong.
     pub(super) complaint: Option<String>,
 }
 
-/// A guard that is in place, as the kernel knows its parts. It numbers a rule anew whenever
-/// somebody replaces it.
-#[derive(Clone, PartialEq, Eq)]
-struct Placed {
-    chains: BTreeSet<String>,
-    rules: BTreeSet<String>,
+/// What is wrong, each said once until it is something else.
+#[derive(Default)]
+struct Wrong {
+    /// Changes are not seen.
+    blind: Option<String>,
+    /// It is not as it should be.
+    failed: Option<String>,
+    /// Others may use the mark's bit.
+    shared: Option<String>,
+    /// It does not cover what it should.
+    uncovered: Option<String>,
 }
 
+/// The guard, and who else uses its bit where that was asked.
 struct Look {
-    placed: Placed,
-    repaired: bool,
-    /// Who else uses the mark's bit; looked for once.
-    shared: Option<String>,
+    kept: Result<Option<(Signature, Effort)>, NftError>,
+    shared: Option<Shared>,
+}
+
+/// Who else uses the bit.
+enum Shared {
+    Nobody,
+    Somebody(String),
 }
 
 impl Keeper {
     /// Does nothing before [`Self::begin`].
     pub(super) fn new(guard: Option<Guard>) -> Self {
-        if let Some(guard) = &guard {
-            for pattern in guard.unguarded() {
-                info!(%pattern, "not covered by the guard: it knows beginnings of names only");
-            }
-        }
         Self {
             nft: Nft::default(),
+            wrong: Wrong {
+                uncovered: guard.as_ref().and_then(uncovered),
+                ..Wrong::default()
+            },
             guard,
             changes: None,
             begun: false,
             due: None,
             task: None,
             known: None,
-            shared: None,
+            ask: true,
         }
     }
 
@@ -84,6 +96,14 @@ impl Keeper {
         }
     }
 
+    /// Has everything looked at again soon.
+    pub(super) fn rescan(&mut self) {
+        if self.begun && self.guard.is_some() {
+            self.ask = true;
+            self.due = self.due.or(Some(Instant::now()));
+        }
+    }
+
     /// Waits for, and does, what is next. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Kept {
         loop {
@@ -92,74 +112,165 @@ impl Keeper {
                 self.task = None;
                 return self.looked(result);
             }
-            let changed = tokio::select! {
-                () = until(self.due) => Ok(false),
-                changed = changes(self.changes.as_mut()) => changed.map(|()| true),
-            };
-            match changed {
-                Ok(true) => self.due = self.due.or(Instant::now().checked_add(GATHER)),
-                Ok(false) => {
-                    if let Err(error) = self.look() {
-                        return self.failed(&error, "changes of the ruleset are not seen");
+            tokio::select! {
+                () = until(self.due) => self.look(),
+                changed = changes(self.changes.as_mut()) => match changed {
+                    Ok(()) => self.due = self.due.or(Instant::now().checked_add(GATHER)),
+                    Err(error) => {
+                        self.changes = None;
+                        note(&mut self.wrong.blind, Some(blind(&error)));
+                        self.due = Instant::now().checked_add(PAUSE);
                     }
-                }
-                Err(error) => {
-                    self.changes = None;
-                    return self.failed(&error, "changes of the ruleset are not seen");
-                }
+                },
             }
         }
     }
 
-    fn look(&mut self) -> io::Result<()> {
+    fn look(&mut self) {
         self.due = None;
-        let (nft, guard) = (self.nft.clone(), self.guard.clone());
         // Before the look, so that no change falls between the two.
-        if guard.is_some() && self.changes.is_none() {
-            self.changes = Some(Changes::subscribe()?);
+        if self.guard.is_some() && self.changes.is_none() {
+            match Changes::subscribe() {
+                Ok(changes) => {
+                    self.changes = Some(changes);
+                    self.wrong.blind = None;
+                }
+                // The guard is put in place all the same.
+                Err(error) => note(&mut self.wrong.blind, Some(blind(&error))),
+            }
         }
+        let (nft, guard) = (self.nft.clone(), self.guard.clone());
         let known = self.known.clone();
+        // Whoever was named may have gone.
+        let ask = std::mem::take(&mut self.ask) || self.wrong.shared.is_some();
         self.task = Some(tokio::task::spawn_blocking(move || match guard {
-            Some(guard) => keep(&nft, &guard, known),
-            None => remove(&nft),
+            Some(guard) => Look {
+                kept: guard::keep(&nft, &guard, known).map(Some),
+                shared: ask.then(|| shared(&nft, guard.mark())),
+            },
+            None => Look {
+                kept: guard::remove(&nft, Removal::Real).map(|removed| {
+                    if !removed.is_empty() {
+                        info!("guard removed: the settings want none");
+                    }
+                    None
+                }),
+                shared: None,
+            },
         }));
-        Ok(())
     }
 
-    fn looked(&mut self, result: Result<Result<Look, NftError>, JoinError>) -> Kept {
-        let Look {
-            placed,
-            repaired,
-            shared,
-        } = match result {
-            Ok(Ok(look)) => look,
-            Ok(Err(error)) => return self.failed(&error, "the guard is not in place"),
-            Err(error) => return self.failed(&error, "the guard is not in place"),
+    fn looked(&mut self, result: Result<Look, JoinError>) -> Kept {
+        let (repairs, failed) = match result {
+            Ok(Look { kept, shared }) => {
+                match shared {
+                    Some(Shared::Nobody) => self.wrong.shared = None,
+                    Some(Shared::Somebody(who)) => note(&mut self.wrong.shared, Some(who)),
+                    None => {}
+                }
+                match kept {
+                    Ok(kept) => (self.took(kept), None),
+                    Err(error) => {
+                        let advice = advice(&error);
+                        (0, Some(format!("{}{advice}", in_full(&error))))
+                    }
+                }
+            }
+            Err(error) => (0, Some(in_full(&error))),
         };
-        if repaired {
-            warn!("the guard was changed by somebody else, put back");
-        } else if self.known.is_none() && self.guard.is_some() {
-            info!("guard in place");
+        let failed = failed.map(|why| format!("{}: {why}", self.failure()));
+        note(&mut self.wrong.failed, failed);
+        if self.wrong.failed.is_some() || self.wrong.blind.is_some() {
+            self.due = self.due.or(Instant::now().checked_add(PAUSE));
         }
-        if let Some(shared) = shared {
-            warn!("{shared}");
-            self.shared = Some(shared);
-        }
-        self.known = Some(placed);
         Kept {
-            repairs: repaired.into(),
-            complaint: self.shared.clone(),
+            repairs,
+            in_place: self.known.is_some() && self.wrong.failed.is_none(),
+            complaint: self.wrong.in_words(),
         }
     }
 
-    fn failed(&mut self, error: &(dyn std::error::Error + 'static), what: &str) -> Kept {
-        let error = in_full(error);
-        warn!(error, "{what}");
-        self.due = Instant::now().checked_add(PAUSE);
-        Kept {
-            repairs: 0,
-            complaint: Some(format!("{what}: {error}")),
+    /// Takes note of the guard, and tells how often it was put right.
+    fn took(&mut self, kept: Option<(Signature, Effort)>) -> u64 {
+        let Some((placed, effort)) = kept else {
+            return 0;
+        };
+        let is_first = self.known.replace(placed).is_none();
+        match effort {
+            Effort::Nothing => 0,
+            Effort::Written if is_first => {
+                info!("guard in place");
+                0
+            }
+            Effort::Written => {
+                warn!("the guard was changed by somebody else, put back");
+                1
+            }
         }
+    }
+
+    /// What it means that a look has failed.
+    fn failure(&self) -> &'static str {
+        match (&self.guard, &self.known) {
+            (Some(_), None) => "the guard is not in place",
+            (Some(_), Some(_)) => "whether the guard is in place is not known",
+            (None, _) => {
+                "a guard of an earlier start, if there is one, is not removed and stops what the programs allow"
+            }
+        }
+    }
+}
+
+impl Wrong {
+    fn in_words(&self) -> Option<String> {
+        let Self {
+            blind,
+            failed,
+            shared,
+            uncovered,
+        } = self;
+        let all = [failed, blind, shared, uncovered].into_iter().flatten();
+        let all: Vec<&str> = all.map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
+    }
+}
+
+/// Says what is new.
+fn note(slot: &mut Option<String>, wrong: Option<String>) {
+    if let Some(wrong) = wrong.as_ref().filter(|it| slot.as_ref() != Some(*it)) {
+        warn!("{wrong}");
+    }
+    *slot = wrong;
+}
+
+/// Patterns that would be covered but for others in the settings are complained of.
+fn uncovered(guard: &Guard) -> Option<String> {
+    let (blamed, plain): (Vec<_>, Vec<_>) = guard
+        .unguarded()
+        .iter()
+        .partition(|it| it.ignored.is_some());
+    for unguarded in plain {
+        info!("{unguarded}");
+    }
+    let mut uncovered = None;
+    let words: Vec<String> = blamed.iter().map(ToString::to_string).collect();
+    note(
+        &mut uncovered,
+        (!words.is_empty()).then(|| words.join("; ")),
+    );
+    uncovered
+}
+
+fn blind(error: &io::Error) -> String {
+    let error = in_full(error);
+    format!("changes of the ruleset are not seen, the guard is looked at once a second: {error}")
+}
+
+fn advice(error: &NftError) -> &'static str {
+    if error.is_missing() {
+        "; install nftables, or write `guard: false`"
+    } else {
+        ""
     }
 }
 
@@ -170,119 +281,18 @@ async fn changes(changes: Option<&mut Changes>) -> io::Result<()> {
     }
 }
 
-/// Puts the guard in place unless it is there as it was `known` to be.
-fn keep(nft: &Nft, guard: &Guard, known: Option<Placed>) -> Result<Look, NftError> {
-    if let Some(known) = &known
-        && known.is_within(&look(nft)?)
-    {
-        return Ok(Look {
-            placed: known.clone(),
-            repaired: false,
-            shared: None,
-        });
-    }
-    let told = nft.apply_and_tell(&guard.commands()).or_else(|error| {
-        let told = nft.apply_and_tell(&guard.replacement())?;
-        let why = in_full(&error);
-        warn!(
-            why,
-            "tables of the guard's name were somebody else's, replaced"
-        );
-        Ok(told)
-    })?;
-    Ok(Look {
-        placed: Placed::of(told.objects.iter().filter_map(|object| match object {
-            NfObject::CmdObject(NfCmd::Add(added)) => Some(added),
-            NfObject::CmdObject(_) | NfObject::ListObject(_) => None,
-        })),
-        repaired: known.is_some(),
-        shared: match known {
-            Some(_) => None,
-            None => shared(nft, guard.mark()),
-        },
-    })
-}
-
-fn remove(nft: &Nft) -> Result<Look, NftError> {
-    if !guard::remove(nft, Removal::Real)?.is_empty() {
-        info!("guard removed: the settings want none");
-    }
-    Ok(Look {
-        placed: Placed::of(std::iter::empty()),
-        repaired: false,
-        shared: None,
-    })
-}
-
 /// Who else uses the bit, in a sentence.
-fn shared(nft: &Nft, mark: Mark) -> Option<String> {
+fn shared(nft: &Nft, mark: Mark) -> Shared {
     let bit = mark.get();
     match guard::users(nft, mark) {
-        Ok(users) if users.is_empty() => None,
-        Ok(users) => Some(format!(
-            "the guard's bit {bit:#x} of the mark is used by others: {}; `guard_mark` takes another",
-            users.join(", ")
+        Ok(users) if users.is_empty() => Shared::Nobody,
+        Ok(users) => Shared::Somebody(format!(
+            "the guard's bit {bit:#x} of the mark is, or may be, used by others: {}; `guard_mark` takes another",
+            users.join("; ")
         )),
-        Err(error) => Some(format!(
+        Err(error) => Shared::Somebody(format!(
             "whether others use the guard's bit {bit:#x} of the mark is not known: {}",
             in_full(&error)
         )),
-    }
-}
-
-/// What the guard's tables hold.
-fn look(nft: &Nft) -> Result<Placed, NftError> {
-    let mut objects = Vec::new();
-    for family in FAMILIES {
-        if let Some(table) = nft.table(family, TABLE)? {
-            objects.extend(table.objects.into_owned());
-        }
-    }
-    Ok(Placed::of(objects.iter().filter_map(
-        |object| match object {
-            NfObject::ListObject(listed) => Some(listed),
-            NfObject::CmdObject(_) => None,
-        },
-    )))
-}
-
-impl Placed {
-    fn of<'a>(objects: impl Iterator<Item = &'a NfListObject<'static>>) -> Self {
-        let mut placed = Self {
-            chains: BTreeSet::new(),
-            rules: BTreeSet::new(),
-        };
-        for object in objects {
-            if let NfListObject::Chain(chain) = object {
-                let Chain {
-                    family,
-                    name,
-                    _type,
-                    hook,
-                    prio,
-                    policy,
-                    ..
-                } = chain;
-                placed.chains.insert(format!(
-                    "{family:?} {name} {_type:?} {hook:?} {prio:?} {policy:?}"
-                ));
-            } else if let NfListObject::Rule(rule) = object {
-                let Rule {
-                    family,
-                    chain,
-                    handle,
-                    ..
-                } = rule;
-                placed
-                    .rules
-                    .insert(format!("{family:?} {chain} {handle:?}"));
-            }
-        }
-        placed
-    }
-
-    /// Whether all of it is there, and no rule besides. Chains of others change nothing of ours.
-    fn is_within(&self, there: &Self) -> bool {
-        self.chains.is_subset(&there.chains) && self.rules == there.rules
     }
 }

@@ -122,6 +122,7 @@ mod tests {
 
     use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
     use gate25_common::redirect::{Hindrances, Motion, QUIET_NS, Redirected};
+    use gate25_common::returns::ReturnCounters;
 
     use super::*;
     use crate::figures::FiguresError;
@@ -146,6 +147,14 @@ mod tests {
         }
 
         fn sketch(&self, _: CustomerId) -> Result<Option<Sketch>, FiguresError> {
+            Ok(None)
+        }
+
+        fn returns(&self) -> Result<ReturnCounters, FiguresError> {
+            Ok(ReturnCounters::ZERO)
+        }
+
+        fn customer_returns(&self, _: CustomerId) -> Result<Option<ReturnCounters>, FiguresError> {
             Ok(None)
         }
 

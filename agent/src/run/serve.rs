@@ -33,6 +33,8 @@ use crate::watch::{PolicyWatch, Reason};
 
 /// What is complained of where the kernel refuses watches.
 const WATCHES: &str = "cgroup watches";
+/// What is complained of while the other backend's rules are there.
+const OTHER: &str = "other backend";
 
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
@@ -189,9 +191,13 @@ impl<D: Dataplane> Agent<D> {
                     Next::Due => self.sweep(),
                     Next::Done(complaint) => self.reconciler.complain("sockets", complaint),
                 },
-                _ = retry.tick(), if self.reconciler.has_failed() => {
-                    self.reconciler.retry(Instant::now());
-                    self.dirty = true;
+                _ = retry.tick(), if self.reconciler.has_failed() || self.other.is_any() => {
+                    if self.reconciler.has_failed() {
+                        self.reconciler.retry(Instant::now());
+                        self.dirty = true;
+                    } else {
+                        self.replace_other();
+                    }
                 }
                 _ = linger.tick(), if self.reconciler.has_lingering() => self.reconciler.place(),
                 () = std::future::ready(()), if busy => {
@@ -210,7 +216,10 @@ impl<D: Dataplane> Agent<D> {
 
     fn converge(&mut self) {
         self.reconciler.converge();
-        self.guard.begin();
+        // Programs of an earlier start may set another bit.
+        if self.reconciler.is_in_force() {
+            self.guard.begin();
+        }
         if self.reconciler.take_revoked() {
             self.sweeper.now();
         }
@@ -230,8 +239,16 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    fn kept(&mut self, Kept { repairs, complaint }: Kept) {
-        self.status.update(|status| status.guard_repairs += repairs);
+    fn kept(&mut self, kept: Kept) {
+        let Kept {
+            repairs,
+            in_place,
+            complaint,
+        } = kept;
+        self.status.update(|status| {
+            status.guard_repairs += repairs;
+            status.guard_in_place = in_place;
+        });
         self.reconciler.complain("guard", complaint);
     }
 
@@ -269,11 +286,19 @@ impl<D: Dataplane> Agent<D> {
     /// What the other backend left goes once this one is everywhere, so that nothing opens
     /// meanwhile.
     fn replace_other(&mut self) {
-        if matches!(self.other, Other::None) || !self.reconciler.covers_interfaces() {
+        if !self.other.is_any() {
+            return;
+        }
+        if !self.reconciler.covers_interfaces() {
+            self.reconciler.complain(OTHER, self.other.stays());
             return;
         }
         let complaint = self.other.remove();
-        self.reconciler.complain("other backend", complaint);
+        let said = self.reconciler.complaint(OTHER);
+        if let Some(complaint) = complaint.as_deref().filter(|it| said != Some(*it)) {
+            warn!("{complaint}");
+        }
+        self.reconciler.complain(OTHER, complaint);
         if let Err(error) = self.mounts.lock_again() {
             let error = format!("{error:#}");
             warn!(error, "the lock that keeps other agents away is lost");
@@ -398,6 +423,7 @@ impl<D: Dataplane> Agent<D> {
         self.mounts.lock_again()?;
         self.store.retry();
         self.sweeper.now();
+        self.guard.rescan();
         self.doctor.soon();
         self.dirty = true;
         Ok(())

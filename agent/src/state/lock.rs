@@ -69,6 +69,19 @@ impl ExclusiveLock {
         }
     }
 
+    /// Whether somebody holds the lock on `directory`. Whoever wants it at this very moment tries
+    /// again.
+    ///
+    /// # Errors
+    /// [`LockError::Open`], [`LockError::Lock`].
+    pub fn is_held(directory: &Path) -> Result<bool, LockError> {
+        match Self::try_acquire(directory) {
+            Ok(_at_once_released) => Ok(false),
+            Err(LockError::Held { .. }) => Ok(true),
+            Err(error @ (LockError::Open { .. } | LockError::Lock { .. })) => Err(error),
+        }
+    }
+
     fn try_acquire(directory: &Path) -> Result<Self, LockError> {
         // The standard library opens everything close-on-exec.
         let file = OpenOptions::new()

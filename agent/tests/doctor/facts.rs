@@ -8,11 +8,11 @@ use gate25::doctor::{
     Agent, Coverage, Covering, Facts, Host, Interface, NftFacts, Owner, Policy, Role, Root,
     RootHook, Station,
 };
-use gate25::guard::Placement;
 use gate25::kernel::bpf::features::Features;
 use gate25::kernel::bpf::hooks::Program;
 use gate25::kernel::bpf::place::CgroupHook;
 use gate25::kernel::filter::{ALL_PROTOCOLS, Filter};
+use gate25::kernel::guard::Placement;
 use gate25::kernel::links::Kind;
 use gate25::kernel::netfilter::{BaseChain, Device, Family};
 use gate25::kernel::surroundings::Capability;
@@ -202,6 +202,7 @@ pub(crate) fn status() -> Status {
         "guard_repairs": 0,
         "tables": {},
         "connections": {},
+        "returns": {"interfaces": 0, "packets": {}},
         "notice": [],
         "problems": [],
         "warnings": [],

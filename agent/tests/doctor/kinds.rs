@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use gate25::control::messages::Mode;
 use gate25::doctor::{Agent, Facts, Kind, Owner, Sample, Station, judge};
-use gate25::guard::Placement;
 use gate25::kernel::functions::Function;
+use gate25::kernel::guard::Placement;
 use gate25::kernel::links;
 use gate25::kernel::machines::Machine;
 

@@ -176,6 +176,21 @@ async fn config_that_is_not_valid_serves_nothing_until_it_is_mended() {
 }
 
 #[tokio::test]
+async fn config_that_others_may_write_serves_nothing_until_it_is_mended() {
+    for name in ["web.yaml", "server.crt", "server.key"] {
+        let folder = Folder::new();
+        let lab = Lab::configured(folder.write("web.yaml", TLS)).await;
+        let file = folder.path(name);
+        for (mode, served) in [(0o666, false), (0o600, true)] {
+            let permissions = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            std::fs::set_permissions(&file, permissions).unwrap();
+            let answer = folder.https(&lab, &Client::default()).await;
+            assert_eq!(answer.is_ok(), served, "{name} {mode:o}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn config_changed_while_serving_applies_to_the_next_connection() {
     let folder = Folder::new();
     let path = folder.write("web.yaml", &users());

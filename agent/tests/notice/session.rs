@@ -147,6 +147,18 @@ fn input_beyond_a_mebibyte_ends_the_conversation() {
 }
 
 #[test]
+fn notice_that_was_not_told_is_not_counted() {
+    let mut session = session();
+    let (_, step) = session.step(format!("BDAT {MAX_INPUT}\r\n").as_bytes());
+    assert_eq!(step, Step::More);
+    let chunk = vec![b'x'; usize::try_from(MAX_INPUT).unwrap()];
+    let (taken, step) = session.step(&chunk);
+    assert_eq!(taken, chunk.len());
+    assert!(matches!(step, Step::TooFar(_)), "{step:?}");
+    assert_eq!(session.refusals(), 0);
+}
+
+#[test]
 fn farewells_are_replies() {
     assert_eq!(
         session().too_slow(),

@@ -41,6 +41,8 @@ fn tables_that_the_kernel_refuses_leave_the_programs_of_an_earlier_start() {
     });
     lab.converge();
     assert!(!lab.kernel().calls.contains(&"adopt"));
+    // The guard must not ask for what these do not do.
+    assert!(!lab.reconciler.is_in_force());
     let problems = lab.status().problems;
     assert!(
         problems
@@ -70,6 +72,29 @@ fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
     lab.converge();
     assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
     assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+}
+
+#[test]
+fn change_of_others_that_cannot_be_put_back_is_a_problem_until_it_is() {
+    let mut lab = Lab::new();
+    let set = lab.read(&["a"]);
+    let now = Timestamp::now();
+    lab.reconciler.files(set, Occasion::Watch, now);
+    lab.converge();
+    assert_eq!(lab.status().problems, [""; 0]);
+    assert!(lab.status().in_force);
+    lab.kernel_mut().tampered = true;
+    lab.reconciler.verify_pins();
+    let problems = lab.status().problems;
+    let told =
+        "somebody else has changed what enforces, which cannot be put back: the kernel refuses";
+    assert_eq!(problems, [told]);
+    assert!(!lab.status().in_force);
+    assert!(lab.reconciler.has_failed(), "it is tried again");
+    lab.kernel_mut().tampered = false;
+    lab.reconciler.retry(Instant::now());
+    assert_eq!(lab.status().problems, [""; 0]);
+    assert!(lab.status().in_force && !lab.reconciler.has_failed());
 }
 
 #[test]

@@ -44,6 +44,38 @@ fn of_cgroups_number_is_that_of_the_veth_peer() {
 }
 
 #[test]
+fn of_cgroups_namespace_is_the_one_that_is_entered_and_lives_while_it_is_held() {
+    within(|| async {
+        let own = Own::new("held");
+        let container = given(&own, "");
+        let process = isolated(&own.directory(""));
+        let pid = process.pid();
+        run(&format!(
+            "ip link add veth0 type veth peer name veth1 netns {pid}"
+        ));
+        let there = fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino();
+        let found = of_cgroups(&own.hierarchy, &[container]).unwrap();
+        let opened = found.namespaces[0].open().unwrap().unwrap();
+        assert_eq!(fs::File::from(opened).metadata().unwrap().ino(), there);
+        drop(process);
+        assert!(found.namespaces[0].open().unwrap().is_none());
+        // A veth goes with the namespace of either end.
+        let links = Links::open(Subscription::Links).unwrap();
+        let is_there = async || {
+            let listed = links.snapshot().await.unwrap();
+            listed.iter().any(|link| link.name == "veth0")
+        };
+        assert!(is_there().await);
+        drop(found);
+        let deadline = Instant::now() + DEADLINE;
+        while is_there().await {
+            assert!(Instant::now() < deadline, "the namespace lives on");
+            std::thread::yield_now();
+        }
+    });
+}
+
+#[test]
 fn of_cgroups_namespace_without_a_number_has_none() {
     within(|| async {
         let own = Own::new("no-nsid");
@@ -162,7 +194,7 @@ fn given(own: &Own, path: &str) -> Cgroup {
 /// A process in a cgroup and a network namespace of its own.
 fn isolated(cgroup: &Path) -> Sleeper {
     let process = Sleeper::running(cgroup, "unshare --net sleep infinity");
-    let here = fs::metadata("/proc/thread-self/ns/net").unwrap().ino();
+    let here = fs::metadata("/proc/thread-self/net/dev").unwrap().ino();
     let deadline = Instant::now() + DEADLINE;
     while inode(process.pid()) == here {
         assert!(
@@ -174,6 +206,7 @@ fn isolated(cgroup: &Path) -> Sleeper {
     process
 }
 
+/// The inode number by which namespaces are told apart.
 fn inode(pid: u32) -> u64 {
-    fs::metadata(format!("/proc/{pid}/ns/net")).unwrap().ino()
+    fs::metadata(format!("/proc/{pid}/net/dev")).unwrap().ino()
 }

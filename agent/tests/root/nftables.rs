@@ -11,9 +11,9 @@ use gate25::dataplane::{Attached, Dataplane as _, MapImage, Site};
 use gate25::features::Feature;
 use gate25::figures::Figures as _;
 use gate25::guard::Mark;
-use gate25::kernel::bpf::leftover::Removal;
 use gate25::kernel::nft::Nft;
 use gate25::kernel::nftables::{Nftables, NftablesError, Options, Reject, remove};
+use gate25::kernel::removal::Removal;
 use gate25_common::abi::{
     Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine,
     SetId,
@@ -106,6 +106,8 @@ fn table_that_others_flush_or_edit_is_written_again() {
             "nft flush chain netdev gate25 judge",
             "nft add rule netdev gate25 guest accept",
             "nft delete table netdev gate25",
+            // Asleep, it stops nothing.
+            "nft add table netdev gate25 { flags dormant ; }",
         ] {
             run(damage);
             assert_eq!(backend.repin().unwrap(), 1, "{damage}");
@@ -114,6 +116,70 @@ fn table_that_others_flush_or_edit_is_written_again() {
             assert!(listed.contains("192.0.2.0/24"), "{damage}: {listed}");
             assert_eq!(backend.repin().unwrap(), 0, "{damage}");
         }
+    });
+}
+
+#[test]
+fn revoked_stays_revoked_when_nft_cannot_be_asked_what_is_there() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let wrapper =
+            Wrapper::new("[ -e $0.broken ] && [ \"$1 $2 $3\" = \"-j -t list\" ] && exit 1");
+        let mut backend = wrapper.open();
+        backend
+            .apply(&image(customer, index, &["192.0.2.0/24"]))
+            .unwrap();
+        backend.attach_interface(index).unwrap();
+        wrapper.break_it();
+        let revoked = image(customer, index, &["198.51.100.7/32"]);
+        backend.apply(&revoked).unwrap();
+        assert_eq!(backend.installed(), &revoked);
+        backend.repin().unwrap_err();
+        wrapper.mend();
+        // Nothing of it was somebody else's change.
+        assert_eq!(backend.repin().unwrap(), 0);
+        let listed = output(LIST).0;
+        assert!(!listed.contains("192.0.2.0/24"), "{listed}");
+        assert!(listed.contains("198.51.100.7"), "{listed}");
+    });
+}
+
+#[test]
+fn nft_that_does_not_tell_what_it_did_is_believed_and_watched_all_the_same() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let wrapper = Wrapper::new("[ \"$1\" = -e ] && { shift; nft \"$@\" && echo '?'; exit; }");
+        let mut backend = wrapper.open();
+        let image = image(customer, index, &["192.0.2.0/24"]);
+        backend.apply(&image).unwrap();
+        backend.attach_interface(index).unwrap();
+        assert_eq!(backend.covered(), BTreeSet::from([Site::Interface(index)]));
+        assert_eq!(backend.repin().unwrap(), 0);
+        run("nft flush chain netdev gate25 judge");
+        assert_eq!(backend.repin().unwrap(), 1);
+        let judged = output("nft list chain netdev gate25 judge").0;
+        assert!(judged.contains("vmap"), "{judged}");
+    });
+}
+
+#[test]
+fn change_of_others_that_cannot_be_put_right_is_not_taken_for_ours() {
+    within(|| async {
+        run("ip link add v0 type veth peer name v1");
+        let (index, customer) = (index("v0"), CustomerId::from_name("c-1"));
+        let wrapper = Wrapper::new("[ -e $0.broken ] && [ \"$1\" = -e ] && exit 1");
+        let mut backend = wrapper.open();
+        backend
+            .apply(&image(customer, index, &["192.0.2.0/24"]))
+            .unwrap();
+        run("nft add rule netdev gate25 guest accept");
+        wrapper.break_it();
+        backend.repin().unwrap_err();
+        backend.repin().unwrap_err();
+        wrapper.mend();
+        assert_eq!(backend.repin().unwrap(), 1);
     });
 }
 
@@ -192,7 +258,7 @@ fn policy_of_many_prefixes_goes_in_and_one_of_too_many_changes_nothing() {
 fn missing_nft_is_said() {
     let missing = Nftables::open(Nft::new("/nonexistent/nft"), options()).err();
     let text = missing.unwrap().to_string();
-    assert_eq!(text, "run /nonexistent/nft to list tables");
+    assert_eq!(text, "run /nonexistent/nft to list a table");
 }
 
 #[test]
@@ -229,6 +295,40 @@ fn kernel_without_resets_in_this_family_is_told_and_served_by_drops() {
         let chain = chain.split_once('}').unwrap().0;
         assert!(chain.trim_end().ends_with("drop"), "{chain}");
     });
+}
+
+/// An nft that can be broken.
+struct Wrapper {
+    folder: tempfile::TempDir,
+}
+
+impl Wrapper {
+    /// Does what `line` of shell says, then what nft does.
+    fn new(line: &str) -> Self {
+        let wrapper = Self {
+            folder: tempfile::tempdir().unwrap(),
+        };
+        let script = format!("#!/bin/sh\n{line}\nexec nft \"$@\"\n");
+        fs::write(wrapper.path("nft"), script).unwrap();
+        fs::set_permissions(wrapper.path("nft"), Permissions::from_mode(0o755)).unwrap();
+        wrapper
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn open(&self) -> Nftables {
+        Nftables::open(Nft::new(self.path("nft")), options()).unwrap()
+    }
+
+    fn break_it(&self) {
+        fs::write(self.path("nft.broken"), "").unwrap();
+    }
+
+    fn mend(&self) {
+        fs::remove_file(self.path("nft.broken")).unwrap();
+    }
 }
 
 fn options() -> Options {

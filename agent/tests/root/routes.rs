@@ -14,7 +14,8 @@ fn way(to: &str) -> Way {
 
 fn make_ways() {
     run("ip link set lo up");
-    run("ip link add uplink type dummy");
+    run("ip link add uplink type veth peer name upstream");
+    run("ip link set upstream addrgenmode none up");
     // Nothing that the kernel adds later.
     run("ip link set uplink addrgenmode none up");
     run("ip addr add 192.0.2.1/24 dev uplink");

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use gate25::policy::loader::SetHash;
 use gate25::state::{LastKnownGood, MAX_FILE_BYTES, Saved, StateError, StoredSet};
+use gate25::trust::TrustError;
 use proptest::collection::vec;
 use proptest::prelude::{any, prop_assert_eq, proptest};
 use tempfile::TempDir;
@@ -263,7 +264,7 @@ fn directory_that_others_may_write_is_refused() {
         for result in results {
             match result {
                 Ok(()) => assert!(allowed, "{mode:o}"),
-                Err(StateError::Exposed(exposed)) => {
+                Err(StateError::Exposed(TrustError::Exposed(exposed))) => {
                     assert!(!allowed && exposed.path == dir.path(), "{mode:o}");
                 }
                 Err(error) => panic!("{error:?}"),
@@ -271,6 +272,30 @@ fn directory_that_others_may_write_is_refused() {
         }
     }
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn set_that_others_may_write_is_refused_but_shown() {
+    let (dir, store) = new();
+    store.save(&small()).unwrap();
+    fs::set_permissions(store.path(), fs::Permissions::from_mode(0o606)).unwrap();
+    let refused = store.load();
+    assert!(
+        matches!(refused, Err(StateError::Exposed(_))),
+        "{refused:?}"
+    );
+    assert_eq!(LastKnownGood::look(dir.path()).unwrap(), Some(small()));
+    // The next one takes its place.
+    assert_eq!(store.save(&small()).unwrap(), Saved::Written);
+    assert_eq!(store.load().unwrap(), Some(small()));
+}
+
+#[test]
+fn looking_where_nothing_is_kept_makes_nothing() {
+    let dir = TempDir::new().unwrap();
+    let none = dir.path().join("none");
+    assert_eq!(LastKnownGood::look(&none).unwrap(), None);
+    assert!(!none.exists());
 }
 
 #[test]

@@ -93,7 +93,7 @@ pub(super) enum Body {
     },
     /// A container; with a network of its own, its gateway's hardware address.
     Container {
-        container: Container,
+        container: Box<Container>,
         gateway: Option<Hardware>,
     },
 }

@@ -223,8 +223,11 @@ impl Machine {
     }
 }
 
-/// What is in front of a whole mark, the mark, and what is behind its line.
-fn split_at_mark(seen: &[u8]) -> (&[u8], Option<(&[u8], &[u8])>) {
+/// A whole mark, and what is behind its line.
+type Marked<'a> = (&'a [u8], &'a [u8]);
+
+/// What is in front of a mark, and the mark if it is whole.
+fn split_at_mark(seen: &[u8]) -> (&[u8], Option<Marked<'_>>) {
     let Some(start) = seen.iter().position(|byte| *byte == MARK) else {
         return (seen, None);
     };

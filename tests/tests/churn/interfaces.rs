@@ -111,19 +111,11 @@ pub(crate) fn name_changes_hands(times: u64) {
         wait_open(&meter, &agent, &exempt);
         agent.apply_policy("policy.yaml", &others.text()).unwrap();
         meter.phase(&format!("another's, round {round}")).unwrap();
-        // Every other time the agent gets to see both changes at once, and the index is the same.
-        let at_once = round % 2 == 1;
-        let index = at_once.then(|| world.index(NAME).unwrap());
-        if at_once {
-            agent.signal(Signal::SIGSTOP).unwrap();
-        }
-        host.ip(&format!("{}{}", exempt.line_out(), closed.line_in(index)))
-            .unwrap();
-        closed.up();
-        closed.wait_received(20);
-        if at_once {
-            agent.signal(Signal::SIGCONT).unwrap();
-        }
+        let seen = match round % 2 {
+            0 => Seen::AsTheyHappen,
+            _ => Seen::AtOnce,
+        };
+        replace(&mut agent, &exempt, &closed, seen);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "interface of an exempt customer's replaced by a blocked one's of the same name";
@@ -160,13 +152,7 @@ pub(crate) fn index_changes_hands(times: u64) {
         exempt.up();
         wait_open(&meter, &agent, &exempt);
         meter.phase(&format!("another's, round {round}")).unwrap();
-        let index = Some(world.index(EXEMPT).unwrap());
-        agent.signal(Signal::SIGSTOP).unwrap();
-        host.ip(&format!("{}{}", exempt.line_out(), closed.line_in(index)))
-            .unwrap();
-        closed.up();
-        closed.wait_received(20);
-        agent.signal(Signal::SIGCONT).unwrap();
+        replace(&mut agent, &exempt, &closed, Seen::AtOnce);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "index of an exempt customer's interface given to a blocked one's";
@@ -236,6 +222,31 @@ fn wait_open(meter: &Meter, agent: &Agent, exempt: &Plug<'_>) {
         Ok((seen()? > before + 20).then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+}
+
+/// How the agent gets to know of an interface that goes and one that comes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    AsTheyHappen,
+    /// Suspended meanwhile, and both have the same index.
+    AtOnce,
+}
+
+/// Puts the blocked guest's interface into the place of the exempt one's, and waits for its packets.
+#[track_caller]
+fn replace(agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) {
+    let world = exempt.world;
+    let index = (seen == Seen::AtOnce).then(|| world.index(exempt.name).unwrap());
+    if seen == Seen::AtOnce {
+        agent.signal(Signal::SIGSTOP).unwrap();
+    }
+    let lines = format!("{}{}", exempt.line_out(), closed.line_in(index));
+    world.hosting.hypervisor.ip(&lines).unwrap();
+    closed.up();
+    closed.wait_received(20);
+    if seen == Seen::AtOnce {
+        agent.signal(Signal::SIGCONT).unwrap();
+    }
 }
 
 /// The blocked guest goes on until it has its program, and for a while under it; then its interface

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
-use gate25_tests::{Accounts, Agent, May, Meter, PolicyText, Rounds, Trial, World, poll};
+use gate25_tests::{
+    Accounts, Agent, May, Meter, PolicyText, Privileges, Rounds, Settings, Trial, World, poll,
+};
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged, check_tight, wait_sent, watchful};
+use super::scene::{LIMIT, besieged_with, check_tight, wait_sent, watchful};
 
 /// Where the agent's pins are.
 const FOLDER: &str = "/sys/fs/bpf/gate25";
@@ -15,7 +17,12 @@ const FOLDER: &str = "/sys/fs/bpf/gate25";
 #[track_caller]
 pub(crate) fn removed(times: u64) {
     let world = World::new().unwrap();
-    let (mut meter, mut agent) = besieged(&world);
+    // Only root makes the folder again; system_privileges.rs tells how it is without him.
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..watchful(&world, "")
+    };
+    let (mut meter, mut agent) = besieged_with(&world, settings);
     let host = &world.hosting.hypervisor;
     let before = world.pinned_objects().unwrap();
     let mut rounds = Rounds::of(times).unwrap();

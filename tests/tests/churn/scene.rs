@@ -10,10 +10,14 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 /// The senders of [`Meter::prepare`] at work.
 #[track_caller]
 pub(crate) fn besieged(world: &World) -> (Meter, Agent) {
+    besieged_with(world, watchful(world, ""))
+}
+
+/// The same, and the agent has these settings.
+#[track_caller]
+pub(crate) fn besieged_with(world: &World, settings: Settings) -> (Meter, Agent) {
     let mut meter = Meter::prepare(world).unwrap();
-    let agent = world
-        .agent_with(watchful(world, ""), &closed(world))
-        .unwrap();
+    let agent = world.agent_with(settings, &closed(world)).unwrap();
     meter.attack(world, &agent).unwrap();
     (meter, agent)
 }

@@ -137,10 +137,12 @@ impl<'a> Player<'a> {
     /// not see frames.
     fn of(&self, trick: Trick) -> &[Target] {
         let [v4, _] = &self.targets;
-        match trick {
-            _ if trick.is_frame() && self.container.guest().is_none() => &[],
-            Trick::ChangedFamily => std::slice::from_ref(v4),
-            _ => &self.targets,
+        if trick.is_frame() && self.container.guest().is_none() {
+            &[]
+        } else if trick == Trick::ChangedFamily {
+            std::slice::from_ref(v4)
+        } else {
+            &self.targets
         }
     }
 }

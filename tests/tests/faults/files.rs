@@ -136,8 +136,8 @@ const FAULTS: [DirectoryFault; 8] = [
         fs::write(dir, "schema: 1\n").unwrap();
     }),
     ("unreadable", |dir| {
-        fs::set_permissions(dir.join(FILE), fs::Permissions::from_mode(0)).unwrap();
-        fs::set_permissions(dir, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(dir.join(FILE), fs::Permissions::from_mode(0o000)).unwrap();
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o000)).unwrap();
     }),
 ];
 

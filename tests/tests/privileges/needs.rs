@@ -272,6 +272,32 @@ fn socket_goes_to_its_group_if_the_agent_is_a_member_and_to_nobody_else_if_not()
     }
 }
 
+#[test]
+fn ports_below_1024_take_a_capability_and_nothing_else_waits_for_them() {
+    let world = World::new().unwrap();
+    let closed = world.guest(101, "tap101i0").unwrap();
+    let listen = Hosting::GATEWAY.v4_port(925);
+    let settings = |privileges| Settings {
+        privileges,
+        more: format!("notice: {{listen: [\"{listen}\"], text: closed}}\n"),
+        ..Settings::default()
+    };
+    let policy = PolicyText::default();
+    let mut agent = world
+        .agent_with(settings(Privileges::default()), &policy)
+        .unwrap();
+    world.check_closed(&closed).unwrap();
+    let told = |agent: &Agent, state: &str| {
+        let line = format!("{state} on {listen}");
+        let status = agent.command(&["status"])?;
+        Ok(status.out.contains(&line).then_some(()))
+    };
+    poll("the refusal", LIMIT, || told(&agent, "not listening")).unwrap();
+    *agent.settings() = settings(Privileges::and(&["net_bind_service"]));
+    agent.restart().unwrap();
+    poll("the listener", LIMIT, || told(&agent, "\tlistening")).unwrap();
+}
+
 /// What a thread may do.
 struct Thread {
     users: BTreeSet<u32>,

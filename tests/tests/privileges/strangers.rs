@@ -72,8 +72,9 @@ fn stranger_reads_and_changes_nothing_of_gate25s() {
         vec!["ip", "link", "set", "tap101i0", "name", "other0"],
     ] {
         let said = as_stranger(host, &attempt);
+        // Neither done, nor never tried for want of the program.
         assert!(
-            said.code.is_some_and(|code| code != 0),
+            said.code.is_some_and(|code| !matches!(code, 0 | 126 | 127)),
             "{attempt:?}: {said:?}"
         );
         let quotes_policy = said.out.contains("c-1") || said.err.contains("c-1");

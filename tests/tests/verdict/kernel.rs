@@ -1,9 +1,11 @@
 //! The program and its tables in a network namespace of their own.
 
 use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -28,13 +30,15 @@ use gate25_common::names;
 use gate25_common::redirect::{Hindrance, Hindrances};
 use gate25_common::returns::ReturnCounters;
 use gate25_common::testing::tables::MemoryTables;
-use gate25_tests::{Lab, NetNs};
+use gate25_tests::{Lab, NetNs, poll};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 
 /// The loopback interface of every namespace.
 pub(crate) const LOOPBACK: u32 = 1;
+/// A program is executed sooner than this.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Where the notice is told.
 pub(crate) const NOTICE: SocketAddr =
@@ -132,7 +136,16 @@ impl Kernel {
             };
             let nonlocal = format!("/proc/sys/net/{family}/ip_nonlocal_bind");
             fs::write(nonlocal, "1").expect("addresses of others can be bound");
-            let listener = TcpListener::bind(address).expect("the address is free");
+            // A program that another test starts has this one's sockets until it is executed.
+            let listener = poll(
+                "the address to be free",
+                LIMIT,
+                || match TcpListener::bind(address) {
+                    Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+                    other => Ok(Some(other?)),
+                },
+            )
+            .expect("the address is free");
             let mut responders: SockMap<_> = self.map(names::MAP_RESPONDERS);
             responders
                 .set(index, &listener, 0)

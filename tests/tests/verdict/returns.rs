@@ -374,6 +374,8 @@ fn led_elsewhere(blocked: Blocked, port: u16) {
     tables.policies.insert(CUSTOMER, policy);
     let mut kernel = Kernel::load_with(HostMode::Policy, Returns::Judged);
     kernel.fill(LOOPBACK, &tables);
+    // Nobody is led to a notice that is not told.
+    kernel.listen(&[(TARGET_V4, port).into()]);
     let syn = frame_v4(&Ipv4::to(SERVER_V4), &Tcp::syn(SMTP).bytes());
     assert_eq!(kernel.raw(&syn, Meta::default()).0, PASSED, "led there");
     let from = |source, port, flags| {

@@ -8,21 +8,33 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use super::{attempts, line};
+use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Layout, Reader, UNREACHABLE, is_root};
 use crate::control::host_connections;
 use crate::control::messages::{Kind, Teller};
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Version};
 use crate::kernel::bpf::place::Place;
+use crate::kernel::guard;
+use crate::kernel::nft::Nft;
+use crate::kernel::nftables::{self, NftablesError};
+use crate::kernel::removal::Removal;
+use crate::state::lock::ExclusiveLock;
 
 #[derive(Debug, Serialize)]
 struct Stopped {
     agent: Teller,
-    /// Whether any program is in place.
+    /// Whether any program, or table of backend nftables, is in place.
     enforcing: bool,
     /// Interfaces with a program.
     interfaces: u64,
     /// Cgroups with programs.
     cgroups: u64,
+    /// Tables of nftables that enforce.
+    nftables: Vec<String>,
+    /// Tables of the guard.
+    guard: Vec<String>,
+    /// What could not be found out.
+    unknown: Vec<String>,
     versions: Vec<Pinned>,
     connections: Option<BTreeMap<String, u64>>,
     foreign: Vec<String>,
@@ -47,6 +59,7 @@ struct Link {
 /// Prints what is left.
 pub(super) fn run(
     filesystem: &Path,
+    socket: &Path,
     reader: Reader,
     layout: Layout,
     console: &mut Console<'_>,
@@ -55,7 +68,17 @@ pub(super) fn run(
         console.say("the agent is not running; only root may see what it left in the kernel")?;
         return Ok(ExitCode::from(UNREACHABLE));
     }
-    let stopped = match look(filesystem) {
+    let leftover = Leftover::at(filesystem);
+    // Where there is no BPF filesystem, an agent locks the socket's folder. What is not there, nobody has
+    // locked.
+    let folders = [Some(leftover.folder()), socket.parent()];
+    let mut folders = folders.into_iter().flatten();
+    if folders.any(|folder| matches!(ExclusiveLock::is_held(folder), Ok(true))) {
+        let socket = socket.display();
+        console.say(&format!("an agent runs, but nobody serves {socket}"))?;
+        return Ok(ExitCode::from(UNREACHABLE));
+    }
+    let stopped = match look(&leftover) {
         Ok(stopped) => stopped,
         Err(error) => return console.complain(&error, UNREACHABLE),
     };
@@ -63,12 +86,34 @@ pub(super) fn run(
         Reader::Programs => console.json(&stopped)?,
         Reader::People => console.rows(layout, &[], &lines(&stopped))?,
     }
-    let nothing = stopped.versions.is_empty() && !stopped.enforcing;
-    Ok(ExitCode::from(if nothing { FAILED } else { UNREACHABLE }))
+    Ok(ExitCode::from(if stopped.is_nothing() {
+        FAILED
+    } else {
+        UNREACHABLE
+    }))
 }
 
-fn look(filesystem: &Path) -> Result<Stopped, LeftoverError> {
-    let leftover = Leftover::at(filesystem);
+impl Stopped {
+    /// Whether nothing of gate25 is known to be in the kernel.
+    fn is_nothing(&self) -> bool {
+        self.versions.is_empty() && !self.enforcing && self.guard.is_empty()
+    }
+}
+
+fn look(leftover: &Leftover) -> Result<Stopped, LeftoverError> {
+    let (nft, mut unknown) = (Nft::default(), Vec::new());
+    let nftables = match nftables::remove(&nft, Removal::DryRun) {
+        Ok(tables) => tables,
+        Err(NftablesError::Foreign) => Vec::new(),
+        Err(error) => {
+            unknown.push(in_full(&error));
+            Vec::new()
+        }
+    };
+    let guard = guard::remove(&nft, Removal::DryRun).unwrap_or_else(|error| {
+        unknown.push(in_full(&error));
+        Vec::new()
+    });
     let mut interfaces: BTreeSet<u32> = Leftover::filtered()?
         .into_iter()
         .map(|interface| interface.index)
@@ -91,9 +136,12 @@ fn look(filesystem: &Path) -> Result<Stopped, LeftoverError> {
     }
     Ok(Stopped {
         agent: Teller::Stopped,
-        enforcing: !interfaces.is_empty() || !cgroups.is_empty(),
+        enforcing: !interfaces.is_empty() || !cgroups.is_empty() || !nftables.is_empty(),
         interfaces: interfaces.len() as u64,
         cgroups: cgroups.len() as u64,
+        nftables,
+        guard,
+        unknown,
         versions,
         // A table may be missing, or of another layout.
         connections: leftover.host().ok().as_ref().map(host_connections),
@@ -142,28 +190,43 @@ fn pinned(version: Version) -> Pinned {
 fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
     let Stopped {
         agent: _,
-        enforcing,
+        enforcing: _,
         interfaces,
         cgroups,
+        nftables,
+        guard,
+        unknown,
         versions,
         connections,
         foreign,
     } = stopped;
     let mut lines = vec![line("agent", "not running".to_owned())];
-    if versions.is_empty() && !enforcing {
+    let unknown = unknown.iter().map(|why| line("unknown", why.clone()));
+    if stopped.is_nothing() {
         let text = "no: nothing of gate25 is in the kernel, nothing is refused";
         lines.push(line("enforcing", text.to_owned()));
+        lines.extend(unknown);
         return lines;
     }
+    let what = if nftables.is_empty() {
+        format!("programs on {interfaces} interfaces and {cgroups} cgroups")
+    } else {
+        format!("nftables table {}", nftables.join(", "))
+    };
     lines.push(line(
         "enforcing",
         format!(
-            "goes on without the agent: programs on {interfaces} interfaces and {cgroups} cgroups; \
-             new interfaces and changes of the policy wait for it"
+            "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
         ),
     ));
+    let in_place = match guard.is_empty() {
+        true => "not in place".to_owned(),
+        false => format!("in place: nftables tables {}", guard.join(", ")),
+    };
+    lines.push(line("guard", in_place));
     lines.push(line("exemptions", "end on time all the same".to_owned()));
     lines.push(line("connections", attempts(connections.as_ref())));
+    lines.extend(unknown);
     for pinned in versions {
         let Pinned {
             version,

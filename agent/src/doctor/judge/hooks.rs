@@ -65,7 +65,7 @@ pub(super) fn judge(coverage: &Coverage) -> Vec<Finding> {
 fn ours_of<'c>(chains: &'c [BaseChain], interface: &Interface) -> Option<&'c BaseChain> {
     let name = nftables::interface_chain(interface.index);
     chains.iter().find(|chain| {
-        chain.table == nftables::TABLE
+        chain.table == nftables::TABLE.name
             && chain.name == name
             && chain.is_at_ingress_of(&interface.name)
     })
@@ -166,7 +166,7 @@ impl Place<'_> {
         };
         let name = &self.interface.name;
         let before = self.chains.iter().filter(|chain| {
-            chain.table != nftables::TABLE
+            chain.table != nftables::TABLE.name
                 && chain.is_at_ingress_of(name)
                 && chain.priority <= ours.priority
         });

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::seen;
 use crate::doctor::facts::{Coverage, NftFacts, Role};
 use crate::doctor::findings::{Finding, Kind};
-use crate::guard::{self, Placement};
+use crate::guard::TABLES;
+use crate::kernel::guard::Placement;
 use crate::kernel::netfilter::{BaseChain, Family};
 use crate::kernel::nftables;
 
@@ -74,7 +75,8 @@ fn foreign(coverage: &Coverage) -> Vec<Finding> {
     };
     let mut tables: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for chain in chains {
-        let is_ours = [nftables::TABLE, guard::TABLE].contains(&chain.table.as_str());
+        let mut ours = TABLES.into_iter().chain([nftables::TABLE]);
+        let is_ours = ours.any(|table| table.name == chain.table);
         let concerns = match chain.family {
             Family::Bridge => true,
             Family::Netdev => guests(chain),

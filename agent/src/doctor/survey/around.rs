@@ -14,14 +14,17 @@ use serde_json::json;
 use crate::chain::in_full;
 use crate::control::client::Client;
 use crate::doctor::facts::{Agent, Host, Look, NftFacts, Policy};
-use crate::guard::{self, Guard};
+use crate::guard::Guard;
 use crate::kernel::bpf::features;
 use crate::kernel::bpf::leftover::Leftover;
 use crate::kernel::cgroups::{Attribution, CgroupError, Hierarchy, Layout, self_test};
-use crate::kernel::nft::{Nft, NftError};
+use crate::kernel::guard;
+use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables};
 use crate::kernel::services::{self, FOLDERS};
 use crate::kernel::surroundings::{self, Capability};
+use crate::netfilter::expression::{equal, field, reset};
+use crate::netfilter::{Commands, Family, Table};
 use crate::policy::Pattern;
 use crate::settings::{Backend, Settings};
 
@@ -82,7 +85,7 @@ pub(super) fn host(settings: &Settings, filesystem: &Path, agent: &Agent) -> Hos
                     .and_then(|process| surroundings::capabilities(Some(process))),
             )),
         },
-        needed: needed(wants_ebpf, !roots.is_empty()),
+        needed: needed(wants_ebpf),
         absent_roots: absent(settings, hierarchy.as_ref().ok()),
         misattributed: match &hierarchy {
             Ok(hierarchy) => match self_test(hierarchy) {
@@ -104,18 +107,12 @@ pub(super) fn host(settings: &Settings, filesystem: &Path, agent: &Agent) -> Hos
     }
 }
 
-/// What the agent needs for what the settings ask for.
-fn needed(wants_ebpf: bool, wants_containers: bool) -> BTreeSet<Capability> {
+/// What a running agent needs for what the settings ask for. `CAP_PERFMON` it gives up once the
+/// programs are loaded, and what it misses of the others' is a warning of its own.
+fn needed(wants_ebpf: bool) -> BTreeSet<Capability> {
     let mut needed = BTreeSet::from([Capability::NetAdmin]);
     if wants_ebpf {
-        needed.extend([Capability::Bpf, Capability::Perfmon]);
-    }
-    if wants_containers {
-        needed.extend([
-            Capability::DacReadSearch,
-            Capability::SysPtrace,
-            Capability::SysAdmin,
-        ]);
+        needed.insert(Capability::Bpf);
     }
     needed
 }
@@ -166,7 +163,7 @@ pub(super) fn nft(nft: &Nft, settings: &Settings, agent: &Agent) -> NftFacts {
     NftFacts {
         needed: guard.is_some() || by_nftables,
         unfit,
-        bridge_reject: is_there.then(|| nft.check_json(&bridge_reject()).is_ok()),
+        bridge_reject: is_there.then(|| nft.check(&bridge_reject()).is_ok()),
         mark_users: match (&guard, is_there) {
             (Some(guard), true) => text(guard::users(nft, guard.mark())),
             _ => Ok(Vec::new()),
@@ -177,38 +174,25 @@ pub(super) fn nft(nft: &Nft, settings: &Settings, agent: &Agent) -> NftFacts {
 }
 
 fn version(nft: &Nft) -> Look<Option<String>> {
-    match nft.list_json("list tables", &["tables"]) {
-        Ok(listed) => {
-            let objects = listed["nftables"].as_array().into_iter().flatten();
-            let mut versions = objects.filter_map(|it| it["metainfo"]["version"].as_str());
-            Ok(Some(versions.next().unwrap_or("unknown").to_owned()))
-        }
-        Err(error) if NftError::is_missing(&error) => Ok(None),
+    match nft.version() {
+        Ok(version) => Ok(Some(version.unwrap_or_else(|| "unknown".to_owned()))),
+        Err(error) if error.is_missing() => Ok(None),
         Err(error) => Err(in_full(&error)),
     }
 }
 
 /// A ruleset that is only checked: an answer to a bridged frame, which needs an option of the
 /// kernel's that is not everywhere.
-fn bridge_reject() -> serde_json::Value {
-    const NAME: &str = "gate25_probe";
-    let chain = json!({
-        "family": "bridge", "table": NAME, "name": "c",
-        "type": "filter", "hook": "prerouting", "prio": 0,
+fn bridge_reject() -> Commands {
+    let mut commands = Commands::of(Table {
+        family: Family::Bridge,
+        name: "gate25_probe",
     });
-    let reset = json!([
-        {"match": {
-            "op": "==",
-            "left": {"payload": {"protocol": "tcp", "field": "dport"}},
-            "right": 25,
-        }},
-        {"reject": {"type": "tcp reset"}},
-    ]);
-    json!({"nftables": [
-        {"add": {"table": {"family": "bridge", "name": NAME}}},
-        {"add": {"chain": chain}},
-        {"add": {"rule": {"family": "bridge", "table": NAME, "chain": "c", "expr": reset}}},
-    ]})
+    commands.make_table();
+    let chain = json!({"name": "c", "type": "filter", "hook": "prerouting", "prio": 0});
+    commands.command("add", "chain", chain);
+    commands.rules("c", vec![vec![equal(field("tcp", "dport"), 25), reset()]]);
+    commands
 }
 
 pub(super) fn policy(

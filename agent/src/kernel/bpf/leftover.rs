@@ -23,6 +23,7 @@ use super::tables::CounterTables;
 use crate::clock::ClockError;
 use crate::kernel::filter::{Filter, FilterError, Filters, Removed};
 use crate::kernel::links::{self, Interface, LinkError};
+use crate::kernel::removal::Removal;
 pub use folder::{Pinned, Survey, Version};
 
 /// Why what was left could not be read or removed.
@@ -75,15 +76,6 @@ pub struct Contents {
     pub cgroups: BTreeMap<u64, CustomerId>,
     /// What applies to customers.
     pub customers: BTreeMap<CustomerId, CustomerPolicy>,
-}
-
-/// Whether something is removed or only named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Removal {
-    /// It is removed.
-    Real,
-    /// It is named.
-    DryRun,
 }
 
 /// What was removed.

@@ -26,6 +26,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_TYPE_CGROUP: u32 = 3;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const MAX_PROGRAMS: usize = 64;
+/// More than any program of any version uses.
+const MAX_MAPS: usize = 64;
 
 /// What the kernel says of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -221,6 +223,36 @@ pub(super) fn describe<T>(object: BorrowedFd<'_>, info: &mut T) -> io::Result<()
         info: (&raw mut *info) as u64,
     };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr).map(drop)
+}
+
+/// The kernel's numbers of a program and of the tables that it uses.
+pub(super) fn program_and_maps(program: BorrowedFd<'_>) -> io::Result<(u32, Vec<u32>)> {
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        kind: u32,
+        id: u32,
+        tag: [u8; 8],
+        code_lengths: [u32; 2],
+        code: [u64; 2],
+        loaded: u64,
+        user: u32,
+        maps: u32,
+        map_ids: u64,
+    }
+    let mut ids = vec![0u32; MAX_MAPS];
+    let mut info = Info {
+        maps: MAX_MAPS as u32,
+        map_ids: ids.as_mut_ptr() as u64,
+        ..Info::default()
+    };
+    describe(program, &mut info)?;
+    let used = info.maps as usize;
+    if used > MAX_MAPS {
+        return Err(io::Error::from_raw_os_error(libc::E2BIG));
+    }
+    ids.truncate(used);
+    Ok((info.id, ids))
 }
 
 fn unknown() -> io::Error {

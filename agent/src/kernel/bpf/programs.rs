@@ -6,7 +6,6 @@ use std::path::Path;
 
 use aya::Ebpf;
 use aya::maps::MapInfo;
-use aya::programs::ProgramInfo;
 use gate25_common::names;
 use sha2::{Digest as _, Sha256};
 
@@ -119,15 +118,12 @@ fn reopen(path: &Path, name: &'static str, tables: &BTreeSet<u32>) -> Option<Pro
     if link::kind(fd.as_fd()).ok()? != Some(Object::Program) {
         return None;
     }
-    let info = ProgramInfo::from_pin(path).ok()?;
-    let used: BTreeSet<u32> = info.map_ids().ok()??.into_iter().collect();
+    // aya would open the program by its number for this, which takes CAP_SYS_ADMIN.
+    let (id, used) = link::program_and_maps(fd.as_fd()).ok()?;
+    let used: BTreeSet<u32> = used.into_iter().collect();
     // The one table that is not pinned holds the constants.
     let own = used.difference(tables).count();
-    (own <= 1 && used.len() > own).then(|| Program {
-        name,
-        fd,
-        id: info.id(),
-    })
+    (own <= 1 && used.len() > own).then(|| Program { name, fd, id })
 }
 
 /// The kernel's numbers of the tables that are pinned.

@@ -6,10 +6,11 @@ use gate25_common::decide::{HostMode, Reason, Verdict};
 use gate25_common::packet::Malformed;
 use serde_json::{Value, json};
 
-use super::expression::{Rule, attempt, count, equal, field, goto, meta};
 use super::names::{self, Asked};
-use super::ruleset::{Commands, Options};
+use super::ruleset::Options;
 use crate::dataplane::MapImage;
+use crate::netfilter::Commands;
+use crate::netfilter::expression::{Rule, attempt, count, equal, field, goto, meta};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 

@@ -1,8 +1,7 @@
 //! What our table counts.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
@@ -11,11 +10,11 @@ use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use gate25_common::returns::ReturnCounters;
-use serde_json::Value;
 
 use super::names::{self, TABLE};
 use crate::figures::{Figures, FiguresError};
-use crate::kernel::nft::{Nft, NftError};
+use crate::kernel::nft::Nft;
+use crate::kernel::tally::{Count, Tally};
 
 /// How long a reading for the host serves customers: nft tells of all at once.
 const FRESH: Duration = Duration::from_millis(500);
@@ -24,108 +23,30 @@ const ETHERNET_HEADER: u64 = 14;
 
 /// The counters, for whoever reports them while the backend works.
 #[derive(Clone)]
-pub struct Counters(Arc<Mutex<Reading>>);
-
-struct Reading {
-    nft: Nft,
-    read: Option<Instant>,
-    totals: BTreeMap<String, Total>,
-}
-
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-struct Count {
-    packets: u64,
-    bytes: u64,
-}
-
-/// A counter over all tables that had it: whoever flushes the ruleset takes the figures along.
-#[derive(Clone, Copy, Default)]
-struct Total {
-    before: Count,
-    now: Count,
-}
+pub struct Counters(Arc<Mutex<Tally>>);
 
 impl Counters {
     pub(super) fn new(nft: Nft) -> Self {
-        Self(Arc::new(Mutex::new(Reading {
-            nft,
-            read: None,
-            totals: BTreeMap::new(),
-        })))
+        Self(Arc::new(Mutex::new(Tally::new(nft, TABLE))))
     }
 
     /// The table is gone: counting begins anew.
     pub(super) fn lost(&self) {
-        for total in self.reading().totals.values_mut() {
-            total.close();
-        }
+        self.tally().lost();
     }
 
-    fn reading(&self) -> MutexGuard<'_, Reading> {
+    fn tally(&self) -> MutexGuard<'_, Tally> {
         // Nothing is left half-done when a reader panics.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn not_older_than(&self, age: Duration) -> Result<MutexGuard<'_, Reading>, FiguresError> {
-        let mut reading = self.reading();
-        let fresh = reading.read.is_some_and(|at| at.elapsed() < age);
-        if !fresh {
-            reading.read().map_err(FiguresError::new)?;
+    fn not_older_than(&self, age: Duration) -> Result<MutexGuard<'_, Tally>, FiguresError> {
+        let mut tally = self.tally();
+        if tally.age().is_none_or(|it| it >= age) {
+            tally.read().map_err(FiguresError::new)?;
         }
-        Ok(reading)
+        Ok(tally)
     }
-}
-
-impl Total {
-    fn close(&mut self) {
-        self.before.packets += self.now.packets;
-        self.before.bytes += self.now.bytes;
-        self.now = Count::default();
-    }
-
-    fn sum(&self) -> Count {
-        Count {
-            packets: self.before.packets + self.now.packets,
-            bytes: self.before.bytes + self.now.bytes,
-        }
-    }
-}
-
-impl Reading {
-    fn read(&mut self) -> Result<(), NftError> {
-        let listed = self
-            .nft
-            .list_json("list counters", &["counters", "table", "netdev", TABLE])?;
-        for (name, count) in counters(&listed) {
-            let total = self.totals.entry(name.to_owned()).or_default();
-            if count.packets < total.now.packets {
-                total.close();
-            }
-            total.now = count;
-        }
-        self.read = Some(Instant::now());
-        Ok(())
-    }
-
-    fn packets(&self, name: &str) -> u64 {
-        self.sum(name).packets
-    }
-
-    fn sum(&self, name: &str) -> Count {
-        self.totals.get(name).map(Total::sum).unwrap_or_default()
-    }
-}
-
-fn counters(listed: &Value) -> impl Iterator<Item = (&str, Count)> {
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    objects.filter_map(|object| {
-        let counter = object.get("counter")?;
-        let count = Count {
-            packets: counter["packets"].as_u64()?,
-            bytes: counter["bytes"].as_u64()?,
-        };
-        Some((counter["name"].as_str()?, count))
-    })
 }
 
 impl Figures for Counters {
@@ -155,7 +76,7 @@ impl Figures for Counters {
     fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
         let reading = self.not_older_than(FRESH)?;
         let known = names::of_customer(id, names::ALLOWLIST);
-        if !reading.totals.contains_key(&known) {
+        if !reading.has(&known) {
             return Ok(None);
         }
         let of = |what: &str| reading.packets(&names::of_customer(id, what));

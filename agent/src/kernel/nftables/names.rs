@@ -5,8 +5,13 @@ use gate25_common::address::Family;
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
 
+use crate::netfilter::{self, Table};
+
 /// The table.
-pub const TABLE: &str = "gate25";
+pub const TABLE: Table = Table {
+    family: netfilter::Family::Netdev,
+    name: "gate25",
+};
 /// A chain of this name, with the version behind it, says that the table is ours.
 pub(super) const MARKER: &str = "gate25_v";
 /// Raised when a counter of the same name would mean something else.

@@ -7,18 +7,16 @@ use gate25_common::packet::{ETHERTYPES_OF_TAGS, Malformed, PROTOCOL_LLC, Tunnel}
 
 use serde_json::{Value, json};
 
-use super::expression::{
-    Rule, and, any_of, at_least, below, between, count, equal, field, fragment, goto, leave, meta,
-    network, transport, unequal,
-};
 use super::names;
+use crate::netfilter::expression::{
+    self, AUTHENTICATION, ETHERTYPE_IPV4, ETHERTYPE_IPV6, FRAGMENT_OFFSET, Rule, TCP, and, any_of,
+    at_least, below, between, count, equal, field, fragment, goto, leave, meta, network, transport,
+    unequal,
+};
 
-/// `IP_OFFSET`, and with `IP_MF`.
-const FRAGMENT_OFFSET: u32 = 0x1fff;
-const ANY_FRAGMENT: u32 = 0x3fff;
+/// `IP_MF`.
 const MORE_FRAGMENTS: u32 = 0x2000;
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ANY_FRAGMENT: u32 = MORE_FRAGMENTS | FRAGMENT_OFFSET;
 /// Below, the field is a frame's length and an LLC header follows.
 const ETHERTYPE_MIN: u32 = 0x0600;
 const IPV4_WORDS: u32 = 5;
@@ -28,15 +26,13 @@ const TCP_HEADER: u32 = 20;
 /// Shorter buffers are in one piece: a tap splits those that do not fit a page of 4 KiB with the room
 /// that is left before them (`tun_alloc_skb`, `packet_alloc_skb`).
 const PAGED: u32 = 3800;
-const TCP: u16 = 6;
-const AUTHENTICATION: u16 = 51;
 /// Headers behind which TCP may follow. The kernel looks behind the first four only.
 const EXTENSIONS: [u16; 8] = [0, 43, 44, 60, AUTHENTICATION, 135, 139, 140];
 const WALKED_EXTENSIONS: [u16; 4] = [0, 43, 44, 60];
+/// As nft calls them.
+const NAMES_OF_WALKED: [&str; 4] = ["hbh", "rt", "frag", "dst"];
 /// What the kernel takes for the last header although TCP may follow.
 const UNKNOWN_EXTENSIONS: [u16; 4] = [AUTHENTICATION, 135, 139, 140];
-/// As in the guard: 64 bytes of check value and the fixed 12, in 32-bit words less two.
-const LONGEST_AH: u32 = 17;
 
 /// Every chain here with its rules.
 pub(super) fn chains(ports: &[u16]) -> Vec<(String, Vec<Rule>)> {
@@ -162,28 +158,11 @@ fn v4_short() -> Vec<Rule> {
     ]
 }
 
-/// Behind an authentication header (RFC 4302) ports can be read, and nothing else be judged. What
-/// is let go is marked, since the guard is shown the same.
+/// Behind an authentication header ports can be read, and nothing else be judged. What is let go is
+/// marked, since the guard is shown the same.
 fn v4_authenticated(ports: &Value) -> Vec<Rule> {
-    let mut rules = vec![
-        vec![
-            unequal(transport(0, 8), any_of([TCP, AUTHENTICATION])),
-            goto(names::PASS),
-        ],
-        vec![
-            equal(transport(0, 8), AUTHENTICATION),
-            refuse(Malformed::Extensions),
-        ],
-    ];
-    rules.extend((1..=LONGEST_AH).map(|length| {
-        vec![
-            equal(transport(8, 8), length),
-            unequal(transport((length + 2) * 32 + 16, 16), ports.clone()),
-            goto(names::PASS),
-        ]
-    }));
-    rules.push(vec![refuse(Malformed::Extensions)]);
-    rules
+    let stop = vec![refuse(Malformed::Extensions)];
+    expression::authenticated(ports, &goto(names::PASS), &stop)
 }
 
 fn v6() -> Vec<Rule> {
@@ -225,13 +204,44 @@ fn v6_plain(ports: &Value) -> Vec<Rule> {
 /// Behind extension headers, as far as the kernel walks them. What is let go is marked: the guard does
 /// not walk so far.
 fn v6_headers() -> Vec<Rule> {
+    let (first, second) = (|| network(48, 8), || network(IPV6_HEADER * 8, 8));
+    let more = || any_of(EXTENSIONS.into_iter().chain([TCP]));
     let mut rules = vec![
-        // The kernel's walk (`ipv6_find_hdr`) begins with what it does not bring into the packet's
-        // first piece of memory. A driver may leave it outside where a buffer is larger than a page.
+        // The kernel's walk (`ipv6_find_hdr`) reads the first header's number without bringing it into
+        // the packet's first piece of memory. A driver may leave it outside where a buffer is larger
+        // than a page: these are judged by what is certain.
+        vec![
+            at_least(meta("length"), PAGED),
+            unequal(second(), more()),
+            goto(names::PASS),
+        ],
         vec![
             at_least(meta("length"), PAGED),
             refuse(Malformed::Extensions),
         ],
+    ];
+    // A packet socket may leave it outside in any packet: then the walk began elsewhere.
+    rules.extend(
+        WALKED_EXTENSIONS
+            .into_iter()
+            .zip(NAMES_OF_WALKED)
+            .map(|(number, name)| {
+                let header = json!({"exthdr": {"name": name}});
+                vec![
+                    equal(first(), number),
+                    equal(header, false),
+                    refuse(Malformed::Truncated),
+                ]
+            }),
+    );
+    rules.extend(UNKNOWN_EXTENSIONS.map(|number| {
+        vec![
+            equal(first(), number),
+            unequal(meta("l4proto"), number),
+            refuse(Malformed::Truncated),
+        ]
+    }));
+    rules.extend([
         // The kernel shows the first fragment header only, and another may follow.
         vec![
             equal(fragment("nexthdr"), any_of(WALKED_EXTENSIONS)),
@@ -249,14 +259,14 @@ fn v6_headers() -> Vec<Rule> {
         vec![equal(meta("l4proto"), "tcp"), goto("v6tcp")],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
-            unequal(transport(0, 8), any_of(EXTENSIONS.into_iter().chain([TCP]))),
+            unequal(transport(0, 8), more()),
             goto(names::PASS),
         ],
         vec![
             equal(meta("l4proto"), any_of(UNKNOWN_EXTENSIONS)),
             refuse(Malformed::Extensions),
         ],
-    ];
+    ]);
     rules.extend(Tunnel::ALL.map(|tunnel| {
         let protocol = equal(meta("l4proto"), tunnel.protocol());
         vec![protocol, count(&names::tunnel(tunnel)), goto(names::PASS)]

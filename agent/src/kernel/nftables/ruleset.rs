@@ -9,18 +9,16 @@ use gate25_common::packet::{Malformed, Tunnel};
 use serde_json::{Value, json};
 
 use super::customers::{exemptions, put_customer, remove_customer, remove_gates};
-use super::expression::{
-    Rule, accept, attempt, count, discard, equal, goto, jump, lookup, mark, meta, reset, unequal,
-};
 use super::names::{self, Asked, TABLE};
 use super::parse;
 use super::prefixes::{Range, addresses};
 use crate::compile::Prefix;
 use crate::dataplane::{MapImage, Step};
 use crate::guard::Mark;
-
-/// The order among other people's ingress chains: before them, as the guard is elsewhere.
-const PRIORITY: i32 = -450;
+use crate::netfilter::expression::{
+    Rule, accept, attempt, count, discard, equal, goto, jump, lookup, mark, meta, reset, unequal,
+};
+use crate::netfilter::{Commands, PRIORITY};
 
 /// What the rules depend on besides the policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,46 +53,27 @@ pub struct Existing {
     pub maps: BTreeSet<String>,
 }
 
-/// Commands in one transaction.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Commands(Vec<Value>);
-
-impl Commands {
-    /// As nft takes them.
-    #[must_use]
-    pub fn to_json(&self) -> Value {
-        json!({"nftables": self.0})
-    }
-
-    /// Whether there is nothing to do.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// Does `other` afterwards, in the same transaction.
-    pub fn append(&mut self, other: Self) {
-        self.0.extend(other.0);
-    }
-
-    pub(super) fn command(&mut self, verb: &str, kind: &str, mut object: Value) {
-        object["family"] = json!("netdev");
-        if kind == "table" {
-            object["name"] = json!(TABLE);
-        } else {
-            object["table"] = json!(TABLE);
+impl Existing {
+    /// What nft lists.
+    pub(super) fn listed(listing: &Value) -> Self {
+        let mut existing = Self::default();
+        let objects = listing["nftables"].as_array().into_iter().flatten();
+        for (kind, object) in objects.filter_map(Value::as_object).flatten() {
+            let names = match kind.as_str() {
+                "chain" => &mut existing.chains,
+                "set" => &mut existing.sets,
+                "map" => &mut existing.maps,
+                _ => continue,
+            };
+            names.extend(object["name"].as_str().map(str::to_owned));
         }
-        self.0.push(json!({verb: {kind: object}}));
+        existing
     }
 
-    pub(super) fn named(&mut self, verb: &str, kind: &str, name: &str) {
-        self.command(verb, kind, json!({"name": name}));
-    }
-
-    pub(super) fn rules(&mut self, chain: &str, rules: Vec<Rule>) {
-        for rule in rules {
-            self.command("add", "rule", json!({"chain": chain, "expr": rule}));
-        }
+    /// Whether an agent has made the table.
+    pub(super) fn is_ours(&self) -> bool {
+        let mut chains = self.chains.iter();
+        chains.any(|chain| chain.starts_with(names::MARKER))
     }
 }
 
@@ -151,8 +130,8 @@ pub fn concerning(image: &MapImage) -> MapImage {
 /// clock; `hooked` are the interfaces whose chains stay.
 #[must_use]
 pub fn replacement(options: &Options, existing: &Existing, image: &MapImage, now: u64) -> Commands {
-    let mut commands = Commands::default();
-    commands.command("add", "table", json!({}));
+    let mut commands = Commands::of(TABLE);
+    commands.make_table();
     clear(&mut commands, existing);
     commands.command("add", "chain", json!({"name": names::marker()}));
     skeleton(&mut commands, options);
@@ -179,7 +158,7 @@ pub fn changes(
     (current, wanted): (&MapImage, &MapImage),
     now: u64,
 ) -> Commands {
-    let mut commands = Commands::default();
+    let mut commands = Commands::of(TABLE);
     for step in steps {
         match step {
             Step::AddSet(id, prefixes) => add_set(&mut commands, *id, prefixes),
@@ -223,7 +202,7 @@ pub fn renewals(
     of: &BTreeSet<CustomerId>,
     now: u64,
 ) -> Commands {
-    let mut commands = Commands::default();
+    let mut commands = Commands::of(TABLE);
     for id in of {
         if let Some(policy) = image.customers.get(id) {
             put_customer(&mut commands, options, (*id, policy), image, now);
@@ -253,7 +232,7 @@ pub fn hook(index: u32, name: &str) -> Commands {
 #[must_use]
 pub fn unhook(index: u32) -> Commands {
     let chain = names::interface_chain(index);
-    let mut commands = Commands::default();
+    let mut commands = Commands::of(TABLE);
     // What is not there cannot be deleted.
     for verb in ["add", "flush", "delete"] {
         commands.named(verb, "chain", &chain);
@@ -261,12 +240,11 @@ pub fn unhook(index: u32) -> Commands {
     commands
 }
 
-/// Takes the table away.
+/// Takes the table away, whether it is there or not.
 #[must_use]
 pub fn removal() -> Commands {
-    let mut commands = Commands::default();
-    commands.command("add", "table", json!({}));
-    commands.command("delete", "table", json!({}));
+    let mut commands = Commands::of(TABLE);
+    commands.remove_table();
     commands
 }
 

@@ -396,6 +396,75 @@ pub fn frame_v6(ip: &Ipv6, payload: &[u8]) -> Vec<u8> {
     ethernet(&[], IPV6, &ip.with(payload))
 }
 
+/// An Ethernet frame with TCP behind an authentication header (RFC 4302) in IPv4.
+pub fn authenticated_v4(segment: &[u8]) -> Vec<u8> {
+    const AUTHENTICATION: u8 = 51;
+    const TCP: u8 = 6;
+    // The length in words less two, reserved; an index, a sequence number, a check value.
+    let mut payload = vec![TCP, 4, 0, 0];
+    payload.resize(24, 0);
+    payload.extend(segment);
+    let header = Ipv4 {
+        protocol: AUTHENTICATION,
+        ..Ipv4::to(SERVER_V4)
+    };
+    frame_v4(&header, &payload)
+}
+
+/// Frames that are nobody's business while this port is guarded and `port` is not, by their names.
+pub fn unguarded(guarded: u16, port: u16) -> Vec<(&'static str, Vec<u8>)> {
+    let (segment, guarded) = (Tcp::syn(port).bytes(), Tcp::syn(guarded).bytes());
+    let v4 = Ipv4::to(SERVER_V4);
+    let of = |protocol| Ipv4 {
+        protocol,
+        ..v4.clone()
+    };
+    let later = Ipv4 {
+        fragment: 2,
+        ..v4.clone()
+    };
+    let options = Ipv4 {
+        options: vec![1, 1, 1, 0],
+        ..v4.clone()
+    };
+    let later_v6 = Extension::Fragment {
+        offset: 2,
+        more: false,
+    };
+    let through = |extension| Ipv6::through(SERVER_V6, &[extension]);
+    let tagged = |ethertype, packet: &[u8]| ethernet(&[Step::Tag(TAG, 5)], ethertype, packet);
+    let datagram = [0x9c, 0x40, 0, 25, 0, 8, 0, 0];
+    let mut spanning_tree = ethernet(&[], 38, &[0x42, 0x42, 3]);
+    spanning_tree.resize(60, 0);
+    vec![
+        ("another port", frame_v4(&v4, &segment)),
+        ("another port behind options", frame_v4(&options, &segment)),
+        (
+            "another port over IPv6",
+            frame_v6(&Ipv6::to(SERVER_V6), &segment),
+        ),
+        (
+            "another port behind IPv6 options",
+            frame_v6(&through(Extension::HOP_BY_HOP), &segment),
+        ),
+        ("another port in AH", authenticated_v4(&segment)),
+        ("another port in a tag", tagged(IPV4, &v4.with(&segment))),
+        ("UDP", frame_v4(&of(17), &datagram)),
+        ("a tunnel", frame_v4(&of(4), &v4.with(&guarded))),
+        ("a later fragment", frame_v4(&later, &guarded)),
+        (
+            "a later fragment over IPv6",
+            frame_v6(&through(later_v6), &guarded),
+        ),
+        (
+            "a later fragment over IPv6 in a tag",
+            tagged(IPV6, &through(later_v6).with(&guarded)),
+        ),
+        ("ARP", ethernet(&[], 0x0806, &[0; 28])),
+        ("LLC without SNAP", spanning_tree),
+    ]
+}
+
 /// A frame as the kernel holds it: its first `linear` bytes can be read directly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryFrame {

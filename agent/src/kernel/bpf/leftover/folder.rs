@@ -6,9 +6,10 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{LeftoverError, Removal, Removals, failed, objects};
+use super::{LeftoverError, Removals, failed, objects};
 use crate::kernel::bpf::pins::{LINKS, PROGRAMS, version};
 use crate::kernel::bpf::place::{Place, canonical};
+use crate::kernel::removal::Removal;
 
 /// Bytes that the kernel keeps of a name.
 const NAME_BYTES: usize = 15;

@@ -7,8 +7,9 @@ use std::thread;
 use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
-use super::{FAMILIES, Guard, TABLE};
-use crate::kernel::nft::{Nft, NftError, family_word};
+use crate::guard::{Guard, TABLES};
+use crate::kernel::nft::{Nft, NftError};
+use crate::netfilter::Table;
 
 /// How the guard is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,12 +47,10 @@ type Chains = BTreeMap<String, (Value, Vec<Value>)>;
 pub fn placement(nft: &Nft, guard: &Guard) -> Result<Placement, CheckError> {
     let mut there = Chains::new();
     let mut missing = Vec::new();
-    for family in FAMILIES {
-        let word = family_word(family);
-        if nft.has_table(family, TABLE)? {
-            there.extend(chains(nft, word)?);
-        } else {
-            missing.push(format!("{word} {TABLE}"));
+    for table in TABLES {
+        match nft.table(table)? {
+            Some(listed) => there.extend(chains(table, &listed)),
+            None => missing.push(table.to_string()),
         }
     }
     if !missing.is_empty() {
@@ -74,8 +73,10 @@ fn wanted(nft: &Nft, guard: &Guard) -> Result<Chains, CheckError> {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|error| CheckError::Namespace(error.into()))?;
         nft.apply(&guard.commands())?;
         let mut wanted = Chains::new();
-        for family in FAMILIES {
-            wanted.extend(chains(nft, family_word(family))?);
+        for table in TABLES {
+            if let Some(listed) = nft.table(table)? {
+                wanted.extend(chains(table, &listed));
+            }
         }
         Ok(wanted)
     };
@@ -84,40 +85,30 @@ fn wanted(nft: &Nft, guard: &Guard) -> Result<Chains, CheckError> {
     ended.map_err(|_panic| CheckError::Thread)?
 }
 
-fn chains(nft: &Nft, family: &str) -> Result<Chains, NftError> {
-    let listed = nft.list_json("list a table", &["table", family, TABLE])?;
+fn chains(table: Table, listed: &Value) -> Chains {
     let mut chains = Chains::new();
     let objects = listed["nftables"].as_array().into_iter().flatten();
     for object in objects {
         if let Some(chain) = object.get("chain") {
-            let name = named(family, &chain["name"]);
+            let name = named(table, &chain["name"]);
             chains.entry(name).or_default().0 = timeless(chain.clone());
         } else if let Some(rule) = object.get("rule") {
-            let name = named(family, &rule["chain"]);
-            chains
-                .entry(name)
-                .or_default()
-                .1
-                .push(timeless(rule.clone()));
+            let name = named(table, &rule["chain"]);
+            let rules = &mut chains.entry(name).or_default().1;
+            rules.push(timeless(rule.clone()));
         }
     }
-    Ok(chains)
+    chains
 }
 
-fn named(family: &str, chain: &Value) -> String {
-    format!("{family} {TABLE} {}", chain.as_str().unwrap_or("?"))
+fn named(table: Table, chain: &Value) -> String {
+    format!("{table} {}", chain.as_str().unwrap_or("?"))
 }
 
 /// Without what differs between two that are alike.
 fn timeless(mut object: Value) -> Value {
     if let Some(fields) = object.as_object_mut() {
         fields.remove("handle");
-    }
-    let statements = object.get_mut("expr").and_then(Value::as_array_mut);
-    for statement in statements.into_iter().flatten() {
-        if let Some(counter) = statement.get_mut("counter") {
-            *counter = Value::Null;
-        }
     }
     object
 }
