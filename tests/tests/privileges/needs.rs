@@ -276,7 +276,7 @@ fn socket_goes_to_its_group_if_the_agent_is_a_member_and_to_nobody_else_if_not()
 fn ports_below_1024_take_a_capability_and_nothing_else_waits_for_them() {
     let world = World::new().unwrap();
     let closed = world.guest(101, "tap101i0").unwrap();
-    let listen = "127.0.0.1:925";
+    let listen = Hosting::GATEWAY.v4_port(925);
     let settings = |privileges| Settings {
         privileges,
         more: format!("notice: {{listen: [\"{listen}\"], text: closed}}\n"),
