@@ -59,3 +59,25 @@ impl Iterator for Rounds {
         more.then_some(round)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rounds_of_three_are_three_and_counted_as_they_begin() {
+        let end = End::Times(3);
+        let mut rounds = Rounds { begun: 0, end };
+        assert_eq!(rounds.next(), Some(0));
+        assert_eq!(rounds.begun(), 1);
+        assert_eq!(rounds.by_ref().collect::<Vec<_>>(), [1, 2]);
+        assert_eq!(rounds.begun(), 3);
+    }
+
+    #[test]
+    fn rounds_of_a_soak_whose_time_is_up_are_one() {
+        let end = End::At(Instant::now());
+        let rounds = Rounds { begun: 0, end };
+        assert_eq!(rounds.collect::<Vec<_>>(), [0]);
+    }
+}

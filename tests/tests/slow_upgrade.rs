@@ -5,7 +5,7 @@
 #[path = "faults/besieged.rs"]
 mod besieged;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use gate25_tests::{Accounts, Build, Rounds, Trial, World};
 use nix::sys::signal::Signal;
@@ -44,6 +44,7 @@ fn upgraded(other: Build, what: &str, accounts: Accounts, older: Counters) {
         let build = if round % 2 == 0 { other } else { Build::This };
         meter.phase(&format!("{build:?}, round {round}")).unwrap();
         let before = agent.metrics().unwrap();
+        let attached = (round < 2).then(|| programs(&world));
         // As a package does it, and as somebody in a hurry.
         let signal = if round % 3 == 0 {
             Signal::SIGKILL
@@ -58,6 +59,9 @@ fn upgraded(other: Build, what: &str, accounts: Accounts, older: Counters) {
         }
         agent.settings().build = build;
         agent.restart().unwrap();
+        if let Some(attached) = attached {
+            assert_ne!(programs(&world), attached, "{build:?} takes over as it is");
+        }
         if build == other || older == Counters::GoOn {
             agent.metrics().unwrap().check_not_below(&before).unwrap();
         }
@@ -66,4 +70,13 @@ fn upgraded(other: Build, what: &str, accounts: Accounts, older: Counters) {
     meter
         .judge(&agent, Trial::Fault, what, rounds.begun(), accounts)
         .unwrap();
+}
+
+/// The numbers of the programs that are pinned, by where.
+#[track_caller]
+fn programs(world: &World) -> BTreeMap<PathBuf, u64> {
+    let mut objects = world.pinned_objects().unwrap();
+    objects.retain(|path, _| path.to_string_lossy().contains("/programs/"));
+    assert!(!objects.is_empty());
+    objects
 }

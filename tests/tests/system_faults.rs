@@ -19,7 +19,7 @@ fn agent_killed_at_random_moments_lets_nothing_through_and_cuts_nothing() {
 
 #[test]
 fn start_killed_at_any_kernel_call_opens_nothing() {
-    kills::in_a_start(10);
+    kills::in_a_start(20);
 }
 
 #[test]

@@ -78,14 +78,6 @@ pub(crate) fn directory_taken_away(times: u64) {
     let mut meter = Meter::prepare(&world).unwrap();
     let settings = Settings {
         more: RESCANNED.to_owned(),
-        // Root reads what nobody may read, unless told not to.
-        wrapper: [
-            "setpriv",
-            "--bounding-set",
-            "-dac_override,-dac_read_search",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
         ..world.settings()
     };
     let mut agent = world.agent_with(settings, &closed(&world)).unwrap();
