@@ -58,8 +58,15 @@ impl Survey {
     /// Everything. `mistakes` is what is wrong with the policy's files.
     #[must_use]
     pub fn facts(&self, agent: Agent, mistakes: Look<Option<(String, usize)>>) -> Facts {
+        let mut coverage = self.coverage(&BTreeSet::new(), Sampling::Moment);
+        // Whoever asks is told; an agent that may not see them leaves them to him.
+        if let Ok(machines) = &coverage.machines
+            && machines.iter().any(|machine| machine.taps.is_none())
+        {
+            coverage.machines = Err("their taps are shown to root alone".to_owned());
+        }
         Facts {
-            coverage: self.coverage(&BTreeSet::new(), Sampling::Moment),
+            coverage,
             host: around::host(&self.settings, &self.filesystem, &agent),
             nft: around::nft(&self.nft, &self.settings, &agent),
             policy: around::policy(&self.settings, &agent, mistakes),

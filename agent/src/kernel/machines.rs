@@ -25,16 +25,15 @@ pub struct Machine {
     pub bypasses: Vec<String>,
     /// Addresses of PCI functions that it has taken over.
     pub functions: Vec<String>,
-    /// Taps that it holds open.
-    pub taps: BTreeSet<String>,
+    /// Taps that it holds open; unknown without `CAP_SYS_PTRACE`, for another user's process.
+    pub taps: Option<BTreeSet<String>>,
 }
 
 /// The QEMU processes whose network namespace is that of the calling thread. What ends meanwhile
 /// is left out.
 ///
 /// # Errors
-/// When procfs, mounted at `procfs`, cannot be read; another user's processes need
-/// `CAP_SYS_PTRACE`.
+/// When procfs, mounted at `procfs`, cannot be read.
 pub fn machines(procfs: &Path) -> io::Result<Vec<Machine>> {
     let own = namespace(&procfs.join("thread-self"))?;
     let mut machines = Vec::new();
@@ -71,13 +70,18 @@ fn machine(process: u32, folder: &Path, own: (u64, u64)) -> io::Result<Option<Ma
         name,
         bypasses,
         functions,
-        taps: taps(folder)?,
+        taps: match taps(folder) {
+            Ok(taps) => Some(taps),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => None,
+            Err(error) => return Err(error),
+        },
     }))
 }
 
-/// Device and number of the network namespace.
+/// What tells the network namespace from others: a file that everybody may look at, as not
+/// everybody may at `ns/net`.
 fn namespace(process: &Path) -> io::Result<(u64, u64)> {
-    let found = stat(&process.join("ns/net"))?;
+    let found = stat(&process.join("net/dev"))?;
     Ok((found.st_dev, found.st_ino))
 }
 

@@ -94,7 +94,7 @@ fn guest_is_silent_only_where_its_machine_runs_and_its_link_is_up() {
             name: String::new(),
             bypasses: Vec::new(),
             functions: Vec::new(),
-            taps: [tap.to_owned()].into(),
+            taps: Some([tap.to_owned()].into()),
         }]
     };
     let mut facts = healthy();

@@ -244,7 +244,7 @@ fn machine() -> Machine {
         name: "web1".to_owned(),
         bypasses: Vec::new(),
         functions: Vec::new(),
-        taps: BTreeSet::from([TAP_NAME.to_owned()]),
+        taps: Some(BTreeSet::from([TAP_NAME.to_owned()])),
     }
 }
 

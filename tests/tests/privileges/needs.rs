@@ -3,7 +3,8 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::chown, time::Duration};
 
 use gate25_tests::{
-    Agent, Hosting, NetNs, Network, Outcome, PolicyText, Privileges, Settings, User, World, poll,
+    Agent, ForeignLink, Hosting, NetNs, Network, Outcome, PolicyText, Privileges, Settings, User,
+    World, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -270,6 +271,27 @@ fn socket_goes_to_its_group_if_the_agent_is_a_member_and_to_nobody_else_if_not()
         assert_eq!(warned, mode == "600", "{}", agent.log());
         agent.stop().unwrap();
     }
+}
+
+#[test]
+fn findings_of_an_agent_that_is_not_root_are_told_and_leave_nothing_out() {
+    let world = World::new().unwrap();
+    let _guest = world.guest(101, "tap101i0").unwrap();
+    let settings = Settings {
+        // Nobody is told of a program before ours.
+        more: "reload: {rescan: 1s}\n".to_owned(),
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let name = "gate25_coverage_findings";
+    let index = world.index("tap101i0").unwrap();
+    let _before = ForeignLink::tcx_first(&world.hosting.hypervisor, index).unwrap();
+    let found = [("kind", "program-not-first")];
+    agent
+        .wait_metric(name, &found, LIMIT, |count| count == 1.0)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    let unseen = [("kind", "not-examined")];
+    assert_eq!(agent.metrics().unwrap().sum(name, &unseen), Some(0.0));
 }
 
 #[test]

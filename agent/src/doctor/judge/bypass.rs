@@ -83,8 +83,11 @@ fn silent(interface: &Interface, machine: &Machine) -> Option<Finding> {
         received,
         ..
     } = interface;
-    let is_silent =
-        *role == Role::Workload && *carrier && *received == 0 && machine.taps.contains(name);
+    let taps = machine.taps.as_ref();
+    let is_silent = *role == Role::Workload
+        && *carrier
+        && *received == 0
+        && taps.is_some_and(|taps| taps.contains(name));
     is_silent.then(|| {
         let message = format!("{} runs and nothing ever arrived by it", called(machine));
         Finding::new(Kind::GuestSilent, name, message)

@@ -19,9 +19,9 @@ const NAME_BYTES: usize = 16;
 pub struct Program {
     /// The kernel's number of it.
     pub number: u32,
-    /// The name it was loaded with; empty for none.
+    /// The name it was loaded with; empty for none, and where the kernel does not tell.
     pub name: String,
-    /// The digest of its instructions, hexadecimal.
+    /// The digest of its instructions, hexadecimal; empty where the kernel does not tell.
     pub tag: String,
     /// How often it ran while the kernel counted that.
     pub runs: u64,
@@ -36,6 +36,7 @@ impl fmt::Display for Program {
             runs: _,
         } = self;
         match name.as_str() {
+            "" if tag.is_empty() => write!(f, "program {number}"),
             "" => write!(f, "program {number} (tag {tag})"),
             name => write!(f, "program {number} {name} (tag {tag})"),
         }
@@ -49,10 +50,11 @@ pub struct Catalogue {
 }
 
 impl Catalogue {
-    /// The program of this number; `None` if it is gone.
+    /// The program of this number; `None` if it is gone. Without `CAP_SYS_ADMIN` the kernel tells no
+    /// more than the number.
     ///
     /// # Errors
-    /// What the kernel said: asking needs `CAP_SYS_ADMIN`, or `CAP_BPF` since 5.8.
+    /// What the kernel said.
     pub fn program(&mut self, number: u32) -> io::Result<Option<Program>> {
         if let Some(program) = self.known.get(&number) {
             return Ok(Some(program.clone()));
@@ -63,6 +65,12 @@ impl Catalogue {
                 Ok(Some(program))
             }
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => Ok(Some(Program {
+                number,
+                name: String::new(),
+                tag: String::new(),
+                runs: 0,
+            })),
             Err(error) => Err(error),
         }
     }
