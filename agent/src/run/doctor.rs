@@ -26,7 +26,11 @@ pub(super) struct Doctor {
     due: Option<Instant>,
     rested: Option<Instant>,
     task: Option<JoinHandle<(Vec<Finding>, Duration)>>,
+    /// What is told.
     known: Vec<Finding>,
+    /// What the last look has found for the first time: interfaces come and go under a look, so the
+    /// next one has to find it again before it is told.
+    suspected: Vec<Finding>,
 }
 
 /// What is next.
@@ -46,6 +50,7 @@ impl Doctor {
             rested: None,
             task: None,
             known: Vec::new(),
+            suspected: Vec::new(),
         }
     }
 
@@ -88,10 +93,17 @@ impl Doctor {
         Next::Due
     }
 
-    fn found(&mut self, findings: Vec<Finding>) -> Examined {
+    fn found(&mut self, looked: Vec<Finding>) -> Examined {
         let is_in = |finding: &Finding, list: &[Finding]| {
             list.iter().any(|it| it.is_about_the_same(finding))
         };
+        let (findings, suspected): (Vec<_>, Vec<_>) = looked
+            .into_iter()
+            .partition(|it| is_in(it, &self.known) || is_in(it, &self.suspected));
+        if !suspected.is_empty() {
+            self.soon();
+        }
+        self.suspected = suspected;
         for finding in findings.iter().filter(|it| !is_in(it, &self.known)) {
             let Finding {
                 severity,
