@@ -10,6 +10,7 @@ mod builds;
 mod cargo;
 mod demo;
 mod document;
+mod fuzz;
 mod kernels;
 mod ledger;
 mod lint;
@@ -38,6 +39,8 @@ enum Command {
     Vm(vm::Options),
     /// Repeat the faults under the leak meter until the time is up.
     Soak(soak::Options),
+    /// Feed the parser, the policy loader and the settings with anything.
+    Fuzz(fuzz::Options),
     /// Check format, lints and shell scripts: the first tier of `test`.
     Lint,
     /// Connect as told, inside a container.
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Fuzz(options) => fuzz::command(&options),
         Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
         Command::Tenant { args } => gate25_tests::tenant(&args).map(|()| ExitCode::SUCCESS),
         Command::Pump => gate25_tests::pump_stdio().map(|()| ExitCode::SUCCESS),

@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 use crate::{
     binaries, builds,
     cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
-    document,
+    document, fuzz,
     kernels::{self, Series},
     ledger::{self, Ledger},
     lint, vm,
@@ -54,6 +54,8 @@ pub(crate) enum Tier {
     Object,
     /// Packets through the kernel programs and the pure function.
     Verdict,
+    /// Anything at all as packets, policies and settings, for some seconds each.
+    Fuzz,
     /// Namespaces, real mail servers and clients.
     System,
     /// What takes minutes.
@@ -70,6 +72,7 @@ impl Tier {
             Self::Unit => "unit",
             Self::Object => "object",
             Self::Verdict => "verdict",
+            Self::Fuzz => "fuzz",
             Self::System => "system",
             Self::Slow => "slow",
             Self::Matrix => "matrix",
@@ -137,6 +140,7 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
     match tier {
         Tier::Lint => lint::run(),
         Tier::Unit => unit(options),
+        Tier::Fuzz => fuzz::run(&fuzz::Options::short(options.filter.clone())),
         Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => {
             root_tests(tier, options, ledger)
         }
@@ -209,6 +213,6 @@ fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
         Tier::System => drop(command.arg("--test-threads=2")),
         Tier::Slow => drop(command.arg("--test-threads=1")),
-        Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict | Tier::Matrix => {}
+        Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict | Tier::Fuzz | Tier::Matrix => {}
     }
 }
