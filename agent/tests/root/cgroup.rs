@@ -10,7 +10,7 @@ use std::time::Instant;
 use gate25::kernel::cgroups::Hierarchy;
 use gate25::policy::Pattern;
 
-use crate::netns::DEADLINE;
+use crate::netns::deadline;
 
 /// A cgroup of one test, removed with everything in it.
 pub(crate) struct Own {
@@ -71,7 +71,7 @@ fn clear(path: &Path) {
             clear(&entry.path());
         }
     }
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     while let Err(error) = fs::remove_dir(path) {
         let busy = error.kind() == io::ErrorKind::ResourceBusy;
         if !busy || Instant::now() > deadline {

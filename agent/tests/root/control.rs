@@ -21,7 +21,7 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::netns::DEADLINE;
+use crate::netns::deadline;
 
 const NOBODY: u32 = 65_534;
 /// A group that every Debian has.
@@ -144,7 +144,7 @@ impl Server {
                 drain.abort();
             });
         });
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         while UnixStream::connect(&socket).is_err() {
             assert!(
                 Instant::now() < deadline,

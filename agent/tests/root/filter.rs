@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use gate25::kernel::filter::{Filter, FilterError, Filters, HANDLE, Placement, Removed};
 use gate25::kernel::links::{LinkEvent, Links, Subscription};
 
-use crate::netns::{DEADLINE, Elsewhere, index, output, run, within};
+use crate::netns::{Elsewhere, deadline, index, output, run, within};
 
 /// `TC_ACT_SHOT`: drop.
 const SHOT: i32 = 2;
@@ -191,7 +191,7 @@ fn qdisc_deleted_and_added_by_others_is_reported_and_attach_repairs() {
         assert!(!guest.reaches_host());
         run("tc qdisc del dev port ingress");
         run("tc qdisc add dev port handle ffff: ingress");
-        let event = tokio::time::timeout(DEADLINE, links.next())
+        let event = tokio::time::timeout(deadline(), links.next())
             .await
             .unwrap()
             .unwrap();
@@ -215,7 +215,7 @@ fn filter_deleted_by_others_is_reported() {
         ] {
             filters.attach(port, program(UNSPEC).as_fd()).unwrap();
             run(command);
-            let event = tokio::time::timeout(DEADLINE, links.next())
+            let event = tokio::time::timeout(deadline(), links.next())
                 .await
                 .unwrap()
                 .unwrap();
@@ -321,7 +321,7 @@ impl Guest {
                 }
             }
         });
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         while sent.load(Ordering::Relaxed) == 0 {
             assert!(Instant::now() < deadline, "the sender did not start");
             std::thread::yield_now();
@@ -436,7 +436,7 @@ fn program(verdict: i32) -> OwnedFd {
         license: c"GPL".as_ptr() as u64,
         rest: [0; 16],
     };
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     let made = loop {
         // SAFETY: the pointers in `load` are to arrays of those lengths that outlive the call.
         let made = unsafe { libc::syscall(libc::SYS_bpf, 5, &raw const load, size_of::<Load>()) };

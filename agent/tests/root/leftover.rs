@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::netns::{DEADLINE, output, run, within};
+use crate::netns::{deadline, output, run, within};
 
 const POLICY: &str = "schema: 1
 allowlists: [{name: relays, to: [192.0.2.25]}]
@@ -237,7 +237,7 @@ fn teardown_refuses_while_an_agent_serves_or_holds_the_lock() {
         let agent = UnixListener::bind(&socket).unwrap();
         let began = Instant::now();
         assert_eq!(host.gate25(&["teardown"]).status.code(), Some(1));
-        assert!(began.elapsed() < DEADLINE);
+        assert!(began.elapsed() < deadline());
         assert_eq!(files(&own), before);
         drop(agent);
         assert_eq!(host.gate25(&["teardown"]).status.code(), Some(0));
@@ -365,7 +365,7 @@ impl Drop for Agent {
 }
 
 fn until_ready(agent: &mut Child) {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     while !is_ready() {
         let ended = agent.try_wait().unwrap();
         if ended.is_some() || Instant::now() > deadline {
@@ -385,7 +385,7 @@ fn until_ready(agent: &mut Child) {
 
 #[track_caller]
 fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to be");
     }

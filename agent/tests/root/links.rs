@@ -1,13 +1,12 @@
 //! Events and snapshots of interfaces.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use gate25::kernel::links::{Interface, Kind, LinkEvent, Links, Subscription, snapshot};
 use proptest::prelude::{Just, ProptestConfig, Strategy, prop, prop_oneof};
 use proptest::test_runner::TestRunner;
 
-use crate::netns::{DEADLINE, Elsewhere, index, ip_batch, output, run, within};
+use crate::netns::{Elsewhere, deadline, index, ip_batch, output, run, within};
 
 #[test]
 fn snapshot_knows_kinds_peers_and_masters() {
@@ -362,8 +361,7 @@ async fn wait(links: &mut Links, wanted: impl Fn(&LinkEvent) -> bool) -> LinkEve
 }
 
 async fn next(links: &mut Links) -> LinkEvent {
-    let deadline: Duration = DEADLINE;
-    tokio::time::timeout(deadline, links.next())
+    tokio::time::timeout(deadline(), links.next())
         .await
         .unwrap()
         .unwrap()

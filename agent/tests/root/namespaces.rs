@@ -12,7 +12,7 @@ use gate25::kernel::links::{Kind, Links, Subscription};
 use gate25::kernel::namespaces::{Namespace, of_cgroups};
 
 use crate::cgroup::{Own, Sleeper};
-use crate::netns::{DEADLINE, run, within};
+use crate::netns::{deadline, run, within};
 
 #[test]
 fn of_cgroups_number_is_that_of_the_veth_peer() {
@@ -67,7 +67,7 @@ fn of_cgroups_namespace_is_the_one_that_is_entered_and_lives_while_it_is_held() 
         };
         assert!(is_there().await);
         drop(found);
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         while is_there().await {
             assert!(Instant::now() < deadline, "the namespace lives on");
             std::thread::yield_now();
@@ -195,7 +195,7 @@ fn given(own: &Own, path: &str) -> Cgroup {
 fn isolated(cgroup: &Path) -> Sleeper {
     let process = Sleeper::running(cgroup, "unshare --net sleep infinity");
     let here = fs::metadata("/proc/thread-self/net/dev").unwrap().ino();
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     while inode(process.pid()) == here {
         assert!(
             Instant::now() < deadline,

@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use gate25_tests::paced;
 use nix::sched::{CloneFlags, unshare};
 
 /// How long anything may take before a test fails.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) fn deadline() -> Duration {
+    paced(Duration::from_secs(20))
+}
 
 /// Runs `test` in a fresh network namespace, inside a single-threaded runtime.
 pub(crate) fn within<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + 'static) {
@@ -24,7 +27,8 @@ pub(crate) fn within<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send + '
             .enable_all()
             .build()
             .unwrap();
-        let outcome = runtime.block_on(async { tokio::time::timeout(DEADLINE * 3, test()).await });
+        let outcome =
+            runtime.block_on(async { tokio::time::timeout(deadline() * 3, test()).await });
         outcome.unwrap();
     });
     if let Err(panic) = thread.join() {
@@ -88,7 +92,7 @@ impl Elsewhere {
             .spawn()
             .unwrap();
         let theirs = format!("/proc/{}/ns/net", child.id());
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         while fs::read_link(&theirs).unwrap() == here() {
             assert!(
                 Instant::now() < deadline,

@@ -6,7 +6,7 @@ use gate25::kernel::routes::{Way, changes, way_to};
 use nix::net::if_::if_nametoindex;
 use tokio::time::timeout;
 
-use super::netns::{DEADLINE, run, within};
+use super::netns::{deadline, run, within};
 
 fn way(to: &str) -> Way {
     way_to(to.parse().unwrap()).unwrap()
@@ -60,7 +60,7 @@ fn changes_of_routes_and_rules_of_both_families_are_noticed() {
             "ip route del 203.0.113.0/24 dev uplink",
         ] {
             run(change);
-            let noticed = timeout(DEADLINE, changes.next()).await;
+            let noticed = timeout(deadline(), changes.next()).await;
             noticed.expect(change).unwrap();
         }
     });

@@ -14,7 +14,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{SockaddrIn, bind, connect, setsockopt, sockopt};
 
 use crate::cgroup::{Own, enter_threaded};
-use crate::netns::{DEADLINE, Elsewhere, run, within};
+use crate::netns::{Elsewhere, deadline, run, within};
 
 const CLIENT: &str = "10.25.0.1";
 const SERVER: &str = "10.25.0.2";
@@ -87,7 +87,7 @@ fn to_ports_connection_not_yet_answered_is_listed() {
         let waiting = lab
             .client
             .start(|| TcpStream::connect(at("10.25.0.99", 25)));
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         let socket = loop {
             if let [socket] = &lab.client.sockets(&[25])[..] {
                 break socket.clone();
@@ -152,7 +152,7 @@ fn to_ports_half_closed_sockets_are_listed_for_as_long_as_they_have_an_owner() {
         client.shutdown(std::net::Shutdown::Write).unwrap();
         assert_eq!(lab.client.sockets(&[25]).len(), 1, "FIN_WAIT");
         drop(client);
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         while !lab.client.sockets(&[25]).is_empty() {
             assert!(Instant::now() < deadline, "still listed");
         }
@@ -275,7 +275,7 @@ impl Namespace {
 
 /// Waits until a closed port refuses: a new link takes a moment to carry packets.
 fn reach(closed: SocketAddr) {
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + deadline();
     loop {
         let error = TcpStream::connect_timeout(&closed, Duration::from_secs(1)).unwrap_err();
         if error.kind() == io::ErrorKind::ConnectionRefused {

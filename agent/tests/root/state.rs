@@ -15,7 +15,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
-use super::netns::DEADLINE;
+use super::netns::deadline;
 
 #[test]
 fn disk_that_fills_up_keeps_the_earlier_set_and_nothing_else() {
@@ -90,7 +90,7 @@ fn lock_of_a_process_that_is_killed_is_free() {
             .spawn()
             .map(Holder)
             .unwrap();
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + deadline();
         loop {
             match ExclusiveLock::acquire(&dir) {
                 Err(LockError::Held { directory }) => break assert_eq!(directory, dir),

@@ -18,7 +18,7 @@ use gate25_common::packet::{self, Malformed, Tunnel, parse};
 use gate25_common::redirect::Target;
 use gate25_common::testing::frames::{MemoryFrame, ethernet};
 use gate25_common::testing::tables::MemoryTables;
-use gate25_tests::{NetNs, Offload, Tap, fewer, poll, spare_bridges};
+use gate25_tests::{NetNs, Offload, Tap, fewer, poll, slowness, spare_bridges};
 use nix::net::if_::if_nametoindex;
 
 use super::form::{Form, Shape};
@@ -151,6 +151,11 @@ impl Deciders {
     /// Puts other policies in the place of those there are.
     fn follow(&mut self, tables: MemoryTables) {
         self.kernel = Kernel::load(self.host);
+        self.fill(tables);
+    }
+
+    /// The same where there were none of their customers and sets.
+    pub(crate) fn fill(&mut self, tables: MemoryTables) {
         self.kernel.fill(LOOPBACK, &tables);
         self.kernel.listen(&[NOTICE, NOTICE_V6]);
         self.untargeted = untargeted(&tables);
@@ -342,8 +347,10 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
     let mut deciders = Deciders::new(namespace, host, policies(&mut random));
     let (mut seen, mut forms) = ([0; Verdict::ALL.len()], BTreeMap::new());
     let (mut plain, start) = (0, Instant::now());
-    for policy in 0..POLICIES {
-        for owner in 0..fewer(OWNERS) {
+    // Enough of each that every verdict is seen.
+    let [policies_tried, owners] = [POLICIES, OWNERS].map(|count| fewer(count).max(4));
+    for policy in 0..policies_tried {
+        for owner in 0..owners {
             let context = format!("seed {seed}, policy {policy}, owner {owner}");
             let owners: Vec<_> = deciders.tables.policies.keys().copied().collect();
             deciders.own((!random.one_in(10)).then(|| random.of(&owners)));
@@ -359,11 +366,14 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
         }
         deciders.follow(policies(&mut random));
     }
-    let rate = f64::from(POLICIES * fewer(OWNERS) * ROUND) / start.elapsed().as_secs_f64();
+    let rate = f64::from(policies_tried * owners * ROUND) / start.elapsed().as_secs_f64();
     report(&format!(
         "{host:?}: {plain} packets decided alike by all three, {seen:?}; others {forms:?}; {rate:.0} a second"
     ));
-    assert!(plain > fewer(60_000) as usize, "{plain}");
+    assert!(
+        plain > (policies_tried * owners * ROUND) as usize * 49 / 100,
+        "{plain}"
+    );
     for verdict in possible(host) {
         assert!(
             seen[*verdict as usize] > plain as u32 / 100,
@@ -375,6 +385,8 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
         let few = fewer(50);
         assert!(redirected > few && told > few, "{seen:?}");
     }
+    // Some forms are rare: on a slow machine one packet of each has to do.
+    let enough = if slowness() == 1 { 20 } else { 0 };
     for form in [
         Form::Hidden,
         Form::Unwalked,
@@ -384,7 +396,7 @@ fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
         Form::Options,
         Form::Long,
     ] {
-        assert!(forms[&form].packets > 20, "{form:?} in {forms:?}");
+        assert!(forms[&form].packets > enough, "{form:?} in {forms:?}");
     }
 }
 
