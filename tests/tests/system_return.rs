@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use detour::{Connection, Detour, Machine};
 use gate25_tests::{
-    Agent, Held, Hosting, Link, Metrics, Network, Outcome, PolicyText, Settings, World, connect,
-    greet, poll, send,
+    Agent, Feature, Held, Hosting, Link, Metrics, Network, Outcome, PolicyText, Settings, World,
+    connect, greet, poll, send,
 };
 use nix::sys::signal::Signal;
 
@@ -92,6 +92,9 @@ fn hook(metrics: &Metrics) -> Option<f64> {
 
 #[test]
 fn mail_sent_by_another_network_in_a_guests_name_hears_no_answer() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let mut agent = scene.agent(OFF, &closed());
     let mut spoken = Connection::both(40_001);
@@ -134,6 +137,9 @@ fn mail_sent_by_another_network_in_a_guests_name_hears_no_answer() {
 
 #[test]
 fn guest_hears_from_where_it_may_send_until_it_may_no_longer() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let agent = scene.agent(ON, &closed().exempt("c-101"));
     for connection in &mut Connection::both(40_001) {
@@ -151,6 +157,9 @@ fn guest_hears_from_where_it_may_send_until_it_may_no_longer() {
 
 #[test]
 fn host_and_profile_that_observe_only_count_what_comes_back() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let watch = PolicyText::default()
         .profile("watch", "observe", "reject")
         .customer_of("watch", "c-101", "tap101i0");
@@ -171,6 +180,9 @@ fn host_and_profile_that_observe_only_count_what_comes_back() {
 
 #[test]
 fn returns_stay_judged_without_the_agent_until_a_start_says_otherwise() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let mut agent = scene.agent(ON, &closed());
     let pin = format!("replies-{}", scene.world.index("tap101i0").unwrap());
@@ -208,6 +220,9 @@ fn returns_stay_judged_without_the_agent_until_a_start_says_otherwise() {
 
 #[test]
 fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let links = [
         (101, "tap101i0", Link::BridgedVeth),
@@ -250,6 +265,9 @@ fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
 
 #[test]
 fn connections_that_are_led_elsewhere_go_on_where_returns_are_judged() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let redirected = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
     let told = world.guest(102, "tap102i0").unwrap();
