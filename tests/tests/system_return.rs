@@ -256,7 +256,7 @@ fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
     let attempt = connect(&refused.ns, open.addresses.v4_port(25), LIMIT).unwrap();
     assert_eq!(attempt.outcome, Outcome::Refused);
     let later = world.guest(105, "tap105i0").unwrap();
-    world.wait_replies("tap105i0").unwrap();
+    world.wait_replies(&agent, "tap105i0").unwrap();
     world.wait_closed(&later).unwrap();
     let metrics = agent.metrics().unwrap();
     assert!(metrics.sum(RETURNED, &[("verdict", "allow")]) > Some(0.0));
@@ -302,7 +302,7 @@ fn connections_that_are_led_elsewhere_go_on_where_returns_are_judged() {
     }
     let network = Network::own(104, "veth104i0");
     let container = world.container("box", &network).unwrap();
-    world.wait_replies("veth104i0").unwrap();
+    world.wait_replies(&agent, "veth104i0").unwrap();
     for to in [
         Hosting::EXCHANGER.v4_port(25),
         Hosting::EXCHANGER.v6_port(25),

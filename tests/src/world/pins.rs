@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use super::{PROMPT, World};
-use crate::{Container, Feature, NetNs, poll};
+use crate::{Agent, Container, Feature, NetNs, poll};
 
 /// Where the agent pins, unless told otherwise.
 const PINS: &str = "/sys/fs/bpf/gate25";
@@ -69,8 +69,8 @@ impl World {
     /// Waits until replies to the guest behind `interface` are rewritten.
     ///
     /// # Errors
-    /// When they are not before the deadline.
-    pub fn wait_replies(&self, interface: &str) -> anyhow::Result<()> {
+    /// When they are not before the deadline, with what the agent says.
+    pub fn wait_replies(&self, agent: &Agent, interface: &str) -> anyhow::Result<()> {
         let pin = format!("replies-{}", self.index(interface)?);
         poll("the program for replies", PROMPT, || {
             let pinned = self
@@ -79,6 +79,7 @@ impl World {
                 .run(|| pins().join("links").join(&pin).exists())?;
             Ok(pinned.then_some(()))
         })
+        .with_context(|| agent.log())
     }
 
     /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
