@@ -113,11 +113,31 @@ fn pins_folder_taken_away_is_told_and_filled_again_once_root_has_made_it() {
     .unwrap();
     assert!(text.contains("gate25 prepare"), "{text}");
     world.check_closed(&closed).unwrap();
+    // Made, and not given away yet.
+    host.exec(
+        "mount",
+        &["-t", "bpf", "-o", "mode=755", "bpf", "/sys/fs/bpf"],
+    )
+    .unwrap();
+    host.exec("mkdir", &["-m", "700", PINS]).unwrap();
+    poll("another warning", LIMIT, || {
+        let status = agent.command(&["status"])?;
+        let told = status.out.contains("other agents are not kept away");
+        Ok(told.then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    world.check_closed(&closed).unwrap();
     let id = User::AGENT.to_string();
     let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
     assert_eq!(said.code, Some(0), "{said:?}");
     poll("the pins", LIMIT, || {
         Ok((pinned().ok().as_ref() == Some(&pins)).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    poll("no warning", LIMIT, || {
+        let status = agent.command(&["status"])?;
+        let told = status.out.contains("other agents are not kept away");
+        Ok((!told).then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
 }
