@@ -1,7 +1,7 @@
 //! The gate25 command.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
-    check, diff, doctor, guard, list, metrics, prepare, reload, schema, status, teardown,
+    check, diff, doctor, exempt, guard, list, metrics, prepare, reload, schema, status, teardown,
 };
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
@@ -53,6 +53,7 @@ enum Command {
     Status(status::Args),
     List(list::Args),
     Doctor(doctor::Args),
+    Exempt(exempt::Args),
     Teardown(teardown::Args),
     Prepare(prepare::Args),
     Explain(explain::Args),
@@ -97,6 +98,7 @@ fn main() -> ExitCode {
         Command::Status(args) => asking(&cli, |at, console| status::run(args, at, console)),
         Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
         Command::Doctor(args) => asking(&cli, |at, console| doctor::run(args, at, console)),
+        Command::Exempt(args) => exempt_command(&cli, args),
         Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
         Command::Prepare(args) => asking(&cli, |at, console| prepare::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
@@ -147,6 +149,19 @@ fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> 
     };
     let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
     Ok(explain::run(args, &surroundings, out, complaints)?)
+}
+
+fn exempt_command(cli: &Cli, args: &exempt::Args) -> anyhow::Result<ExitCode> {
+    let stdin = io::stdin();
+    let terminal = stdin.is_terminal();
+    let mut answers = stdin.lock();
+    asking(cli, |at, console| {
+        let answers: Option<&mut dyn BufRead> = match terminal {
+            true => Some(&mut answers),
+            false => None,
+        };
+        exempt::run(args, at, console, answers)
+    })
 }
 
 /// Runs a command that asks the agent, or reads what it left.

@@ -54,16 +54,22 @@ pub fn run(
         Reader::Programs => console.json(&outcome)?,
         Reader::People => print(&outcome, console)?,
     }
-    Ok(match outcome {
+    Ok(code(&outcome))
+}
+
+/// How a command exits that had the files read.
+pub(super) fn code(outcome: &Reload) -> ExitCode {
+    match outcome {
         Reload::Accepted
         | Reload::Applied { .. }
         | Reload::WouldApply { .. }
         | Reload::Unchanged => ExitCode::SUCCESS,
         Reload::Refused { .. } | Reload::Shrunk { .. } => ExitCode::from(FAILED),
-    })
+    }
 }
 
-fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
+/// Says what became of it.
+pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
     let out = &mut console.out;
     match outcome {
         Reload::Accepted => writeln!(out, "accepted: the agent reads the files"),

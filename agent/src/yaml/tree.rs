@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ const MAX_NODES: usize = 1_000_000;
 #[derive(Debug)]
 pub(crate) struct Node<'s> {
     pub(crate) at: Position,
+    /// All of it in the text, counted in characters. Lists and maps without brackets end where the
+    /// next thing begins.
+    pub(crate) span: Range<usize>,
     pub(crate) kind: Kind<'s>,
 }
 
@@ -46,6 +50,8 @@ pub(crate) enum Style {
 pub(crate) struct Entry<'s> {
     pub(crate) key: Cow<'s, str>,
     pub(crate) key_at: Position,
+    /// Where the key ends in the text, counted in characters.
+    pub(crate) key_end: usize,
     pub(crate) value: Node<'s>,
 }
 
@@ -190,6 +196,8 @@ impl<'s> Builder<'s, '_> {
             return Err(Stop);
         }
         let at = position(span);
+        let start = span.start.index();
+        let mut end = span.end.index();
         let kind = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_anchor(span, anchor);
@@ -201,13 +209,13 @@ impl<'s> Builder<'s, '_> {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
                 self.refuse_depth(span, depth)?;
-                Kind::List(self.list(depth + 1)?)
+                Kind::List(self.list(depth + 1, &mut end)?)
             }
             Event::MappingStart(anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
                 self.refuse_depth(span, depth)?;
-                Kind::Map(self.map(depth + 1)?)
+                Kind::Map(self.map(depth + 1, &mut end)?)
             }
             Event::Alias(_) => {
                 let error = self.error("alias", span, "an alias stands here");
@@ -224,26 +232,31 @@ impl<'s> Builder<'s, '_> {
             | Event::SequenceEnd
             | Event::MappingEnd => return Err(self.unbalanced(span)),
         };
-        Ok(Node { at, kind })
+        let span = start..end;
+        Ok(Node { at, span, kind })
     }
 
-    fn list(&mut self, depth: usize) -> Result<Vec<Node<'s>>, Stop> {
+    /// `end` is set to where it ends.
+    fn list(&mut self, depth: usize, end: &mut usize) -> Result<Vec<Node<'s>>, Stop> {
         let mut items = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::SequenceEnd) {
+                *end = span.end.index();
                 return Ok(items);
             }
             items.push(self.node(event, span, depth)?);
         }
     }
 
-    fn map(&mut self, depth: usize) -> Result<Vec<Entry<'s>>, Stop> {
+    /// `end` is set to where it ends.
+    fn map(&mut self, depth: usize, end: &mut usize) -> Result<Vec<Entry<'s>>, Stop> {
         let mut entries: Vec<Entry<'s>> = Vec::new();
         let mut seen = BTreeMap::new();
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::MappingEnd) {
+                *end = span.end.index();
                 return Ok(entries);
             }
             let key = self.node(event, span, depth)?;
@@ -280,6 +293,7 @@ impl<'s> Builder<'s, '_> {
             entries.push(Entry {
                 key: text,
                 key_at: key.at,
+                key_end: key.span.end,
                 value,
             });
         }
