@@ -1,5 +1,6 @@
 //! The commands of `gate25`, one module each.
 
+pub mod bypass;
 pub mod check;
 pub mod console;
 pub mod diff;
@@ -16,3 +17,4 @@ pub mod schema;
 pub mod status;
 pub mod teardown;
 mod term;
+pub mod trial;

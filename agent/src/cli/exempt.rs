@@ -236,7 +236,7 @@ fn add(
     let files = desk.files_with_exemptions();
     let question = format!("File ({})", files.join(", "));
     let choose = |text: &str| desk.chosen_file(text);
-    let file = ask.want(choice, desk.why_which_file(), &question, choose, console)?;
+    let file = ask.want(choice, &desk.why_which_file(), &question, choose, console)?;
     go_on!(ask.close(console)?);
     let (Some(id), Some(customer), Some(reason), Some(ticket)) = (id, customer, reason, ticket)
     else {
@@ -249,6 +249,9 @@ fn add(
     let to = go_on!(desk.usage(ask::destinations(&to.join(" ")), console)?);
     let from = starts.unwrap_or(surroundings.now);
     let expires = go_on!(desk.usage(moment(end, from), console)?);
+    if expires <= surroundings.now {
+        return desk.refuse(&format!("{expires} is over"), console).map(Err);
+    }
     let new = NewExemption {
         id,
         customer,

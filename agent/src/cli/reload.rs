@@ -3,7 +3,10 @@
 use std::io;
 use std::process::ExitCode;
 
+use jiff::SignedDuration;
+
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
+use crate::cli::term::term;
 use crate::control::client::Client;
 use crate::control::messages::{Reload, ReloadRequest};
 
@@ -22,6 +25,9 @@ pub struct Args {
     /// Only say what would come of it
     #[arg(long)]
     pub dry_run: bool,
+    /// Go back to the set before after this time, as in 5m, unless `gate25 confirm` is run
+    #[arg(long, value_name = "TERM", value_parser = term, conflicts_with = "dry_run")]
+    pub confirm_within: Option<SignedDuration>,
     /// Print one JSON object
     #[arg(short, long)]
     pub json: bool,
@@ -44,7 +50,9 @@ pub fn run(
     let request = ReloadRequest {
         accept_shrink: args.accept_shrink,
         dry_run: args.dry_run,
-        wait: args.wait,
+        // Whoever has to confirm has to know whether there is something.
+        wait: args.wait || args.confirm_within.is_some(),
+        confirm_within: args.confirm_within.map(|term| term.as_secs().unsigned_abs()),
     };
     let outcome = match Client::new(&settings.control.socket).reload(&request) {
         Ok(outcome) => outcome,
@@ -62,6 +70,7 @@ pub(super) fn code(outcome: &Reload) -> ExitCode {
     match outcome {
         Reload::Accepted
         | Reload::Applied { .. }
+        | Reload::OnTrial { .. }
         | Reload::WouldApply { .. }
         | Reload::Unchanged => ExitCode::SUCCESS,
         Reload::Refused { .. } | Reload::Shrunk { .. } => ExitCode::from(FAILED),
@@ -81,6 +90,21 @@ pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<(
             out,
             "applied: generation {generation}, {writes} table writes, hash {hash}"
         ),
+        Reload::OnTrial {
+            generation,
+            hash,
+            writes,
+            ends,
+        } => {
+            writeln!(
+                out,
+                "on trial until {ends}: generation {generation}, {writes} table writes, hash {hash}"
+            )?;
+            writeln!(
+                out,
+                "unless `gate25 confirm` is run by then, the set before runs again"
+            )
+        }
         Reload::WouldApply { hash, writes } => {
             writeln!(out, "valid: {writes} table writes, hash {hash}")
         }

@@ -10,6 +10,7 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use gate25_common::bypass::MAX_TICKET;
 use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -17,10 +18,17 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::messages::{Failure, Reload, ReloadRequest};
-use super::{Agent, Command, Execution, Shrink, view};
+use super::messages::{self, Failure, Reload, ReloadRequest};
+use super::{Agent, BypassRequest, Command, Execution, Shrink, view};
 use crate::chain::in_full;
 use crate::figures::{Figures, FiguresError};
+
+/// Opens every guest's port: not for members of the group.
+pub(super) const BYPASS: &str = "/v1/bypass";
+/// A day, in seconds.
+const LONGEST_BYPASS: u64 = 24 * 3600;
+/// A week, in seconds.
+const LONGEST_TRIAL: u64 = 7 * 24 * 3600;
 
 #[derive(Clone)]
 struct Desk {
@@ -39,6 +47,9 @@ pub(super) fn router(agent: Agent, reply: Duration) -> Router {
         .route("/v1/findings", get(findings).fallback(refuse))
         .route("/v1/policy", get(policy).fallback(refuse))
         .route("/v1/reload", post(reload).fallback(refuse))
+        .route("/v1/confirm", post(confirm).fallback(refuse))
+        .route(BYPASS, post(bypass).fallback(refuse))
+        .route("/v1/undo", post(undo).fallback(refuse))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing here") })
         .with_state(Desk { agent, reply })
 }
@@ -48,7 +59,7 @@ async fn status(State(desk): State<Desk>) -> Response {
         status, constants, ..
     } = desk.agent.clone();
     let now = Timestamp::now();
-    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?));
+    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?, figures.bypass()?));
     match figures(&desk.agent, read).await {
         Ok(counters) => success(&view::status(
             status.get(),
@@ -111,6 +122,7 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
         accept_shrink,
         dry_run,
         wait,
+        confirm_within,
     } = match request {
         Ok(request) => request,
         Err(error) => {
@@ -118,8 +130,14 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
             return failure(StatusCode::BAD_REQUEST, message);
         }
     };
+    let trial = 1..=LONGEST_TRIAL;
+    if confirm_within.is_some_and(|within| dry_run || !trial.contains(&within)) {
+        let message = format!("a trial takes 1 to {LONGEST_TRIAL} seconds, and is no dry run");
+        return failure(StatusCode::BAD_REQUEST, message);
+    }
     let (reply, answer) = oneshot::channel();
     let command = Command::Reload {
+        confirm_within: confirm_within.map(Duration::from_secs),
         shrink: match accept_shrink {
             true => Shrink::Accepted,
             false => Shrink::Refused,
@@ -138,6 +156,56 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
     }
     match desk.ask(command, answer).await {
         Ok(outcome) => success(&view::reload(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+async fn confirm(State(desk): State<Desk>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Confirm { reply }, answer).await {
+        Ok(outcome) => success(&view::trial(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+async fn bypass(State(desk): State<Desk>, body: Bytes) -> Response {
+    let request = serde_json::from_slice(&body)
+        .and_then(|object| serde_json::from_value(serde_json::Value::Object(object)));
+    let request = match request {
+        Ok(messages::BypassRequest {
+            seconds: Some(seconds @ 1..=LONGEST_BYPASS),
+            ticket: Some(ticket),
+        }) if !ticket.trim().is_empty() && ticket.len() <= MAX_TICKET => BypassRequest::Begin {
+            within: Duration::from_secs(seconds),
+            ticket,
+        },
+        Ok(messages::BypassRequest {
+            seconds: None,
+            ticket: None,
+        }) => BypassRequest::End,
+        Ok(_) => {
+            let message = format!(
+                "a bypass takes 1 to {LONGEST_BYPASS} seconds and a ticket of at most {MAX_TICKET} bytes"
+            );
+            return failure(StatusCode::BAD_REQUEST, message);
+        }
+        Err(error) => {
+            let message = format!("the body is no such request: {error}");
+            return failure(StatusCode::BAD_REQUEST, message);
+        }
+    };
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Bypass { request, reply }, answer).await {
+        Ok(Ok(())) => status(State(desk)).await,
+        Ok(Err(why)) => failure(StatusCode::CONFLICT, why),
+        Err(busy) => busy,
+    }
+}
+
+async fn undo(State(desk): State<Desk>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Undo { reply }, answer).await {
+        Ok(outcome) => success(&view::trial(outcome)),
         Err(busy) => busy,
     }
 }

@@ -69,7 +69,7 @@ pub async fn serve(settings: Settings, agent: Agent, shutdown: CancellationToken
 enum Visitor {
     /// May do everything.
     Root,
-    /// Of the group: may read and reload, which is all that there is as yet.
+    /// Of the group: may read, reload, confirm and undo, but not bypass.
     Member,
     /// May do nothing.
     Stranger,
@@ -164,6 +164,9 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Response {
     match visitor {
+        Visitor::Member if request.uri().path() == routes::BYPASS => {
+            return failure(StatusCode::FORBIDDEN, "only root may bypass this host");
+        }
         Visitor::Root | Visitor::Member => {}
         Visitor::Stranger => {
             let message = "only root and members of the group may use this socket";

@@ -315,6 +315,10 @@ impl Dataplane for Nftables {
         Ok(Applied { writes })
     }
 
+    fn bypass(&mut self, _: &Bypass) -> Result<(), BypassError<NftablesError>> {
+        Err(BypassError::Unsupported)
+    }
+
     fn adopt(&mut self) -> Result<usize, NftablesError> {
         Ok(0)
     }

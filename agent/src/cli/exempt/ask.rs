@@ -16,7 +16,7 @@ use crate::yaml::tree::Style;
 /// Asks, where there is somebody to answer, and remembers what is still missing.
 pub(super) struct Interview<'a> {
     answers: Option<&'a mut dyn BufRead>,
-    missing: Vec<&'static str>,
+    missing: Vec<String>,
 }
 
 /// When an exemption ends.
@@ -41,7 +41,7 @@ impl<'a> Interview<'a> {
     pub(super) fn want<T>(
         &mut self,
         given: Option<T>,
-        flag: &'static str,
+        flag: &str,
         question: &str,
         read: impl Fn(&str) -> Result<T, String>,
         console: &mut Console<'_>,
@@ -63,7 +63,7 @@ impl<'a> Interview<'a> {
                 Err(why) => writeln!(console.complaints, "  {}", escape(&why))?,
             }
         }
-        self.missing.push(flag);
+        self.missing.push(flag.to_owned());
         Ok(None)
     }
 

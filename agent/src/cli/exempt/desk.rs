@@ -169,10 +169,11 @@ impl<'a> Desk<'a> {
     }
 
     /// What is missing where the file is not clear.
-    pub(super) fn why_which_file(&self) -> &'static str {
-        match self.files_with_exemptions().is_empty() {
-            true => "--file (no file has a section `exemptions`)",
-            false => "--file (several files have a section `exemptions`)",
+    pub(super) fn why_which_file(&self) -> String {
+        let files = self.files_with_exemptions();
+        match files.is_empty() {
+            true => "--file (no file has a section `exemptions`)".to_owned(),
+            false => format!("--file (several files have exemptions: {})", files.join(", ")),
         }
     }
 
