@@ -25,7 +25,11 @@ pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
 /// Gives the child its input and takes what it writes; `None` if it was ended at the limit.
 ///
 /// All at once: it may fill its own pipes before it has read everything.
-pub(crate) fn talk(mut child: Child, input: Vec<u8>, limit: Duration) -> io::Result<Option<Output>> {
+pub(crate) fn talk(
+    mut child: Child,
+    input: Vec<u8>,
+    limit: Duration,
+) -> io::Result<Option<Output>> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
         let (done, ended) = mpsc::channel();

@@ -66,7 +66,13 @@ pub(crate) fn checkout(directory: &Path, revision: &str) -> Result<TempDir, GitE
     let git = Git { directory };
     let commit = format!("{revision}^{{commit}}");
     // Never taken for an option, whatever it begins with.
-    let words = ["rev-parse", "--verify", "--quiet", "--end-of-options", &commit];
+    let words = [
+        "rev-parse",
+        "--verify",
+        "--quiet",
+        "--end-of-options",
+        &commit,
+    ];
     let commit = git.run("find the revision", &words, Vec::new());
     let commit = commit.map_err(|error| match error {
         GitError::Refused { action, said } if said.is_empty() => GitError::Refused {
@@ -77,7 +83,11 @@ pub(crate) fn checkout(directory: &Path, revision: &str) -> Result<TempDir, GitE
     })?;
     let commit = String::from_utf8_lossy(&commit).trim().to_owned();
     // Paths are relative to the directory, and what is outside is not listed.
-    let listing = git.run("list files", &["ls-tree", "-r", "-z", "-l", &commit], Vec::new())?;
+    let listing = git.run(
+        "list files",
+        &["ls-tree", "-r", "-z", "-l", &commit],
+        Vec::new(),
+    )?;
     let mut entries = Vec::new();
     for record in listing.split(|byte| *byte == 0).filter(|it| !it.is_empty()) {
         entries.extend(entry(record)?);
@@ -115,7 +125,9 @@ fn entry(record: &[u8]) -> Result<Option<Entry>, GitError> {
         return Err(GitError::Odd);
     };
     let is_link = mode == LINK;
-    let is_inside = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let is_inside = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
     if kind != BLOB || !is_inside || !(is_link || is_policy_path(path)) {
         return Ok(None);
     }

@@ -204,7 +204,9 @@ impl LastKnownGood {
         let temporary = self.directory.join(TEMPORARY_NAME);
         remove(&temporary).map_err(|source| self.unwritten(source))?;
         // What cannot be read is written anew.
-        let stored = read(&self.path(), &Trust::Keepers(keepers())).ok().flatten();
+        let stored = read(&self.path(), &Trust::Keepers(keepers()))
+            .ok()
+            .flatten();
         let stored = stored.and_then(|bytes| format::hash(&bytes).ok());
         if stored == Some(set.hash) {
             return Ok(Saved::Unchanged);
@@ -276,7 +278,12 @@ fn read(path: &Path, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
         Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
             return Err(StateError::NotAFile { path: owned() });
         }
-        Err(source) => return Err(StateError::Read { path: owned(), source }),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: owned(),
+                source,
+            });
+        }
     };
     let metadata = file.metadata().map_err(|source| StateError::Read {
         path: owned(),
@@ -297,7 +304,10 @@ fn read(path: &Path, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
     match read() {
         Ok(Some(bytes)) => Ok(Some(bytes)),
         Ok(None) => Err(StateError::TooLarge { path: owned() }),
-        Err(source) => Err(StateError::Read { path: owned(), source }),
+        Err(source) => Err(StateError::Read {
+            path: owned(),
+            source,
+        }),
     }
 }
 

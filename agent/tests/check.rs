@@ -34,7 +34,10 @@ fn difference_to_a_revision_says_who_may_newly_send_where() {
     }
     let output = lab.check(&["policy.d", "--diff", "HEAD"]);
     let said = text(&output.stdout);
-    assert!(said.contains("nobody may send anywhere else than before"), "{said}");
+    assert!(
+        said.contains("nobody may send anywhere else than before"),
+        "{said}"
+    );
     // The same by the name of a directory, backwards.
     let copy = lab.dir.path().join("copy");
     fs::create_dir(&copy).unwrap();
@@ -70,7 +73,12 @@ fn difference_in_markdown_and_as_annotations_holds_nothing_that_is_acted_upon() 
     assert_eq!(said.matches("@all").count(), 1, "{said}");
     let output = lab.check(&["policy.d", "--diff", "HEAD", "--format", "github"]);
     let said = text(&output.stdout);
-    let line = lab.read("a.yaml").lines().position(|line| line.contains("id: news")).unwrap() + 1;
+    let line = lab
+        .read("a.yaml")
+        .lines()
+        .position(|line| line.contains("id: news"))
+        .unwrap()
+        + 1;
     let expected = format!(
         "::notice file=policy.d/a.yaml,line={line},title=gate25::acme may newly send to any address, until {expires}\n"
     );
@@ -82,7 +90,10 @@ fn difference_in_markdown_and_as_annotations_holds_nothing_that_is_acted_upon() 
     let output = lab.check(&["policy.d", "--format", "github"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = text(&output.stdout);
-    assert!(said.contains("::error file=policy.d/a.yaml,line=2,col=1,title=gate25 unknown-key::"), "{said}");
+    assert!(
+        said.contains("::error file=policy.d/a.yaml,line=2,col=1,title=gate25 unknown-key::"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -116,7 +127,10 @@ fn base_that_cannot_be_compared_with_is_an_error_with_its_reason() {
     fs::write(outside.path().join("a.yaml"), BASE).unwrap();
     let output = lab.check(&[outside.path().to_str().unwrap(), "--diff", "good"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-    assert!(text(&output.stderr).contains("not a git repository"), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("not a git repository"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -125,7 +139,10 @@ fn revision_with_links_and_other_files_is_read_like_a_directory() {
     lab.write("policy.d/.real/a.yaml", BASE);
     symlink(".real/a.yaml", lab.path("policy.d/a.yaml")).unwrap();
     lab.write("policy.d/notes.txt", "x");
-    lab.write("policy.d/sub/umläut space.yml", "schema: 1\nallowlists: [{name: l, to: [192.0.2.1]}]\n");
+    lab.write(
+        "policy.d/sub/umläut space.yml",
+        "schema: 1\nallowlists: [{name: l, to: [192.0.2.1]}]\n",
+    );
     lab.git(&["add", "-A"]);
     lab.git(&["commit", "-qm", "all"]);
     let output = lab.check(&["policy.d", "--diff", "HEAD"]);
@@ -190,7 +207,11 @@ impl Lab {
 
     fn gate25(&self, words: &[&str]) -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gate25"));
-        command.args(words).current_dir(self.dir.path()).output().unwrap()
+        command
+            .args(words)
+            .current_dir(self.dir.path())
+            .output()
+            .unwrap()
     }
 
     fn check(&self, words: &[&str]) -> Output {
@@ -200,8 +221,25 @@ impl Lab {
     /// Grants acme an exemption, and tells its end.
     fn grant(&self, file: &str) -> String {
         let words = [
-            "exempt", "add", "news", "--customer", "acme", "--reason", "a test", "--ticket", "T",
-            "--approved-by", "noc", "--for", "30d", "--to", "any", "--dir", "policy.d", "--file", file,
+            "exempt",
+            "add",
+            "news",
+            "--customer",
+            "acme",
+            "--reason",
+            "a test",
+            "--ticket",
+            "T",
+            "--approved-by",
+            "noc",
+            "--for",
+            "30d",
+            "--to",
+            "any",
+            "--dir",
+            "policy.d",
+            "--file",
+            file,
             "-j",
         ];
         let output = self.gate25(&words);

@@ -56,7 +56,10 @@ fn add_without_a_terminal_names_all_that_is_missing_and_writes_nothing() {
 
 #[test]
 fn add_on_a_terminal_asks_for_what_is_missing_until_it_can_be_used() {
-    let lab = Lab::new(&[("a.yaml", CUSTOMERS), ("e.yaml", "schema: 1\nexemptions:\n")]);
+    let lab = Lab::new(&[
+        ("a.yaml", CUSTOMERS),
+        ("e.yaml", "schema: 1\nexemptions:\n"),
+    ]);
     let mut asked = lab.on_a_terminal(&["add", "news", "--ticket", "NOC-1"]);
     for (question, answer) in [
         ("Id of the customer: ", "acne"),
@@ -65,7 +68,10 @@ fn add_on_a_terminal_asks_for_what_is_missing_until_it_can_be_used() {
         ("Approved by: ", "duty"),
         ("Ends (a time, or a term such as 30d): ", "tomorrow"),
         ("Ends (a time, or a term such as 30d): ", "30d"),
-        ("To (any, or prefixes and names of allowlists): ", "192.0.2.0/24, 198.51.100.7"),
+        (
+            "To (any, or prefixes and names of allowlists): ",
+            "192.0.2.0/24, 198.51.100.7",
+        ),
     ] {
         asked.answer(question, answer);
     }
@@ -81,11 +87,17 @@ exemptions:
     approved_by: duty
 ";
     assert!(written.starts_with(entry), "{written}");
-    assert!(written.ends_with("    to: [192.0.2.0/24, 198.51.100.7]\n"), "{written}");
+    assert!(
+        written.ends_with("    to: [192.0.2.0/24, 198.51.100.7]\n"),
+        "{written}"
+    );
     let expires = expiry(&written);
     let term = expires.duration_since(Timestamp::now());
     let month = SignedDuration::from_hours(30 * 24);
-    assert!(term <= month && term > month - SignedDuration::from_mins(2), "{term:?}");
+    assert!(
+        term <= month && term > month - SignedDuration::from_mins(2),
+        "{term:?}"
+    );
 }
 
 #[test]
@@ -95,7 +107,10 @@ fn set_that_somebody_else_changes_meanwhile_is_not_overwritten() {
     let words = [&["add", "news"][..], &ALL[..8], &ALL[10..]].concat();
     let changed: [(&str, &str); 2] = [
         ("e.yaml", "schema: 1\nexemptions:\n  # theirs\n"),
-        ("a.yaml", "# theirs\nschema: 1\nprofiles: [{name: default}]\ncustomers: [{id: acme}]\n"),
+        (
+            "a.yaml",
+            "# theirs\nschema: 1\nprofiles: [{name: default}]\ncustomers: [{id: acme}]\n",
+        ),
     ];
     for (name, theirs) in changed {
         let mut asked = lab.on_a_terminal(&words);
@@ -106,7 +121,10 @@ fn set_that_somebody_else_changes_meanwhile_is_not_overwritten() {
         let output = asked.output();
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let said = text(&output.stderr);
-        assert!(said.contains("changed by somebody else meanwhile"), "{said}");
+        assert!(
+            said.contains("changed by somebody else meanwhile"),
+            "{said}"
+        );
         assert_eq!(lab.read(name), theirs);
         assert!(!lab.read("e.yaml").contains("news"));
         assert_eq!(lab.names(), ["a.yaml", "e.yaml"]);
@@ -148,17 +166,52 @@ fn add_that_cannot_be_is_refused_with_the_reason() {
     for (id, more, code, reason) in [
         ("news", &[][..], 1, "is there already: "),
         ("more", &["--customer", "acne"], 1, "did you mean `acme`?"),
-        ("more", &["--for", "91d"], 1, "it ends more than 90 days from now"),
+        (
+            "more",
+            &["--for", "91d"],
+            1,
+            "it ends more than 90 days from now",
+        ),
         ("more", &["--until", "2020-01-01T00:00:00Z"], 1, "is over"),
         ("more", &["--for", "1y"], 2, "write a number and a unit"),
-        ("more", &["--until", "2030-01-01"], 2, "is a date without a time"),
+        (
+            "more",
+            &["--until", "2030-01-01"],
+            2,
+            "is a date without a time",
+        ),
         ("more", &["--to", "relays"], 2, "`any` stands alone"),
-        ("more", &["--reason", "a\nb"], 2, "characters that are not shown"),
+        (
+            "more",
+            &["--reason", "a\nb"],
+            2,
+            "characters that are not shown",
+        ),
         ("unassigned", &[], 2, "is reserved"),
-        ("more", &["--file", "../b.yaml"], 2, "is no name of a policy file"),
-        ("more", &["--file", ".b.yaml"], 2, "is no name of a policy file"),
-        ("more", &["--file", "b.txt"], 2, "is no name of a policy file"),
-        ("more", &["--file", "none/b.yaml"], 1, "No such file or directory"),
+        (
+            "more",
+            &["--file", "../b.yaml"],
+            2,
+            "is no name of a policy file",
+        ),
+        (
+            "more",
+            &["--file", ".b.yaml"],
+            2,
+            "is no name of a policy file",
+        ),
+        (
+            "more",
+            &["--file", "b.txt"],
+            2,
+            "is no name of a policy file",
+        ),
+        (
+            "more",
+            &["--file", "none/b.yaml"],
+            1,
+            "No such file or directory",
+        ),
     ] {
         let output = lab.add(id, more);
         let said = text(&output.stderr) + &text(&output.stdout);
@@ -181,17 +234,30 @@ fn file_that_is_not_clear_is_refused_with_the_choices_unless_it_is_named() {
     let said = text(&output.stderr);
     assert!(said.contains("--file (several files"), "{said}");
     assert!(said.contains("b.yaml, c.yaml"), "{said}");
-    assert_eq!(lab.add("news", &["--file", "c.yaml"]).status.code(), Some(0));
+    assert_eq!(
+        lab.add("news", &["--file", "c.yaml"]).status.code(),
+        Some(0)
+    );
     assert!(lab.read("c.yaml").contains("news"));
-    assert_eq!(lab.add("more", &["--file", "new.yaml"]).status.code(), Some(0));
-    assert!(lab.read("new.yaml").starts_with("schema: 1\nexemptions:\n  - id: more\n"));
+    assert_eq!(
+        lab.add("more", &["--file", "new.yaml"]).status.code(),
+        Some(0)
+    );
+    assert!(
+        lab.read("new.yaml")
+            .starts_with("schema: 1\nexemptions:\n  - id: more\n")
+    );
 }
 
 #[test]
 fn link_within_the_directory_stays_one_and_what_it_leads_to_is_edited() {
     let lab = Lab::new(&[("a.yaml", CUSTOMERS)]);
     fs::create_dir(lab.policy().join(".real")).unwrap();
-    fs::write(lab.policy().join(".real/e.yaml"), "schema: 1\nexemptions:\n").unwrap();
+    fs::write(
+        lab.policy().join(".real/e.yaml"),
+        "schema: 1\nexemptions:\n",
+    )
+    .unwrap();
     symlink(".real/e.yaml", lab.policy().join("e.yaml")).unwrap();
     assert_eq!(lab.add("news", &[]).status.code(), Some(0));
     assert!(lab.read(".real/e.yaml").contains("news"));
@@ -219,24 +285,44 @@ fn revoke_ends_it_now_and_keeps_it_or_takes_it_out() {
     let (was, is) = (expiry(&granted), expiry(&revoked));
     assert_eq!(revoked, granted.replace(&was.to_string(), &is.to_string()));
     assert!(is <= Timestamp::now(), "{is}");
-    assert!(Timestamp::now().duration_since(is) < SignedDuration::from_mins(2), "{is}");
+    assert!(
+        Timestamp::now().duration_since(is) < SignedDuration::from_mins(2),
+        "{is}"
+    );
     let again = lab.exempt(&["revoke", "news", "-j"]);
     assert_eq!(again.status.code(), Some(0), "{again:?}");
     assert!(text(&again.stdout).contains("\"unchanged\""), "{again:?}");
     assert_eq!(lab.read("a.yaml"), revoked);
-    assert_eq!(lab.exempt(&["revoke", "news", "--delete"]).status.code(), Some(0));
+    assert_eq!(
+        lab.exempt(&["revoke", "news", "--delete"]).status.code(),
+        Some(0)
+    );
     assert_eq!(lab.read("a.yaml"), before);
     let gone = lab.exempt(&["revoke", "news"]);
     assert_eq!(gone.status.code(), Some(1), "{gone:?}");
-    assert!(text(&gone.stderr).contains("there is no exemption `news`"), "{gone:?}");
+    assert!(
+        text(&gone.stderr).contains("there is no exemption `news`"),
+        "{gone:?}"
+    );
     // One that has not begun would end before it starts.
     let later = Timestamp::now() + SignedDuration::from_hours(24);
-    let later = Timestamp::from_second(later.as_second()).unwrap().to_string();
-    assert_eq!(lab.add("news", &["--starts", &later]).status.code(), Some(0));
+    let later = Timestamp::from_second(later.as_second())
+        .unwrap()
+        .to_string();
+    assert_eq!(
+        lab.add("news", &["--starts", &later]).status.code(),
+        Some(0)
+    );
     let scheduled = lab.exempt(&["revoke", "news"]);
     assert_eq!(scheduled.status.code(), Some(1), "{scheduled:?}");
-    assert!(text(&scheduled.stderr).contains("--delete"), "{scheduled:?}");
-    assert_eq!(lab.exempt(&["revoke", "news", "--delete"]).status.code(), Some(0));
+    assert!(
+        text(&scheduled.stderr).contains("--delete"),
+        "{scheduled:?}"
+    );
+    assert_eq!(
+        lab.exempt(&["revoke", "news", "--delete"]).status.code(),
+        Some(0)
+    );
     assert_eq!(lab.read("a.yaml"), before);
 }
 
@@ -266,7 +352,10 @@ fn extend_moves_the_end_on_and_never_back() {
     }
     // One that was revoked holds again, from now on.
     assert_eq!(lab.exempt(&["revoke", "news"]).status.code(), Some(0));
-    assert_eq!(lab.exempt(&["extend", "news", "--by", "1h"]).status.code(), Some(0));
+    assert_eq!(
+        lab.exempt(&["extend", "news", "--by", "1h"]).status.code(),
+        Some(0)
+    );
     let term = expiry(&lab.read("a.yaml")).duration_since(Timestamp::now());
     assert!(term <= SignedDuration::from_hours(1), "{term:?}");
     assert!(term > SignedDuration::from_mins(58), "{term:?}");
@@ -283,7 +372,9 @@ fn list_shows_what_ends_soon_first() {
         let output = lab.exempt(words);
         assert_eq!(output.status.code(), Some(0), "{output:?}");
         let lines = text(&output.stdout);
-        let ids = lines.lines().map(|line| line.split('\t').next().unwrap().to_owned());
+        let ids = lines
+            .lines()
+            .map(|line| line.split('\t').next().unwrap().to_owned());
         ids.collect::<Vec<_>>()
     };
     assert_eq!(ids(&["list"]), ["over", "soon", "late"]);
@@ -302,7 +393,12 @@ fn wait_without_an_agent_writes_and_exits_4() {
     assert_eq!(output.status.code(), Some(4), "{output:?}");
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["outcome"], "written");
-    assert!(json["agent_error"].as_str().unwrap().contains("cannot reach the agent"));
+    assert!(
+        json["agent_error"]
+            .as_str()
+            .unwrap()
+            .contains("cannot reach the agent")
+    );
     assert!(lab.read("a.yaml").contains("news"));
 }
 
@@ -360,7 +456,11 @@ impl Lab {
     fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_gate25"));
         let config = self.dir.path().join("gate25.yaml");
-        command.arg("exempt").args(words).arg("--config").arg(config);
+        command
+            .arg("exempt")
+            .args(words)
+            .arg("--config")
+            .arg(config);
         command
     }
 
@@ -385,7 +485,10 @@ impl Lab {
     fn on_a_terminal(&self, words: &[&str]) -> Asked {
         let terminal = openpty(None, None).unwrap();
         let mut command = self.command(words);
-        command.stdin(terminal.slave).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .stdin(terminal.slave)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let errors = BufReader::new(child.stderr.take().unwrap());
         Asked {
@@ -412,7 +515,9 @@ impl Asked {
     }
 
     fn say(&mut self, answer: &str) {
-        self.terminal.write_all(format!("{answer}\n").as_bytes()).unwrap();
+        self.terminal
+            .write_all(format!("{answer}\n").as_bytes())
+            .unwrap();
     }
 
     #[track_caller]

@@ -20,7 +20,8 @@ use std::rc::Rc;
 
 use gate25::clock::Offset;
 use gate25::dataplane::{
-    Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step, plan,
+    Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step,
+    plan,
 };
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;

@@ -17,7 +17,10 @@ const HELD: &str = "gate25_policy_files_held";
 fn change_that_nobody_confirms_is_undone_and_stays_so_until_the_files_change() {
     let mut scene = Scene::new("");
     // The watcher has taken the files over by the time that anybody says that they are on trial.
-    scene.agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
     scene.world.check_open(&scene.guest).unwrap();
     scene.begin("3s");
     assert!(scene.value(END) > 0.0);
@@ -32,7 +35,10 @@ fn change_that_nobody_confirms_is_undone_and_stays_so_until_the_files_change() {
     assert_eq!(late.code, Some(1), "{late:?}");
     assert!(late.err.contains("too late"), "{late:?}");
     // The same files mean nothing new, written again or found by a start.
-    scene.agent.write_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, &with_exemption().text())
+        .unwrap();
     scene.agent.restart().unwrap();
     scene.world.check_closed(&scene.guest).unwrap();
     assert_eq!(scene.value(HELD), 1.0);
@@ -49,7 +55,10 @@ fn change_that_nobody_confirms_is_undone_and_stays_so_until_the_files_change() {
 fn change_that_is_confirmed_stays() {
     // The agent hears of the files by the command alone.
     let scene = Scene::new("reload: {quiet_time: 5s}\n");
-    scene.agent.write_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, &with_exemption().text())
+        .unwrap();
     let began = Instant::now();
     scene.begin("3s");
     scene.world.check_open(&scene.guest).unwrap();
@@ -71,7 +80,10 @@ fn undo_goes_back_once_with_a_trial_and_without() {
     let nothing = scene.agent.command(&["undo"]).unwrap();
     assert_eq!(nothing.code, Some(1), "{nothing:?}");
     assert!(nothing.err.contains("nothing to go back to"), "{nothing:?}");
-    scene.agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
     for trial in [false, true] {
         if trial {
             scene.begin("10m");
@@ -97,7 +109,10 @@ fn undo_goes_back_once_with_a_trial_and_without() {
 fn trial_goes_on_over_a_crash_and_is_over_at_a_start_after_its_deadline_or_a_boot() {
     let mut scene = Scene::new("");
     for end in ["deadline", "boot"] {
-        scene.agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+        scene
+            .agent
+            .apply_policy(FILE, &with_exemption().text())
+            .unwrap();
         let began = Instant::now();
         scene.begin(if end == "boot" { "10m" } else { "8s" });
         let ends = scene.value(END);
@@ -114,7 +129,12 @@ fn trial_goes_on_over_a_crash_and_is_over_at_a_start_after_its_deadline_or_a_boo
             _ => {
                 let shell = "sed -i 's/\"boot\":\"[^\"]*\"/\"boot\":\"another\"/' /var/lib/gate25/trial.json \
                              && grep -q another /var/lib/gate25/trial.json";
-                scene.world.hosting.hypervisor.exec("sh", &["-c", shell]).unwrap();
+                scene
+                    .world
+                    .hosting
+                    .hypervisor
+                    .exec("sh", &["-c", shell])
+                    .unwrap();
             }
         }
         scene.agent.restart().unwrap();
@@ -132,12 +152,18 @@ fn trial_goes_on_over_a_crash_and_is_over_at_a_start_after_its_deadline_or_a_boo
 #[test]
 fn files_that_change_during_a_trial_are_undone_with_it_and_files_put_back_end_it() {
     let scene = Scene::new("");
-    scene.agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
     scene.begin("10m");
     scene.agent.apply_policy(FILE, &base().text()).unwrap();
     scene.wait(END, 0.0);
     assert_eq!(scene.value(HELD), 0.0);
-    scene.agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
     scene.begin("4s");
     let more = with_exemption().customer("c-3", "tap103i0").text();
     scene.agent.apply_policy(FILE, &more).unwrap();
@@ -151,16 +177,31 @@ fn files_that_change_during_a_trial_are_undone_with_it_and_files_put_back_end_it
 #[test]
 fn files_that_are_refused_begin_no_trial_and_harm_none() {
     let scene = Scene::new("");
-    scene.agent.write_policy(FILE, "schema: 1\nprofils: []\n").unwrap();
-    let refused = scene.agent.command(&["reload", "--confirm-within", "3s"]).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, "schema: 1\nprofils: []\n")
+        .unwrap();
+    let refused = scene
+        .agent
+        .command(&["reload", "--confirm-within", "3s"])
+        .unwrap();
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert_eq!(scene.value(END), 0.0);
-    scene.agent.write_policy(FILE, &with_exemption().text()).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, &with_exemption().text())
+        .unwrap();
     scene.agent.command(&["reload", "--wait"]).unwrap();
     scene.begin("10m");
     let ends = scene.value(END);
-    scene.agent.write_policy(FILE, "schema: 1\nprofils: []\n").unwrap();
-    let refused = scene.agent.command(&["reload", "--confirm-within", "3s"]).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, "schema: 1\nprofils: []\n")
+        .unwrap();
+    let refused = scene
+        .agent
+        .command(&["reload", "--confirm-within", "3s"])
+        .unwrap();
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert_eq!(scene.value(END), ends);
     scene.world.check_open(&scene.guest).unwrap();
@@ -214,7 +255,10 @@ impl Scene {
 
     #[track_caller]
     fn begin(&self, within: &str) {
-        let begun = self.agent.command(&["reload", "--confirm-within", within]).unwrap();
+        let begun = self
+            .agent
+            .command(&["reload", "--confirm-within", within])
+            .unwrap();
         assert_eq!(begun.code, Some(0), "{begun:?}\n{}", self.agent.log());
         assert!(begun.out.contains("on trial until"), "{begun:?}");
     }
@@ -226,7 +270,9 @@ impl Scene {
 
     #[track_caller]
     fn wait(&self, metric: &str, expected: f64) {
-        let waited = self.agent.wait_metric(metric, &[], LIMIT, |value| value == expected);
+        let waited = self
+            .agent
+            .wait_metric(metric, &[], LIMIT, |value| value == expected);
         waited.unwrap_or_else(|error| panic!("{error:#}\n{}", self.agent.log()));
     }
 
@@ -248,5 +294,8 @@ impl Scene {
 /// Waits until so much time has passed since a moment.
 #[track_caller]
 fn passed(since: Instant, time: Duration) {
-    poll("time to pass", LIMIT, || Ok((since.elapsed() > time).then_some(()))).unwrap();
+    poll("time to pass", LIMIT, || {
+        Ok((since.elapsed() > time).then_some(()))
+    })
+    .unwrap();
 }

@@ -82,9 +82,14 @@ impl Ranges {
             .collect();
         begins.sort_unstable();
         begins.dedup();
-        let ends = begins.iter().skip(1).map(|next| next - 1).chain([u128::MAX]);
+        let ends = begins
+            .iter()
+            .skip(1)
+            .map(|next| next - 1)
+            .chain([u128::MAX]);
         let all = begins.iter().copied().zip(ends);
-        all.filter(|piece| sets.clone().any(|set| set.hold(*piece))).collect()
+        all.filter(|piece| sets.clone().any(|set| set.hold(*piece)))
+            .collect()
     }
 
     /// As people write it: prefixes, or `any` and the prefixes that it leaves out.

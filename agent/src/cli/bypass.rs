@@ -80,7 +80,10 @@ pub fn run(
             Reader::Programs => console.json(&request)?,
             Reader::People => {
                 let seconds = request.seconds.unwrap_or_default();
-                writeln!(console.out, "this host would only observe for {seconds} seconds")?;
+                writeln!(
+                    console.out,
+                    "this host would only observe for {seconds} seconds"
+                )?;
             }
         }
         return Ok(ExitCode::SUCCESS);
@@ -96,7 +99,9 @@ pub fn run(
             "this host only observes until {ends} ({}): `gate25 bypass end` ends it now",
             escape(ticket)
         )?,
-        (Reader::People, None) => writeln!(console.out, "this host refuses what the policy refuses")?,
+        (Reader::People, None) => {
+            writeln!(console.out, "this host refuses what the policy refuses")?
+        }
     }
     // What was asked for must be so.
     Ok(match (request.seconds, &status.bypass) {

@@ -17,8 +17,8 @@ use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, Severity, escape};
 use crate::json;
 use crate::policy::changes::{Change, Section};
-use crate::policy::{DEFAULT_PROFILE, Policy};
 use crate::policy::loader::{Circumstances, Purpose};
+use crate::policy::{DEFAULT_PROFILE, Policy};
 use crate::settings::Missing;
 use crate::trust::Trust;
 use base::{BaseError, Difference, difference};
@@ -223,7 +223,9 @@ fn place(
     directory: &Path,
     customer: &str,
 ) -> Option<(String, u32)> {
-    let exemptions = changes.iter().filter(|it| it.section == Section::Exemptions);
+    let exemptions = changes
+        .iter()
+        .filter(|it| it.section == Section::Exemptions);
     let exemption = exemptions
         .filter_map(|change| policy.exemptions.get(&change.name))
         .find(|exemption| exemption.customer == customer);

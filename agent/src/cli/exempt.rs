@@ -208,10 +208,7 @@ fn add(
         true => Ok(text.to_owned()),
         false => Err(desk.unknown("customer", text, policy.customers.keys())),
     };
-    for wrong in [
-        id.as_deref().map(new_id),
-        customer.as_deref().map(known),
-    ] {
+    for wrong in [id.as_deref().map(new_id), customer.as_deref().map(known)] {
         if let Some(Err(why)) = wrong {
             return desk.refuse(&why, console).map(Err);
         }

@@ -52,7 +52,9 @@ pub fn run(
         dry_run: args.dry_run,
         // Whoever has to confirm has to know whether there is something.
         wait: args.wait || args.confirm_within.is_some(),
-        confirm_within: args.confirm_within.map(|term| term.as_secs().unsigned_abs()),
+        confirm_within: args
+            .confirm_within
+            .map(|term| term.as_secs().unsigned_abs()),
     };
     let outcome = match Client::new(&settings.control.socket).reload(&request) {
         Ok(outcome) => outcome,

@@ -47,7 +47,9 @@ mod tests {
 
     #[test]
     fn term_of_anything_else_is_refused() {
-        for text in ["", "7", "d", "0d", "-1d", "1.5h", "7 d", "7D", "3651d", "1y"] {
+        for text in [
+            "", "7", "d", "0d", "-1d", "1.5h", "7 d", "7D", "3651d", "1y",
+        ] {
             assert!(term(text).is_err(), "{text}");
         }
         assert!(term("99999999999999999999d").is_err());

@@ -19,8 +19,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::messages::{
-    BypassRequest, Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status, Trial,
-    Workloads,
+    BypassRequest, Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
+    Trial, Workloads,
 };
 
 /// Longer than the agent takes to say that it is busy.

@@ -3,17 +3,17 @@
 use std::collections::BTreeMap;
 
 use gate25_common::abi::CustomerId;
-use gate25_common::bypass;
 use gate25_common::address::Family;
+use gate25_common::bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::returns::{Fate, ReturnCounters};
 use jiff::Timestamp;
 
 use super::messages::{
-    Backend, Bypass, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
-    Mode, NoticeListener, OnTrial, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status,
-    Teller, Term, Trial, Workload, Workloads,
+    Backend, Bypass, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings,
+    Kind, Mode, NoticeListener, OnTrial, Policy, Reload, Reloads, Returns, RunningPolicy, State,
+    Status, Teller, Term, Trial, Workload, Workloads,
 };
 use super::{Constants, ReloadOutcome, TrialOutcome};
 use crate::clock;

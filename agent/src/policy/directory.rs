@@ -302,7 +302,9 @@ pub(crate) fn is_policy_path(path: &Path) -> bool {
         return false;
     };
     matches!(classify(last), Name::Policy)
-        && !folders.iter().any(|name| matches!(classify(name), Name::Skipped))
+        && !folders
+            .iter()
+            .any(|name| matches!(classify(name), Name::Skipped))
 }
 
 fn classify(name: &OsStr) -> Name {

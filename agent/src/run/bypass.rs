@@ -26,12 +26,18 @@ impl Bypassing {
     pub(super) fn of(figures: &dyn Figures) -> Self {
         let bypass = figures.bypass();
         let bypass = bypass.unwrap_or_else(|error| {
-            error!(error = in_full(&error), "not known whether this host is bypassed");
+            error!(
+                error = in_full(&error),
+                "not known whether this host is bypassed"
+            );
             Bypass::NONE
         });
         let is_active = clock::boot().is_ok_and(|now| bypass.is_active(now.unsigned_abs()));
         if is_active {
-            warn!(ticket = bypass.ticket(), "bypassed: this host only observes");
+            warn!(
+                ticket = bypass.ticket(),
+                "bypassed: this host only observes"
+            );
         }
         Self(is_active.then_some(bypass.until()))
     }

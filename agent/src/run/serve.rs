@@ -503,7 +503,11 @@ impl<D: Dataplane> Agent<D> {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
                 self.reloads.serving = self.reloads.waiting.pop();
-                let within = self.reloads.serving.as_ref().and_then(|it| it.confirm_within);
+                let within = self
+                    .reloads
+                    .serving
+                    .as_ref()
+                    .and_then(|it| it.confirm_within);
                 let running = self.reconciler.running_files();
                 let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
@@ -542,9 +546,7 @@ impl<D: Dataplane> Agent<D> {
                             Some(Err(_)) | None => outcome,
                         }
                     }
-                    (Execution::DryRun, _) => {
-                        self.reconciler.rehearse(loaded, request.shrink, now)
-                    }
+                    (Execution::DryRun, _) => self.reconciler.rehearse(loaded, request.shrink, now),
                 };
                 self.took_over(&outcome);
                 // Whoever asked may be gone.

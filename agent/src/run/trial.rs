@@ -117,7 +117,9 @@ fn deadline(within: Duration) -> Result<Deadline, TrialError> {
     Ok(Deadline {
         boot: boot_id().map_err(TrialError::Boot)?,
         at: clock::boot()?.saturating_add(nanoseconds),
-        ends: Timestamp::now().saturating_add(within).unwrap_or(Timestamp::MAX),
+        ends: Timestamp::now()
+            .saturating_add(within)
+            .unwrap_or(Timestamp::MAX),
     })
 }
 
@@ -227,7 +229,10 @@ impl Trials {
             };
             if let Err(error) = undone.save(&directory) {
                 // Until it is noted a start would go on with the trial, and no longer.
-                warn!(error = in_full(&error), "not noted that a change was undone");
+                warn!(
+                    error = in_full(&error),
+                    "not noted that a change was undone"
+                );
             }
             Ok(accepted)
         });
@@ -279,9 +284,9 @@ impl Trials {
                 let noted = task.await;
                 match (noted, self.job.take()) {
                     (Ok(noted), Some(Job::Confirm(_, reply))) => Next::Confirmed(noted, reply),
-                    (Ok(_) | Err(_), Some(_) | None) => {
-                        Next::Kept(Some("the task that notes a confirmation was cut short".to_owned()))
-                    }
+                    (Ok(_) | Err(_), Some(_) | None) => Next::Kept(Some(
+                        "the task that notes a confirmation was cut short".to_owned(),
+                    )),
                 }
             }
             None => loop {
@@ -411,7 +416,9 @@ impl<D: Dataplane> Agent<D> {
 
     pub(super) fn undo(&mut self, reply: Option<Reply>) {
         let running = self.reconciler.policy();
-        let running = running.filter(|it| it.source == Source::Files).map(|it| it.hash);
+        let running = running
+            .filter(|it| it.source == Source::Files)
+            .map(|it| it.hash);
         let why = match (&self.trials.trial, running) {
             _ if self.trials.job.is_some() => "another request is under way".to_owned(),
             (
@@ -544,7 +551,10 @@ fn is_over(deadline: &Deadline) -> bool {
 pub(super) fn read(
     files: &mut PolicyFiles,
     beginning: Option<&Beginning>,
-) -> (Result<Accepted, SourceError>, Option<Result<Trial, TrialError>>) {
+) -> (
+    Result<Accepted, SourceError>,
+    Option<Result<Trial, TrialError>>,
+) {
     let loaded = files.load(Timestamp::now());
     let noted = match (&loaded, beginning) {
         (Ok(accepted), Some(beginning)) => Some(beginning.note(accepted.hash)),

@@ -74,7 +74,16 @@ mod tests {
         for plain in ["NOC-48213", "192.0.2.0/24", "double opt-in, PTR checked"] {
             assert_eq!(text(plain, Place::Line), plain);
         }
-        for quoted in ["yes", "2001:db8::/32", "# 1", "a: b", "- a", " a", "*", "No"] {
+        for quoted in [
+            "yes",
+            "2001:db8::/32",
+            "# 1",
+            "a: b",
+            "- a",
+            " a",
+            "*",
+            "No",
+        ] {
             assert_eq!(text(quoted, Place::Line), format!("'{quoted}'"));
         }
         assert_eq!(text("a, b", Place::Brackets), "'a, b'");

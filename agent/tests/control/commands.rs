@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Output};
 use std::sync::Arc;
 
-use gate25::control::{Command, ReloadOutcome, TrialOutcome, RunningPolicy};
+use gate25::control::{Command, ReloadOutcome, RunningPolicy, TrialOutcome};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::state::{LastKnownGood, StoredSet};

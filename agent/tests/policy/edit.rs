@@ -46,7 +46,10 @@ rules: {{max_exemption_days: 30}}
   expires: 2026-12-10T00:00:00Z
   to: [192.0.2.0/24, '2001:db8::/32']
 ";
-    let expected = before.replace("  # prolonged twice\n", &format!("  # prolonged twice\n{entry}"));
+    let expected = before.replace(
+        "  # prolonged twice\n",
+        &format!("  # prolonged twice\n{entry}"),
+    );
     assert_eq!(after, expected);
 }
 
@@ -59,13 +62,19 @@ fn exemption_is_added_where_there_were_none() {
         ("exemptions: []\n", "exemptions:\n"),
         ("exemptions: [ ]  # none yet\n", "exemptions:  # none yet\n"),
         ("exemptions: ~\n", "exemptions:\n"),
-        ("exemptions:   # none yet\n# rules\n", "exemptions:   # none yet\n"),
+        (
+            "exemptions:   # none yet\n# rules\n",
+            "exemptions:   # none yet\n",
+        ),
     ] {
         let before = format!("{HEAD}{section}");
         let after = edited(&before, &Edit::Add(new("mail"))).unwrap();
         let expected = format!("{HEAD}{beginning}{entry}");
         assert!(after.starts_with(&expected), "{section:?}: {after}");
-        assert!(after.contains("# rules") == section.contains("# rules"), "{after}");
+        assert!(
+            after.contains("# rules") == section.contains("# rules"),
+            "{after}"
+        );
     }
 }
 
@@ -73,7 +82,11 @@ fn exemption_is_added_where_there_were_none() {
 fn exemption_is_added_to_a_list_in_brackets() {
     let first = "{id: news, customer: acme, reason: r, ticket: T, approved_by: noc, \
                  expires: 2026-12-01T00:00:00Z, to: any}";
-    for (end, expected) in [("]", ", {id: mail,"), (",\n]", ", {id: mail,"), (" ]", ", {id: mail,")] {
+    for (end, expected) in [
+        ("]", ", {id: mail,"),
+        (",\n]", ", {id: mail,"),
+        (" ]", ", {id: mail,"),
+    ] {
         let before = format!("{HEAD}exemptions: [{first}{end}\n");
         let after = edited(&before, &Edit::Add(new("mail"))).unwrap();
         assert!(after.contains(&format!("{first}{expected}")), "{after}");
@@ -84,7 +97,10 @@ fn exemption_is_added_to_a_list_in_brackets() {
 fn exemption_is_added_to_a_file_that_ends_without_a_line_break_or_with_those_of_windows() {
     let before = "schema: 1\r\nprofiles: [{name: default}]\r\ncustomers: [{id: other}]";
     let after = edited(before, &Edit::Add(new("mail"))).unwrap();
-    assert!(after.starts_with(&format!("{before}\r\nexemptions:\r\n  - id: mail\r\n")), "{after}");
+    assert!(
+        after.starts_with(&format!("{before}\r\nexemptions:\r\n  - id: mail\r\n")),
+        "{after}"
+    );
     assert!(after.ends_with("'2001:db8::/32']"), "{after}");
     assert_eq!(after.matches('\n').count(), after.matches("\r\n").count());
     let marked = format!("\u{feff}{HEAD}exemptions:\n");
@@ -99,7 +115,10 @@ fn exemption_is_added_to_a_file_that_is_not_there() {
     let edited = edit(&set, &path, &Edit::Add(new("mail")), &checking()).unwrap();
     assert_eq!(edited.before, None);
     let text = String::from_utf8(edited.after).unwrap();
-    assert!(text.starts_with("schema: 1\nexemptions:\n  - id: mail\n"), "{text}");
+    assert!(
+        text.starts_with("schema: 1\nexemptions:\n  - id: mail\n"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -107,7 +126,10 @@ fn end_is_replaced_whatever_notation_it_has() {
     for (written, becomes) in [
         ("2026-12-01T00:00:00Z # soon", "2026-12-24T00:00:00Z # soon"),
         ("'2026-12-01T00:00:00Z'", "2026-12-24T00:00:00Z"),
-        ("\"2026-12-01 00:00:00+00:00\"   # soon", "2026-12-24T00:00:00Z   # soon"),
+        (
+            "\"2026-12-01 00:00:00+00:00\"   # soon",
+            "2026-12-24T00:00:00Z   # soon",
+        ),
         ("2026-12-01T00:00:00Z   ", "2026-12-24T00:00:00Z   "),
     ] {
         let text = |end: &str| {
@@ -117,7 +139,10 @@ fn end_is_replaced_whatever_notation_it_has() {
         };
         let expires = "2026-12-24T00:00:00Z".parse().unwrap();
         let values = vec![Value::Expires(expires)];
-        let set = Edit::Set { id: "news".to_owned(), values };
+        let set = Edit::Set {
+            id: "news".to_owned(),
+            values,
+        };
         assert_eq!(edited(&text(written), &set).unwrap(), text(becomes));
     }
 }
@@ -140,7 +165,10 @@ fn exemption_that_is_removed_leaves_what_is_around_it() {
     let before = text(&entry("b"));
     assert_eq!(edited(&before, &remove("b")).unwrap(), text(""));
     let only = format!("{HEAD}exemptions:\n{}# end\n", entry("a"));
-    assert_eq!(edited(&only, &remove("a")).unwrap(), format!("{HEAD}exemptions:\n# end\n"));
+    assert_eq!(
+        edited(&only, &remove("a")).unwrap(),
+        format!("{HEAD}exemptions:\n# end\n")
+    );
     for (list, id, left) in [
         ("[A, B, C]", "a", "[B, C]"),
         ("[A, B, C]", "b", "[A, C]"),
@@ -160,7 +188,11 @@ fn exemption_that_is_removed_leaves_what_is_around_it() {
             text
         };
         let after = edited(&text(list), &remove(id)).unwrap();
-        assert_eq!(after.replace(' ', ""), text(left).replace(' ', ""), "{list} {id}");
+        assert_eq!(
+            after.replace(' ', ""),
+            text(left).replace(' ', ""),
+            "{list} {id}"
+        );
     }
 }
 
@@ -195,9 +227,15 @@ fn notation_that_is_not_edited_is_refused_with_its_line() {
     let entry = "customer: acme, reason: r, ticket: T, approved_by: n, to: any";
     for (section, line) in [
         // The dash is not on the item's line.
-        (format!("exemptions:\n  -\n    {{id: news, {entry}, expires: 2026-12-01T00:00:00Z}}\n"), 7),
+        (
+            format!("exemptions:\n  -\n    {{id: news, {entry}, expires: 2026-12-01T00:00:00Z}}\n"),
+            7,
+        ),
         // Two entries' lines cannot be told apart.
-        (format!("exemptions: [{{id: news, {entry}, expires: 2026-12-01T00:00:00Z}} # x\n  ]\n"), 5),
+        (
+            format!("exemptions: [{{id: news, {entry}, expires: 2026-12-01T00:00:00Z}} # x\n  ]\n"),
+            5,
+        ),
     ] {
         let before = format!("{HEAD}{section}");
         match edited(&before, &Edit::Add(new("mail"))) {
@@ -231,16 +269,18 @@ fn entry() -> impl Strategy<Value = Entry> {
         any::<bool>(),
         1..60_i64,
     )
-        .prop_map(|(id, reason, braces, remark, below, blank, list, days)| Entry {
-            id,
-            reason,
-            braces,
-            remark,
-            below,
-            blank,
-            list,
-            days,
-        })
+        .prop_map(
+            |(id, reason, braces, remark, below, blank, list, days)| Entry {
+                id,
+                reason,
+                braces,
+                remark,
+                below,
+                blank,
+                list,
+                days,
+            },
+        )
 }
 
 impl Entry {
@@ -258,7 +298,9 @@ impl Entry {
         } = self;
         let expires = now() + SignedDuration::from_hours(24 * days);
         let lead = " ".repeat(indent);
-        let remark = remark.as_ref().map_or(String::new(), |text| format!(" # {text}"));
+        let remark = remark
+            .as_ref()
+            .map_or(String::new(), |text| format!(" # {text}"));
         let to = match (list, braces) {
             (true, true) => "[192.0.2.0/24]",
             (true, false) => "\n    # where to\n    - 192.0.2.0/24",
@@ -385,7 +427,9 @@ fn edited(text: &str, wanted: &Edit) -> Result<String, EditError> {
 fn policy(text: &str) -> Policy {
     let set: [SourceFile; 1] = [file(FILE, text)];
     let loaded = Loader::default().load(&set, &checking());
-    loaded.unwrap_or_else(|error| panic!("{error:?}\n{text}")).policy
+    loaded
+        .unwrap_or_else(|error| panic!("{error:?}\n{text}"))
+        .policy
 }
 
 fn checking() -> Circumstances {

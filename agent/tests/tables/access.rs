@@ -77,22 +77,41 @@ fn exemption_that_is_granted_is_told_with_its_time() {
 #[test]
 fn everything_but_what_was_open_already_is_told_as_such() {
     let mut before = base();
-    before.allowlists.insert("l".to_owned(), allowlist(&["192.0.2.0/24"]));
+    before
+        .allowlists
+        .insert("l".to_owned(), allowlist(&["192.0.2.0/24"]));
     before.customers.get_mut("c0").unwrap().allow = vec!["l".to_owned()];
     let mut after = before.clone();
     let granted = exemption("c0", None, at(200), Destinations::Any);
     after.exemptions.insert("e".to_owned(), granted);
     let told = between(&before, &after);
-    let [Shift { opened, .. }] = &told[..] else { panic!("{told:?}") };
-    let [Grant { from: None, until, to, except }] = &opened[..] else { panic!("{told:?}") };
+    let [Shift { opened, .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
+    let [
+        Grant {
+            from: None,
+            until,
+            to,
+            except,
+        },
+    ] = &opened[..]
+    else {
+        panic!("{told:?}")
+    };
     assert_eq!(*until, Some(at(200)));
-    assert_eq!((&to[..], &except[..]), (&["any".to_owned()][..], &["192.0.2.0/24".to_owned()][..]));
+    assert_eq!(
+        (&to[..], &except[..]),
+        (&["any".to_owned()][..], &["192.0.2.0/24".to_owned()][..])
+    );
 }
 
 #[test]
 fn what_is_said_in_another_way_changes_nothing() {
     let mut before = base();
-    before.allowlists.insert("l".to_owned(), allowlist(&["192.0.2.0/24"]));
+    before
+        .allowlists
+        .insert("l".to_owned(), allowlist(&["192.0.2.0/24"]));
     let mut after = before.clone();
     let halves = allowlist(&["192.0.2.0/25", "192.0.2.128/25"]);
     after.allowlists.insert("m".to_owned(), halves);
@@ -105,10 +124,14 @@ fn what_is_said_in_another_way_changes_nothing() {
 fn customers_to_whom_the_same_happens_are_told_together() {
     let before = base();
     let mut after = base();
-    after.allowlists.insert("l".to_owned(), allowlist(&["192.0.2.25/32"]));
+    after
+        .allowlists
+        .insert("l".to_owned(), allowlist(&["192.0.2.25/32"]));
     after.profiles.get_mut("default").unwrap().allow = vec!["l".to_owned()];
     let told = between(&before, &after);
-    let [Shift { customers, .. }] = &told[..] else { panic!("{told:?}") };
+    let [Shift { customers, .. }] = &told[..] else {
+        panic!("{told:?}")
+    };
     assert_eq!(customers[..], ["c0", "c1", "unassigned"]);
 }
 
@@ -127,13 +150,18 @@ fn relay_that_others_are_led_to_is_open_and_observing_opens_everything() {
 
 fn base() -> Policy {
     let mut policy = policy();
-    policy.customers = BTreeMap::from(["c0", "c1"].map(|id| (id.to_owned(), customer("default", &[], &[]))));
+    policy.customers =
+        BTreeMap::from(["c0", "c1"].map(|id| (id.to_owned(), customer("default", &[], &[]))));
     policy
 }
 
 fn between(before: &Policy, after: &Policy) -> Vec<Shift> {
     let now = Timestamp::UNIX_EPOCH;
-    shifts(&compile(before, now).unwrap(), &compile(after, now).unwrap(), now)
+    shifts(
+        &compile(before, now).unwrap(),
+        &compile(after, now).unwrap(),
+        now,
+    )
 }
 
 /// Whether a grant is about the address at the moment.
@@ -152,6 +180,7 @@ fn holds(grant: &Grant, address: &str, second: i64) -> bool {
         })
     };
     let now = at(second);
-    let in_time = grant.from.is_none_or(|from| from <= now) && grant.until.is_none_or(|it| now < it);
+    let in_time =
+        grant.from.is_none_or(|from| from <= now) && grant.until.is_none_or(|it| now < it);
     in_time && within(&grant.to) && !within(&grant.except)
 }

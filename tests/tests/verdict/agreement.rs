@@ -354,12 +354,7 @@ fn framed(random: &mut Random) -> (Vec<u8>, Shape) {
     }
 }
 
-fn three_agree(
-    namespace: &NetNs,
-    host: HostMode,
-    load: impl Fn() -> Kernel + 'static,
-    seed: u64,
-) {
+fn three_agree(namespace: &NetNs, host: HostMode, load: impl Fn() -> Kernel + 'static, seed: u64) {
     let mut random = Random(seed);
     let mut deciders = Deciders::with(namespace, host, load, policies(&mut random));
     let (mut seen, mut forms) = ([0; Verdict::ALL.len()], BTreeMap::new());
@@ -424,12 +419,26 @@ fn report(line: &str) {
 
 #[test]
 fn three_agree_on_random_packets_under_random_policies() {
-    in_namespace(|namespace| three_agree(namespace, HostMode::Policy, || Kernel::load(HostMode::Policy), 2500));
+    in_namespace(|namespace| {
+        three_agree(
+            namespace,
+            HostMode::Policy,
+            || Kernel::load(HostMode::Policy),
+            2500,
+        )
+    });
 }
 
 #[test]
 fn three_agree_on_random_packets_where_the_host_observes() {
-    in_namespace(|namespace| three_agree(namespace, HostMode::Observe, || Kernel::load(HostMode::Observe), 2501));
+    in_namespace(|namespace| {
+        three_agree(
+            namespace,
+            HostMode::Observe,
+            || Kernel::load(HostMode::Observe),
+            2501,
+        )
+    });
 }
 
 /// While a host is bypassed its programs do what they do where the settings say that it observes.

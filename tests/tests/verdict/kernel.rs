@@ -10,7 +10,8 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
-    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, SockMap,
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+    SockMap,
 };
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, SchedClassifier, TestRun as _,

@@ -17,11 +17,7 @@ const NEWLY: &str = "may newly send to";
 const NO_LONGER: &str = "may no longer send to";
 
 /// For people at a terminal.
-pub(super) fn text(
-    difference: &Difference,
-    colour: Colour,
-    out: &mut dyn Write,
-) -> io::Result<()> {
+pub(super) fn text(difference: &Difference, colour: Colour, out: &mut dyn Write) -> io::Result<()> {
     let Difference {
         base,
         access,
@@ -60,7 +56,9 @@ pub(super) fn markdown(
             primary,
             ..
         } = diagnostic;
-        let help = help.as_deref().map_or(String::new(), |help| format!(": {}", code(help)));
+        let help = help
+            .as_deref()
+            .map_or(String::new(), |help| format!(": {}", code(help)));
         let place = code(&primary.to_string());
         writeln!(out, "- {severity} in {place}: {}{help}", code(message))?;
     }
@@ -97,7 +95,10 @@ pub(super) fn markdown(
     diff::print(changes, Colour::Never, &mut all)?;
     let all = String::from_utf8_lossy(&all);
     let fence = "`".repeat(longest_run(&all, '`').max(2) + 1);
-    writeln!(out, "\n<details><summary>All changes</summary>\n\n{fence}diff")?;
+    writeln!(
+        out,
+        "\n<details><summary>All changes</summary>\n\n{fence}diff"
+    )?;
     for line in all.lines() {
         // Only the first column tells additions from removals there.
         let sign = match line.trim_start().chars().next() {
@@ -133,7 +134,9 @@ pub(super) fn github(
             format!(",line={},col={}", at.line, at.column)
         });
         let file = property(&primary.file.to_string_lossy());
-        let help = help.as_deref().map_or(String::new(), |help| format!("\n{help}"));
+        let help = help
+            .as_deref()
+            .map_or(String::new(), |help| format!("\n{help}"));
         let text = data(&format!("{message}{help}"));
         let title = property(&format!("gate25 {code}"));
         writeln!(out, "::{level} file={file}{position},title={title}::{text}")?;
@@ -233,7 +236,11 @@ fn named(all: &[String], word: impl Fn(&str) -> String) -> String {
 fn code(text: &str) -> String {
     let text = escape(text);
     let fence = "`".repeat(longest_run(&text, '`') + 1);
-    let space = if text.starts_with('`') || text.ends_with('`') { " " } else { "" };
+    let space = if text.starts_with('`') || text.ends_with('`') {
+        " "
+    } else {
+        ""
+    };
     format!("{fence}{space}{text}{space}{fence}")
 }
 
@@ -244,7 +251,9 @@ fn longest_run(text: &str, of: char) -> usize {
 
 /// The text of a workflow command.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    text.replace('%', "%25")
+        .replace('\r', "%0D")
+        .replace('\n', "%0A")
 }
 
 /// A value among the properties of a workflow command.

@@ -80,15 +80,16 @@ impl<'a> Interview<'a> {
 
 /// An id of an exemption or a customer.
 pub(super) fn id(text: &str) -> Result<String, String> {
-    Id::parse(text, Style::Plain)
-        .map(|Id(id)| id)
-        .map_err(told)
+    Id::parse(text, Style::Plain).map(|Id(id)| id).map_err(told)
 }
 
 /// Text for people who read it in a year.
 pub(super) fn words(text: &str) -> Result<String, String> {
     if text.contains(is_deceptive) {
-        return Err(format!("{} holds characters that are not shown", quoted(text)));
+        return Err(format!(
+            "{} holds characters that are not shown",
+            quoted(text)
+        ));
     }
     Told::parse(text, Style::Plain)
         .map(|Told(text)| text)
@@ -127,9 +128,7 @@ pub(super) fn destinations(text: &str) -> Result<Vec<String>, String> {
     match &all[..] {
         [] => Err("write `any`, or prefixes and names of allowlists".to_owned()),
         [_] => Ok(all),
-        several if several.iter().any(|one| one == ANY) => {
-            Err("`any` stands alone".to_owned())
-        }
+        several if several.iter().any(|one| one == ANY) => Err("`any` stands alone".to_owned()),
         _ => Ok(all),
     }
 }
@@ -196,7 +195,10 @@ mod tests {
         let read = |text| destinations(text).map(|all| all.join("|"));
         assert_eq!(read("any"), Ok("any".to_owned()));
         let list = "192.0.2.0/24, relays 2001:db8::/32";
-        assert_eq!(read(list), Ok("192.0.2.0/24|relays|2001:db8::/32".to_owned()));
+        assert_eq!(
+            read(list),
+            Ok("192.0.2.0/24|relays|2001:db8::/32".to_owned())
+        );
         for wrong in ["", " , ", "any relays", "192.0.2.1/24", "a b!"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }

@@ -173,7 +173,10 @@ impl<'a> Desk<'a> {
         let files = self.files_with_exemptions();
         match files.is_empty() {
             true => "--file (no file has a section `exemptions`)".to_owned(),
-            false => format!("--file (several files have exemptions: {})", files.join(", ")),
+            false => format!(
+                "--file (several files have exemptions: {})",
+                files.join(", ")
+            ),
         }
     }
 
@@ -187,7 +190,11 @@ impl<'a> Desk<'a> {
                 "{} is no name of a policy file below {}: name one that ends in .yaml, such as {}",
                 quoted(name),
                 self.dir.display(),
-                if names.is_empty() { "exemptions.yaml" } else { &names }
+                if names.is_empty() {
+                    "exemptions.yaml"
+                } else {
+                    &names
+                }
             ));
         }
         Ok(Arc::from(path))

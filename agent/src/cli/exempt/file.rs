@@ -197,9 +197,15 @@ mod tests {
         let file = dir.path().join("a.yaml");
         fs::write(&file, "theirs").unwrap();
         let refused = replace(&file, Some(b"one"), b"two");
-        assert!(matches!(refused, Err(WriteError::Changed(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(WriteError::Changed(_))),
+            "{refused:?}"
+        );
         let refused = replace(&file, None, b"two");
-        assert!(matches!(refused, Err(WriteError::Changed(_))), "{refused:?}");
+        assert!(
+            matches!(refused, Err(WriteError::Changed(_))),
+            "{refused:?}"
+        );
         assert_eq!(fs::read(&file).unwrap(), b"theirs");
         assert_eq!(names(&dir), ["a.yaml"]);
     }

@@ -198,7 +198,12 @@ impl<'s> Layout<'s> {
             (None, Some(before)) => self.end(before)?..end,
             (None, None) => start..self.byte(list.span.end).saturating_sub(1),
         };
-        if self.text.get(range.clone()).unwrap_or_default().contains('#') {
+        if self
+            .text
+            .get(range.clone())
+            .unwrap_or_default()
+            .contains('#')
+        {
             return Err(self.unusual(start, "there may be remarks between the brackets"));
         }
         Ok(vec![(range, String::new())])
@@ -270,8 +275,8 @@ impl<'s> Layout<'s> {
     /// Where what is written of a value ends.
     fn end(&self, node: &Node<'s>) -> Result<usize, EditError> {
         let start = self.byte(node.span.start);
-        let in_brackets = self.starts_with(node.span.start, '[')
-            || self.starts_with(node.span.start, '{');
+        let in_brackets =
+            self.starts_with(node.span.start, '[') || self.starts_with(node.span.start, '{');
         let inner = match &node.kind {
             Kind::Refused => return Err(self.unusual(start, "this is not read")),
             Kind::List(_) | Kind::Map(_) if in_brackets => None,

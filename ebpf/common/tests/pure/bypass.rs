@@ -5,7 +5,10 @@ use gate25_common::bypass::{Bypass, MAX_TICKET};
 #[test]
 fn bypass_is_active_until_its_end_and_keeps_its_ticket() {
     let bypass = Bypass::new(100, 200, "NOC-1").expect("a short ticket");
-    assert_eq!((bypass.since(), bypass.until(), bypass.ticket()), (100, 200, "NOC-1"));
+    assert_eq!(
+        (bypass.since(), bypass.until(), bypass.ticket()),
+        (100, 200, "NOC-1")
+    );
     assert!(bypass.is_active(100));
     assert!(bypass.is_active(199));
     assert!(!bypass.is_active(200));

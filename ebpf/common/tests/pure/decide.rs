@@ -719,13 +719,23 @@ fn decision_that_is_observed_is_that_of_a_host_that_observes() {
         form: Form::Plain,
     };
     let malformed = Malformed::ALL.map(Subject::Malformed);
-    let subjects: Vec<Subject> = subjects.into_iter().chain([routed]).chain(malformed).collect();
+    let subjects: Vec<Subject> = subjects
+        .into_iter()
+        .chain([routed])
+        .chain(malformed)
+        .collect();
     let mut seen = Vec::new();
     for mode in [Mode::Enforce, Mode::Observe] {
-        for blocked in [Blocked::Reject, Blocked::Drop, Blocked::Redirect, Blocked::Notice] {
+        for blocked in [
+            Blocked::Reject,
+            Blocked::Drop,
+            Blocked::Redirect,
+            Blocked::Notice,
+        ] {
             for quarantine in [Quarantine::No, Quarantine::Yes] {
                 for exempt in [&[][..], &[Exemption::new(SetId::ANY, 0, NOW + 1)]] {
-                    let policy = rules(mode, blocked, quarantine).with_targets(target, Target::NONE);
+                    let policy =
+                        rules(mode, blocked, quarantine).with_targets(target, Target::NONE);
                     let policy = policy.with_exemptions(exempt).expect("not too many");
                     let mut tables = tables(policy);
                     for owner in [Some(CUSTOMER), Some(CustomerId::from_raw(7)), None] {
@@ -744,6 +754,10 @@ fn decision_that_is_observed_is_that_of_a_host_that_observes() {
     }
     for verdict in Verdict::ALL {
         // No limiter is there yet.
-        assert_eq!(seen.contains(&verdict), verdict != Verdict::Throttle, "{verdict:?}");
+        assert_eq!(
+            seen.contains(&verdict),
+            verdict != Verdict::Throttle,
+            "{verdict:?}"
+        );
     }
 }
