@@ -17,7 +17,7 @@ use crate::diagnostic::{escape, is_deceptive};
 /// Nothing is refused until the time is up; the kernel ends it, with the agent alive or dead. For
 /// root, with the agent running and backend ebpf.
 #[derive(Debug, Clone, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
     /// What else
     #[command(subcommand)]

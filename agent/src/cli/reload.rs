@@ -8,7 +8,7 @@ use jiff::SignedDuration;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::cli::term::term;
 use crate::control::client::Client;
-use crate::control::messages::{Reload, ReloadRequest};
+use crate::control::messages::{Reload, ReloadRequest, TrialRequest};
 
 /// Has the agent read the policy files now
 ///
@@ -47,16 +47,20 @@ pub fn run(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    let request = ReloadRequest {
-        accept_shrink: args.accept_shrink,
-        dry_run: args.dry_run,
+    let client = Client::new(&settings.control.socket);
+    let asked = match args.confirm_within {
         // Whoever has to confirm has to know whether there is something.
-        wait: args.wait || args.confirm_within.is_some(),
-        confirm_within: args
-            .confirm_within
-            .map(|term| term.as_secs().unsigned_abs()),
+        Some(term) => client.trial(&TrialRequest {
+            seconds: term.as_secs().unsigned_abs(),
+            accept_shrink: args.accept_shrink,
+        }),
+        None => client.reload(&ReloadRequest {
+            accept_shrink: args.accept_shrink,
+            dry_run: args.dry_run,
+            wait: args.wait,
+        }),
     };
-    let outcome = match Client::new(&settings.control.socket).reload(&request) {
+    let outcome = match asked {
         Ok(outcome) => outcome,
         Err(error) => return console.no_answer(&error),
     };

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::messages::{
     BypassRequest, Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
-    Trial, Workloads,
+    Trial, TrialRequest, Workloads,
 };
 
 /// Longer than the agent takes to say that it is busy.
@@ -228,6 +228,14 @@ impl Client {
     /// See [`ClientError`].
     pub fn bypass(&self, request: &BypassRequest) -> Result<Status, ClientError> {
         self.ask(Method::POST, "/v1/bypass", Some(request))
+    }
+
+    /// Has it read its files, and go back from them unless somebody confirms.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn trial(&self, request: &TrialRequest) -> Result<Reload, ClientError> {
+        self.ask(Method::POST, "/v1/trial", Some(request))
     }
 
     /// Has it keep what is on trial.

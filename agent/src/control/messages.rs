@@ -373,9 +373,17 @@ pub struct ReloadRequest {
     /// Answer when the files are in force or refused, not when the attempt begins.
     #[serde(default)]
     pub wait: bool,
-    /// Go back after so many seconds unless somebody confirms.
+}
+
+/// `POST /v1/trial`: the files are read, and gone back from unless somebody confirms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrialRequest {
+    /// How long there is to confirm.
+    pub seconds: u64,
+    /// Take a set over even if it lost much.
     #[serde(default)]
-    pub confirm_within: Option<u64>,
+    pub accept_shrink: bool,
 }
 
 /// What became of a reload.

@@ -69,7 +69,7 @@ pub async fn serve(settings: Settings, agent: Agent, shutdown: CancellationToken
 enum Visitor {
     /// May do everything.
     Root,
-    /// Of the group: may read, reload, confirm and undo, but not bypass.
+    /// Of the group: may read and reload.
     Member,
     /// May do nothing.
     Stranger,
@@ -164,8 +164,8 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Response {
     match visitor {
-        Visitor::Member if request.uri().path() == routes::BYPASS => {
-            return failure(StatusCode::FORBIDDEN, "only root may bypass this host");
+        Visitor::Member if routes::OF_ROOT.contains(&request.uri().path()) => {
+            return failure(StatusCode::FORBIDDEN, "only root may ask for this");
         }
         Visitor::Root | Visitor::Member => {}
         Visitor::Stranger => {

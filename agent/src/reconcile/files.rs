@@ -88,13 +88,17 @@ impl<D: Dataplane> Reconciler<D> {
     /// Runs a set that ran before; `files` are held from now on.
     ///
     /// # Errors
-    /// Why everything is as before, in words.
-    pub fn go_back(&mut self, set: Accepted, files: SetHash) -> Result<(), String> {
+    /// [`ReconcileError`]; everything is as before.
+    pub fn go_back(
+        &mut self,
+        set: Accepted,
+        files: SetHash,
+    ) -> Result<(), ReconcileError<D::Error>> {
         let set = Accepted {
             source: Source::Undone,
             ..set
         };
-        self.run_set(set).map_err(|error| in_full(&error))?;
+        self.run_set(set)?;
         self.hold(files);
         Ok(())
     }

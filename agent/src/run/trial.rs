@@ -118,7 +118,7 @@ fn deadline(within: Duration) -> Result<Deadline, TrialError> {
         boot: boot_id().map_err(TrialError::Boot)?,
         at: clock::boot()?.saturating_add(nanoseconds),
         ends: Timestamp::now()
-            .saturating_add(within)
+            .checked_add(within)
             .unwrap_or(Timestamp::MAX),
     })
 }
@@ -487,7 +487,7 @@ impl<D: Dataplane> Agent<D> {
                         self.policy_changed();
                         TrialOutcome::Undone { hash: base }
                     }
-                    Err(why) => TrialOutcome::Refused(why),
+                    Err(error) => TrialOutcome::Refused(in_full(&error)),
                 }
             }
             (Err(error), _) => TrialOutcome::Refused(in_full(&error)),

@@ -264,14 +264,17 @@ async fn trial_is_begun_kept_and_undone_as_asked() {
     let on_trial = json!({
         "outcome": "on_trial", "generation": 4, "hash": hash, "writes": 300, "ends": "2026-11-23T09:00:00Z",
     });
-    let body = r#"{"wait": true, "confirm_within": 300}"#;
-    assert_eq!(lab.post("/v1/reload", body).await, (200, on_trial));
+    let body = r#"{"seconds": 300}"#;
+    assert_eq!(lab.post("/v1/trial", body).await, (200, on_trial));
     for wrong in [
-        r#"{"wait": true, "confirm_within": 0}"#,
-        r#"{"wait": true, "confirm_within": 604801}"#,
-        r#"{"dry_run": true, "confirm_within": 300}"#,
+        "",
+        "{}",
+        "[300, false]",
+        r#"{"seconds": 0}"#,
+        r#"{"seconds": 604801}"#,
+        r#"{"seconds": 300, "dry_run": true}"#,
     ] {
-        assert_eq!(lab.post("/v1/reload", wrong).await.0, 400, "{wrong}");
+        assert_eq!(lab.post("/v1/trial", wrong).await.0, 400, "{wrong}");
     }
     let confirmed = json!({"outcome": "confirmed"});
     assert_eq!(lab.post("/v1/confirm", "").await, (200, confirmed));
