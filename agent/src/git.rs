@@ -14,7 +14,6 @@ use tempfile::TempDir;
 
 use crate::child::{start, talk};
 use crate::diagnostic::escape;
-use crate::policy::directory::is_policy_path;
 use crate::yaml::tree::MAX_BYTES;
 
 const PROGRAM: &str = "git";
@@ -22,8 +21,10 @@ const PROGRAM: &str = "git";
 const LIMIT: Duration = Duration::from_secs(30);
 /// Most of what git has said that is told, in characters.
 const MAX_SAID: usize = 500;
-/// Files of a policy at most, and links.
+/// Files below a policy directory at most: links may lead to any of them.
 const MAX_FILES: usize = 100_000;
+/// Bytes of them at most.
+const MAX_ALL: usize = 512 << 20;
 const LINK: &str = "120000";
 const BLOB: &str = "blob";
 
@@ -46,8 +47,8 @@ pub(crate) enum GitError {
         directory: PathBuf,
         revision: String,
     },
-    #[error("the revision holds too many files")]
-    TooMany,
+    #[error("the directory holds more in that revision than a policy does")]
+    TooMuch,
     #[error("copy the revision's files")]
     Copy(#[source] io::Error),
 }
@@ -98,8 +99,9 @@ pub(crate) fn checkout(directory: &Path, revision: &str) -> Result<TempDir, GitE
             revision: revision.to_owned(),
         });
     }
-    if entries.len() > MAX_FILES {
-        return Err(GitError::TooMany);
+    let wanted = entries.iter().filter(|entry| entry.bytes <= MAX_BYTES);
+    if entries.len() > MAX_FILES || wanted.map(|entry| entry.bytes).sum::<usize>() > MAX_ALL {
+        return Err(GitError::TooMuch);
     }
     let contents = git.contents(&entries)?;
     let folder = TempDir::with_prefix("gate25-").map_err(GitError::Copy)?;
@@ -112,12 +114,12 @@ pub(crate) fn checkout(directory: &Path, revision: &str) -> Result<TempDir, GitE
     Ok(folder)
 }
 
-/// An entry that a policy can consist of; `None` for others.
+/// A file or a link; `None` for others.
 fn entry(record: &[u8]) -> Result<Option<Entry>, GitError> {
     let tab = record.iter().position(|byte| *byte == b'\t');
     let (head, path) = record.split_at(tab.ok_or(GitError::Odd)?);
     let path = Path::new(OsStr::from_bytes(path.get(1..).unwrap_or_default()));
-    let head = std::str::from_utf8(head).map_err(|_| GitError::Odd)?;
+    let head = std::str::from_utf8(head).ok().ok_or(GitError::Odd)?;
     let mut fields = head.split_ascii_whitespace();
     let (Some(mode), Some(kind), Some(object), Some(bytes)) =
         (fields.next(), fields.next(), fields.next(), fields.next())
@@ -128,14 +130,14 @@ fn entry(record: &[u8]) -> Result<Option<Entry>, GitError> {
     let is_inside = path
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
-    if kind != BLOB || !is_inside || !(is_link || is_policy_path(path)) {
+    if kind != BLOB || !is_inside {
         return Ok(None);
     }
     Ok(Some(Entry {
         path: path.to_owned(),
         is_link,
         object: object.to_owned(),
-        bytes: bytes.parse().map_err(|_| GitError::Odd)?,
+        bytes: bytes.parse().ok().ok_or(GitError::Odd)?,
     }))
 }
 
@@ -170,14 +172,14 @@ impl Git<'_> {
         while !rest.is_empty() {
             let end = rest.iter().position(|byte| *byte == b'\n');
             let (head, after) = rest.split_at(end.ok_or(GitError::Odd)?);
-            let head = std::str::from_utf8(head).map_err(|_| GitError::Odd)?;
+            let head = std::str::from_utf8(head).ok().ok_or(GitError::Odd)?;
             let mut fields = head.split(' ');
             let (Some(object), Some(BLOB), Some(bytes)) =
                 (fields.next(), fields.next(), fields.next())
             else {
                 return Err(GitError::Odd);
             };
-            let bytes: usize = bytes.parse().map_err(|_| GitError::Odd)?;
+            let bytes: usize = bytes.parse().ok().ok_or(GitError::Odd)?;
             let body = after.get(1..=bytes).ok_or(GitError::Odd)?;
             contents.insert(object.to_owned(), body.to_vec());
             rest = after.get(bytes + 2..).ok_or(GitError::Odd)?;

@@ -49,6 +49,9 @@ impl<D: Dataplane> Reconciler<D> {
         let shrink = match occasion {
             Occasion::Watch if hash.is_some() && hash == self.held => {
                 self.fall_back();
+                // That they are not in force is as it should be.
+                let status = &self.circumstances.status;
+                status.update(|status| status.reload_successful = true);
                 return ReloadOutcome::Unchanged;
             }
             Occasion::Watch if hash.is_some() && hash == self.last_attempt => {

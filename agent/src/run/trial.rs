@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_secs(60);
 pub(super) enum TrialError {
     #[error("no set that ran before is kept: there is nothing to go back to")]
     Nothing,
+    #[error("the running set is not on disk yet, so that nothing would be gone back to: try again")]
+    Unkept,
     #[error("no files are in force: there is nothing to go back from")]
     NoFiles,
     #[error(transparent)]
@@ -93,14 +95,15 @@ impl Beginning {
     pub(super) fn note(&self, files: SetHash) -> Result<Trial, TrialError> {
         let running = self.running.ok_or(TrialError::NoFiles)?;
         let kept = LastKnownGood::open(&self.directory)?;
-        let hash = |set: Option<StoredSet>| set.map(|set| set.hash);
         let base = match self.base {
             Some(base) => base,
-            // What was saved has been in force for a moment: on trial is what it changed.
-            None if files == running => hash(kept.previous()?).ok_or(TrialError::Nothing)?,
-            None => hash(kept.load()?)
+            // They have been in force for a moment: on trial is what they changed.
+            None if files == running => before(&kept, running)?.hash,
+            None => kept
+                .load()?
+                .map(|set| set.hash)
                 .filter(|kept| *kept == running)
-                .ok_or(TrialError::Nothing)?,
+                .ok_or(TrialError::Unkept)?,
         };
         let trial = Trial {
             base,
@@ -144,12 +147,8 @@ impl Trials {
         let Some(trial) = Trial::load(&self.directory)? else {
             return Ok(None);
         };
-        for set in [kept.load(), kept.previous()] {
-            if let Some(set) = set?.filter(|set| set.hash == trial.base) {
-                return Ok(Some((trial, set)));
-            }
-        }
-        Err(TrialError::Nothing)
+        let base = set_of(&kept, trial.base)?;
+        Ok(Some((trial, base)))
     }
 
     /// What a trial of these files would go back to must be known before they run.
@@ -219,7 +218,10 @@ impl Trials {
         let wanted = self.base();
         let task = tokio::task::spawn_blocking(move || {
             let kept = LastKnownGood::open(&directory)?;
-            let set = base_set(&kept, wanted)?;
+            let set = match wanted {
+                Some(base) => set_of(&kept, base)?,
+                None => before(&kept, running)?,
+            };
             let now = Timestamp::now();
             let accepted = PolicyFiles::new(policy_dir).load_stored(&set, now)?;
             let undone = Trial {
@@ -303,17 +305,22 @@ impl Trials {
     }
 }
 
-/// The set that is gone back to: the one with this hash, or the one before the last.
-fn base_set(kept: &LastKnownGood, wanted: Option<SetHash>) -> Result<StoredSet, TrialError> {
-    let Some(wanted) = wanted else {
-        return kept.previous()?.ok_or(TrialError::Nothing);
-    };
+/// The set with this hash, which is either of those that are kept.
+fn set_of(kept: &LastKnownGood, hash: SetHash) -> Result<StoredSet, TrialError> {
     for set in [kept.previous()?, kept.load()?] {
-        if let Some(set) = set.filter(|set| set.hash == wanted) {
+        if let Some(set) = set.filter(|set| set.hash == hash) {
             return Ok(set);
         }
     }
     Err(TrialError::Nothing)
+}
+
+/// The set that ran before the one that runs, which may not be saved yet.
+fn before(kept: &LastKnownGood, running: SetHash) -> Result<StoredSet, TrialError> {
+    match kept.load()? {
+        Some(set) if set.hash != running => Ok(set),
+        Some(_) | None => kept.previous()?.ok_or(TrialError::Nothing),
+    }
 }
 
 impl<D: Dataplane> Agent<D> {

@@ -85,6 +85,7 @@ pub(crate) fn parse<'s>(
         file,
         problems,
         nodes: 0,
+        reached: (0, 0),
     };
     builder.document().unwrap_or(None)
 }
@@ -146,6 +147,8 @@ struct Builder<'s, 'a> {
     file: &'a Arc<Path>,
     problems: &'a mut Problems,
     nodes: usize,
+    /// A place in the text, in characters and in bytes: places are asked for in their order.
+    reached: (usize, usize),
 }
 
 impl<'s> Builder<'s, '_> {
@@ -195,14 +198,27 @@ impl<'s> Builder<'s, '_> {
                 .push(error.help("split it: any file may hold any section"));
             return Err(Stop);
         }
-        let at = position(span);
+        let mut at = position(span);
         let start = span.start.index();
         let mut end = span.end.index();
         let kind = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
-                let style = style_of(style, &text, at);
+                let style = match style {
+                    ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => {
+                        let written = self.quoted(start);
+                        let length = written.chars().count();
+                        end = start + length;
+                        at.width = match written.contains(['\n', '\r']) {
+                            true => 1,
+                            false => saturate(length),
+                        };
+                        style_of(style, &text, written)
+                    }
+                    ScalarStyle::Plain => Style::Plain,
+                    ScalarStyle::Literal | ScalarStyle::Folded => Style::Quoted,
+                };
                 Kind::Scalar(text, style)
             }
             Event::SequenceStart(anchor, tag) => {
@@ -299,6 +315,42 @@ impl<'s> Builder<'s, '_> {
         }
     }
 
+    /// What is written from a quote on to the one that ends it. The parser's own end lies behind
+    /// white space and remarks that follow.
+    fn quoted(&mut self, start: usize) -> &'s str {
+        let (from, text) = (self.byte(start), self.text);
+        let rest = text.get(from..).unwrap_or_default();
+        let mut inside = rest.char_indices().peekable();
+        let quote = inside.next().map_or('"', |(_, quote)| quote);
+        while let Some((at, c)) = inside.next() {
+            if c == '\\' && quote == '"' {
+                inside.next();
+            } else if c == quote {
+                // Two single ones stand for one.
+                let doubled = |(_, next): &(usize, char)| quote == '\'' && *next == quote;
+                if inside.next_if(doubled).is_none() {
+                    return rest.get(..=at).unwrap_or(rest);
+                }
+            }
+        }
+        rest
+    }
+
+    /// Where a character begins in the text.
+    fn byte(&mut self, character: usize) -> usize {
+        if character < self.reached.0 {
+            self.reached = (0, 0);
+        }
+        let (characters, bytes) = self.reached;
+        let ahead = self.text.get(bytes..).unwrap_or_default();
+        let step = ahead.char_indices().nth(character - characters);
+        self.reached = (
+            character,
+            bytes + step.map_or(ahead.len(), |(step, _)| step),
+        );
+        self.reached.1
+    }
+
     fn next(&mut self) -> Result<(Event<'s>, Span), Stop> {
         match self.parser.next_event() {
             Some(Ok(event)) => Ok(event),
@@ -375,19 +427,16 @@ impl<'s> Builder<'s, '_> {
     }
 }
 
-fn style_of(style: ScalarStyle, text: &str, at: Position) -> Style {
-    match style {
-        ScalarStyle::Plain => Style::Plain,
-        ScalarStyle::DoubleQuoted => {
-            // Two quotes, and two characters for each backslash.
-            let backslashes = text.bytes().filter(|byte| *byte == b'\\').count();
-            if saturate(text.chars().count() + backslashes + 2) == at.width {
-                Style::Quoted
-            } else {
-                Style::Escaped
-            }
-        }
-        ScalarStyle::SingleQuoted | ScalarStyle::Literal | ScalarStyle::Folded => Style::Quoted,
+/// `written` is what the text was read from, its quotes included.
+fn style_of(style: ScalarStyle, text: &str, written: &str) -> Style {
+    // Two quotes, and two characters for each backslash.
+    let backslashes = text.bytes().filter(|byte| *byte == b'\\').count();
+    let expected = text.chars().count() + backslashes + 2;
+    let is_as_written = written.chars().count() == expected && !written.contains(['\n', '\r']);
+    if style == ScalarStyle::DoubleQuoted && !is_as_written {
+        Style::Escaped
+    } else {
+        Style::Quoted
     }
 }
 

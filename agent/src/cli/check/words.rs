@@ -101,11 +101,15 @@ pub(super) fn markdown(
     )?;
     for line in all.lines() {
         // Only the first column tells additions from removals there.
-        let sign = match line.trim_start().chars().next() {
-            Some(sign @ ('+' | '-')) => sign,
-            Some(_) | None => ' ',
-        };
-        writeln!(out, "{sign}{line}")?;
+        let rest = line.trim_start();
+        match rest.chars().next() {
+            Some(sign @ ('+' | '-')) => {
+                let indent = line.len() - rest.len();
+                let rest = rest.get(1..).unwrap_or_default();
+                writeln!(out, "{sign}{:indent$}{rest}", "")?;
+            }
+            Some(_) | None => writeln!(out, " {line}")?,
+        }
     }
     writeln!(out, "{fence}\n\n</details>")
 }

@@ -110,14 +110,12 @@ impl<'s> Layout<'s> {
             }
             Form::Empty(entry) => {
                 let key_end = self.byte(entry.key_end);
-                let value_end = self.byte(entry.value.span.end).max(key_end);
-                let is_written = self.starts_with(entry.value.span.start, '[')
-                    || entry.value.span.start < entry.value.span.end;
+                let is_written = !entry.value.span.is_empty();
                 let mut splices = Vec::new();
                 let mut end = self.colon(key_end)?;
                 if is_written {
-                    splices.push((key_end..value_end, ":".to_owned()));
-                    end = value_end;
+                    end = self.end(&entry.value)?;
+                    splices.push((key_end..end, ":".to_owned()));
                 }
                 let end = self.rest_of_line(end)?;
                 splices.push((end..end, self.on_a_new_line(end, self.lines(new, INDENT))));
@@ -141,7 +139,7 @@ impl<'s> Layout<'s> {
                     return Err(self.unusual(0, "the list has a form that is not known"));
                 };
                 let end = self.end(last)?;
-                let close = self.byte(list.span.end).saturating_sub(1);
+                let close = self.end(list)?.saturating_sub(1);
                 let between = self.text.get(end..close).unwrap_or_default();
                 let entries = new.entries(Place::Brackets);
                 let entries = entries.iter().map(|(key, value)| format!("{key}: {value}"));
@@ -196,7 +194,7 @@ impl<'s> Layout<'s> {
         let range = match (items.get(position + 1), before) {
             (Some(next), _) => start..self.byte(next.span.start),
             (None, Some(before)) => self.end(before)?..end,
-            (None, None) => start..self.byte(list.span.end).saturating_sub(1),
+            (None, None) => start..self.end(list)?.saturating_sub(1),
         };
         if self
             .text
@@ -272,15 +270,24 @@ impl<'s> Layout<'s> {
         }
     }
 
-    /// Where what is written of a value ends.
+    /// Where what is written of a value ends. The parser's own ends of brackets lie behind white
+    /// space and remarks that follow.
     fn end(&self, node: &Node<'s>) -> Result<usize, EditError> {
         let start = self.byte(node.span.start);
-        let in_brackets =
-            self.starts_with(node.span.start, '[') || self.starts_with(node.span.start, '{');
-        let inner = match &node.kind {
+        let text = self.text.get(start..).unwrap_or_default();
+        let bracket = match text.chars().next() {
+            Some('[') => Some(']'),
+            Some('{') => Some('}'),
+            Some(_) | None => None,
+        };
+        let last = match &node.kind {
             Kind::Refused => return Err(self.unusual(start, "this is not read")),
-            Kind::List(_) | Kind::Map(_) if in_brackets => None,
-            Kind::Scalar(..) => None,
+            Kind::Scalar(..) => {
+                // Plain text, and text in several lines, is followed by white space that is not its.
+                let end = self.byte(node.span.end);
+                let written = self.text.get(start..end).unwrap_or_default();
+                return Ok(start + written.trim_end().len());
+            }
             Kind::List(items) => items.last().map(|last| self.end(last)).transpose()?,
             Kind::Map(entries) => match entries.last() {
                 Some(entry) if entry.value.span.is_empty() => {
@@ -290,10 +297,27 @@ impl<'s> Layout<'s> {
                 None => None,
             },
         };
-        let end = inner.unwrap_or_else(|| self.byte(node.span.end));
-        // Plain text and text in several lines are followed by white space that is not theirs.
-        let written = self.text.get(start..end).unwrap_or_default();
-        Ok(start + written.trim_end().len())
+        match (bracket, last) {
+            (Some(bracket), last) => self.closing(last.unwrap_or(start + 1), bracket),
+            (None, Some(last)) => Ok(last),
+            (None, None) => Err(self.unusual(start, "the value has a form that is not known")),
+        }
+    }
+
+    /// Behind a closing bracket that follows `at`, with nothing but commas and remarks before it.
+    fn closing(&self, mut at: usize, bracket: char) -> Result<usize, EditError> {
+        loop {
+            let rest = self.text.get(at..).unwrap_or_default();
+            let follows = rest.trim_start_matches(|c: char| c.is_whitespace() || c == ',');
+            at += rest.len() - follows.len();
+            if follows.starts_with(bracket) {
+                return Ok(at + bracket.len_utf8());
+            }
+            if !follows.starts_with('#') {
+                return Err(self.unusual(at, "the closing bracket is not where it belongs"));
+            }
+            at += self.line_at(at).len();
+        }
     }
 
     /// Behind the colon that follows a key.
