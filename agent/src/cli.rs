@@ -1,9 +1,11 @@
 //! The commands of `gate25`, one module each.
 
+pub mod bypass;
 pub mod check;
 pub mod console;
 pub mod diff;
 pub mod doctor;
+pub mod exempt;
 pub mod explain;
 mod files;
 pub mod guard;
@@ -14,3 +16,5 @@ pub mod reload;
 pub mod schema;
 pub mod status;
 pub mod teardown;
+mod term;
+pub mod trial;

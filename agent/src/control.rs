@@ -28,7 +28,7 @@ use crate::status::{Shared, Source};
 
 pub use server::serve;
 pub use socket::{Socket, SocketError};
-pub(crate) use view::{customer_connections, host_connections, number_of};
+pub(crate) use view::{bypassed, customer_connections, host_connections, number_of};
 
 /// Where the socket is and who may use it.
 #[derive(Debug, Clone)]
@@ -105,8 +105,27 @@ pub enum Command {
         shrink: Shrink,
         /// Whether a set that is valid is taken over.
         execution: Execution,
+        /// How long it may run unless somebody confirms; for good, where nothing is said.
+        confirm_within: Option<Duration>,
         /// What came of it, once the tables are written.
         reply: oneshot::Sender<ReloadOutcome>,
+    },
+    /// Keep what is on trial.
+    Confirm {
+        /// What came of it.
+        reply: oneshot::Sender<TrialOutcome>,
+    },
+    /// Go back to what ran before the last change.
+    Undo {
+        /// What came of it, once the tables are written.
+        reply: oneshot::Sender<TrialOutcome>,
+    },
+    /// Only observe for a time, or no longer.
+    Bypass {
+        /// Which of the two.
+        request: BypassRequest,
+        /// Why it came to nothing, if it did.
+        reply: oneshot::Sender<Result<(), String>>,
     },
     /// Tell what runs.
     Policy {
@@ -145,6 +164,17 @@ pub enum ReloadOutcome {
         /// Table entries that were written.
         writes: usize,
     },
+    /// The files are in force until somebody confirms, or the time is up.
+    OnTrial {
+        /// Of the policy now running.
+        generation: u64,
+        /// Identifies the files.
+        hash: SetHash,
+        /// Table entries that were written.
+        writes: usize,
+        /// When the set before runs again.
+        ends: Timestamp,
+    },
     /// The files would be taken over.
     WouldApply {
         /// Identifies the files.
@@ -166,6 +196,34 @@ pub enum ReloadOutcome {
         /// What was lost.
         message: String,
     },
+}
+
+/// A time in which this host only observes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BypassRequest {
+    /// It begins.
+    Begin {
+        /// How long it is.
+        within: Duration,
+        /// Under which ticket.
+        ticket: String,
+    },
+    /// It ends now.
+    End,
+}
+
+/// What became of a set on trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TrialOutcome {
+    /// It stays.
+    Confirmed,
+    /// The set before runs.
+    Undone {
+        /// Identifies it.
+        hash: SetHash,
+    },
+    /// Nothing has changed; why.
+    Refused(String),
 }
 
 impl ReloadOutcome {

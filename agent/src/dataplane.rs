@@ -12,6 +12,7 @@ use gate25_common::abi::{
 };
 
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::redirect::Target;
 
 use crate::compile::{Image, Prefix};
@@ -368,6 +369,20 @@ pub struct Applied {
     pub writes: usize,
 }
 
+/// Why this host is not bypassed.
+#[derive(Debug, thiserror::Error)]
+pub enum BypassError<E: Error + 'static> {
+    /// The backend has nothing that would end it without the agent.
+    #[error(
+        "backend nftables cannot: nothing would end it without the agent. Set `enforcement: observe` in the \
+         settings and restart the agent, and set it back afterwards"
+    )]
+    Unsupported,
+    /// The backend failed.
+    #[error("the kernel was not told")]
+    Backend(#[source] E),
+}
+
 /// When nothing is refused any more because [`Dataplane::repin`] fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
@@ -435,6 +450,13 @@ pub trait Dataplane {
     fn due(&self) -> Option<Instant> {
         None
     }
+
+    /// Has this host only observe until a moment that the kernel keeps, whatever becomes of the agent.
+    ///
+    /// # Errors
+    ///
+    /// [`BypassError`].
+    fn bypass(&mut self, bypass: &Bypass) -> Result<(), BypassError<Self::Error>>;
 
     /// Makes what must outlive the agent outlive it again, where somebody has undone that, and
     /// returns how much that was.

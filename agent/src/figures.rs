@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use gate25_common::abi::CustomerId;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use gate25_common::returns::ReturnCounters;
@@ -63,6 +64,12 @@ pub trait Figures: Send + Sync + 'static {
     /// # Errors
     /// When the kernel does not tell.
     fn hindrances(&self) -> Result<Hindrances, FiguresError>;
+
+    /// Whether this host only observes for a time.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    fn bypass(&self) -> Result<Bypass, FiguresError>;
 
     /// Starts a customer's sketch afresh.
     ///

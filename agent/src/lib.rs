@@ -1,6 +1,8 @@
 //! gate25's agent as a library: the binary and the tests call the same code.
 
+pub mod access;
 pub mod chain;
+mod child;
 pub mod cli;
 pub mod clock;
 pub mod compile;
@@ -11,6 +13,7 @@ pub mod doctor;
 pub mod explain;
 pub mod features;
 pub mod figures;
+mod git;
 pub mod guard;
 pub mod http;
 pub mod json;

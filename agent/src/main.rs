@@ -1,7 +1,7 @@
 //! The gate25 command.
 
 use std::collections::BTreeSet;
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, BufRead, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -11,7 +11,8 @@ use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
-    check, diff, doctor, guard, list, metrics, prepare, reload, schema, status, teardown,
+    bypass, check, diff, doctor, exempt, guard, list, metrics, prepare, reload, schema, status,
+    teardown, trial,
 };
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
@@ -50,9 +51,15 @@ enum Command {
     Check(check::Args),
     Diff(diff::Args),
     Reload(reload::Args),
+    /// Keeps the policy that is on trial (`reload --confirm-within`)
+    Confirm(trial::Args),
+    /// Goes back to the policy before the last change; the files are held until they change
+    Undo(trial::Args),
     Status(status::Args),
     List(list::Args),
     Doctor(doctor::Args),
+    Bypass(bypass::Args),
+    Exempt(exempt::Args),
     Teardown(teardown::Args),
     Prepare(prepare::Args),
     Explain(explain::Args),
@@ -94,9 +101,13 @@ fn main() -> ExitCode {
         Command::Check(args) => check_command(&cli, args),
         Command::Diff(args) => asking(&cli, |at, console| diff::run(args, at, console)),
         Command::Reload(args) => asking(&cli, |at, console| reload::run(args, at, console)),
+        Command::Confirm(args) => asking(&cli, |at, console| trial::confirm(args, at, console)),
+        Command::Undo(args) => asking(&cli, |at, console| trial::undo(args, at, console)),
         Command::Status(args) => asking(&cli, |at, console| status::run(args, at, console)),
         Command::List(args) => asking(&cli, |at, console| list::run(args, at, console)),
         Command::Doctor(args) => asking(&cli, |at, console| doctor::run(args, at, console)),
+        Command::Bypass(args) => asking(&cli, |at, console| bypass::run(args, at, console)),
+        Command::Exempt(args) => exempt_command(&cli, args),
         Command::Teardown(args) => asking(&cli, |at, console| teardown::run(args, at, console)),
         Command::Prepare(args) => asking(&cli, |at, console| prepare::run(args, at, console)),
         Command::Explain(args) => explain_command(&cli, args),
@@ -124,7 +135,8 @@ fn check_command(cli: &Cli, args: &check::Args) -> anyhow::Result<ExitCode> {
         customer_key: |id| CustomerId::from_name(id).get(),
         colour: colour(stdout.is_terminal()),
     };
-    Ok(check::run(args, &surroundings, &mut stdout.lock())?)
+    let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
+    Ok(check::run(args, &surroundings, out, complaints)?)
 }
 
 fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> {
@@ -147,6 +159,19 @@ fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> 
     };
     let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
     Ok(explain::run(args, &surroundings, out, complaints)?)
+}
+
+fn exempt_command(cli: &Cli, args: &exempt::Args) -> anyhow::Result<ExitCode> {
+    let stdin = io::stdin();
+    let terminal = stdin.is_terminal();
+    let mut answers = stdin.lock();
+    asking(cli, |at, console| {
+        let answers: Option<&mut dyn BufRead> = match terminal {
+            true => Some(&mut answers),
+            false => None,
+        };
+        exempt::run(args, at, console, answers)
+    })
 }
 
 /// Runs a command that asks the agent, or reads what it left.

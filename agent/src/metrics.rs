@@ -23,13 +23,14 @@ use jiff::Timestamp;
 use prometheus::{Encoder as _, Histogram, HistogramOpts, Registry, TextEncoder};
 
 use crate::chain::in_full;
+use crate::control::bypassed;
 use crate::doctor;
 use crate::features::Feature;
 use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
 use crate::kernel::guard::Unmarked;
 use crate::notice::counts::Counts;
-use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status};
+use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status, Trial};
 use catalogue as names_of;
 use customers::Detail;
 use family::Families;
@@ -180,11 +181,19 @@ impl Metrics {
         let kernel = started.elapsed();
         let started = Instant::now();
         self.constants(&mut families)?;
-        workloads(&mut families, &status, &self.constants)?;
+        let now = Timestamp::now();
+        let bypass = bypassed(&self.figures.bypass()?, now);
+        let ends = bypass.as_ref().map_or(0.0, |bypass| seconds(bypass.ends));
+        families.gauge(names_of::BYPASS_END, &[], ends)?;
+        let host = match bypass {
+            Some(_) => HostMode::Observe,
+            None => self.constants.host,
+        };
+        workloads(&mut families, &status, &self.constants, host)?;
         for (family, packets) in self.guard.packets() {
             families.counter(names_of::GUARD_PACKETS, &[family.as_str()], packets)?;
         }
-        policy(&mut families, &status, Timestamp::now())?;
+        policy(&mut families, &status, now)?;
         notice::collect(&mut families, &status, &self.notice)?;
         findings(&mut families, &status)?;
         let policy = started.elapsed();
@@ -297,9 +306,10 @@ fn workloads(
     families: &mut Families<'_>,
     status: &Status,
     constants: &Constants,
+    host: HostMode,
 ) -> Result<(), MetricsError> {
     let backend = constants.backend;
-    let refuses = constants.host == HostMode::Policy && status.in_force;
+    let refuses = host == HostMode::Policy && status.in_force;
     let enforcing = |is: bool| f64::from(u8::from(refuses && is));
     let hooks = [
         (constants.hook, true),
@@ -364,6 +374,13 @@ fn policy(
     families.gauge(names_of::POLICY_GENERATION, &[], status.generation as f64)?;
     let hash = status.hash.map_or(0, |hash| hash.metric());
     families.gauge(names_of::POLICY_HASH, &[], hash as f64)?;
+    let (ends, held) = match status.trial {
+        Some(Trial::Running { ends }) => (seconds(ends), 0.0),
+        Some(Trial::Undone { at: _ }) => (0.0, 1.0),
+        None => (0.0, 0.0),
+    };
+    families.gauge(names_of::TRIAL_END, &[], ends)?;
+    families.gauge(names_of::FILES_HELD, &[], held)?;
     let successful = f64::from(u8::from(status.reload_successful));
     families.gauge(names_of::RELOAD_SUCCESSFUL, &[], successful)?;
     let success = status.reload_success.map_or(0.0, seconds);

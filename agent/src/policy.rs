@@ -5,6 +5,7 @@
 
 pub mod changes;
 pub mod directory;
+pub mod edit;
 mod join;
 pub mod language;
 pub mod loader;

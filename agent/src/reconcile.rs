@@ -14,13 +14,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::{CustomerId, InterfaceOwner};
+use gate25_common::bypass::Bypass;
 use jiff::Timestamp;
 use tracing::{error, info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
-use crate::dataplane::{CapacityError, Dataplane, Lost, MapImage, Returns, Site};
+use crate::dataplane::{BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site};
 use crate::kernel::cgroups::Cgroup;
 use crate::kernel::links::Interface;
 use crate::kernel::routes::Way;
@@ -91,6 +92,8 @@ pub struct Reconciler<D: Dataplane> {
     last_known_good: Option<Accepted>,
     builtin: Image,
     last_attempt: Option<SetHash>,
+    /// Files that were undone: not taken over again unasked.
+    held: Option<SetHash>,
     attachments: Attachments,
     /// Where the notice is told at present.
     told: BTreeSet<SocketAddr>,
@@ -151,6 +154,7 @@ impl<D: Dataplane> Reconciler<D> {
             last_known_good: None,
             builtin: builtin()?,
             last_attempt: None,
+            held: None,
             attachments: Attachments::default(),
             told: BTreeSet::new(),
             led: Ways::default(),
@@ -310,6 +314,15 @@ impl<D: Dataplane> Reconciler<D> {
     /// Whether the tables are written, and programs of this start read them.
     pub fn is_in_force(&self) -> bool {
         self.attachments.stale.is_none() && self.attachments.lost.is_none()
+    }
+
+    /// Has the kernel only observe for a time.
+    ///
+    /// # Errors
+    ///
+    /// [`BypassError`].
+    pub fn bypass(&mut self, bypass: &Bypass) -> Result<(), BypassError<D::Error>> {
+        self.dataplane.bypass(bypass)
     }
 
     /// Whether something was revoked since the last time that this was asked.

@@ -1,6 +1,7 @@
 //! `gate25 run`: puts the parts together and keeps them going.
 
 mod backend;
+mod bypass;
 mod containers;
 mod doctor;
 mod guard;
@@ -13,6 +14,7 @@ mod sockets;
 mod store;
 mod tables;
 mod timing;
+mod trial;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -44,6 +46,7 @@ use crate::notify::{Environment, Notifier};
 use crate::policy::shrink::Limits;
 use crate::reconcile::{Circumstances, Reconciler};
 use crate::run::backend::{Choice, Either, Opened, Place};
+use crate::run::bypass::Bypassing;
 use crate::run::containers::Containers;
 use crate::run::doctor::Doctor;
 use crate::run::guard::Keeper;
@@ -54,6 +57,7 @@ use crate::run::senders::Senders;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
+use crate::run::trial::Trials;
 use crate::settings::Settings;
 use crate::source::PolicyFiles;
 use crate::status::Shared;
@@ -198,6 +202,10 @@ async fn enforce<D: Dataplane>(
         sweeper: Sweeper::new(settings.guarded_ports.clone(), settings.host_mode()),
         files: Files::Idle(PolicyFiles::new(settings.policy_dir.clone())),
         store: Store::new(settings.state_dir.clone()),
+        trials: Trials::new(settings.state_dir.clone(), settings.policy_dir.clone()),
+        trial_unkept: None,
+        bypassing: Bypassing::of(&*figures),
+        mode: settings.host_mode(),
         reconciler: {
             let interfaces = Links::open(subscription)?.snapshot().await?;
             let indices = interfaces.iter().map(|interface| interface.index).collect();

@@ -5,6 +5,7 @@
 
 mod format;
 pub mod lock;
+pub mod trial;
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -23,8 +24,20 @@ use format::FormatError;
 pub const FILE_NAME: &str = "last-known-good.json";
 /// The name under which it is written. One name is enough: only one agent runs on a host.
 const TEMPORARY_NAME: &str = ".last-known-good.json.new";
+/// The set before that one.
+const PREVIOUS_NAME: &str = "previous.json";
+const PREVIOUS_TEMPORARY_NAME: &str = ".previous.json.new";
+const TRIAL_NAME: &str = "trial.json";
+const TRIAL_TEMPORARY_NAME: &str = ".trial.json.new";
 /// All that is kept in the directory.
-pub(crate) const NAMES: [&str; 2] = [FILE_NAME, TEMPORARY_NAME];
+pub(crate) const NAMES: [&str; 6] = [
+    FILE_NAME,
+    TEMPORARY_NAME,
+    PREVIOUS_NAME,
+    PREVIOUS_TEMPORARY_NAME,
+    TRIAL_NAME,
+    TRIAL_TEMPORARY_NAME,
+];
 /// The largest file that is written or read, in bytes. Ten thousand customers take 3 MB.
 pub const MAX_FILE_BYTES: u64 = 64 << 20;
 const DIRECTORY_MODE: u32 = 0o700;
@@ -137,7 +150,16 @@ impl LastKnownGood {
     /// [`StateError`]: a set that is not whole is never returned.
     pub fn load(&self) -> Result<Option<StoredSet>, StateError> {
         self.folder()?;
-        self.stored(&Trust::Keepers(keepers()))
+        self.stored(FILE_NAME, &Trust::Keepers(keepers()))
+    }
+
+    /// The set that was saved before that one; `None` if there was none.
+    ///
+    /// # Errors
+    /// As [`LastKnownGood::load`].
+    pub fn previous(&self) -> Result<Option<StoredSet>, StateError> {
+        self.folder()?;
+        self.stored(PREVIOUS_NAME, &Trust::Keepers(keepers()))
     }
 
     /// The set that an agent of any user has kept in `directory`, for commands that change nothing;
@@ -149,14 +171,16 @@ impl LastKnownGood {
         let store = Self {
             directory: directory.to_owned(),
         };
-        store.stored(&Trust::Anybody)
+        store.stored(FILE_NAME, &Trust::Anybody)
     }
 
-    fn stored(&self, trust: &Trust) -> Result<Option<StoredSet>, StateError> {
-        let Some(bytes) = self.read(trust)? else {
+    fn stored(&self, name: &str, trust: &Trust) -> Result<Option<StoredSet>, StateError> {
+        let path = self.directory.join(name);
+        let Some(bytes) = read(&path, trust)? else {
             return Ok(None);
         };
-        let set = format::decode(&bytes).map_err(|source| self.unusable(source))?;
+        let decoded = format::decode(&bytes);
+        let set = decoded.map_err(|source| StateError::Unusable { path, source })?;
         Ok(Some(set))
     }
 
@@ -167,20 +191,36 @@ impl LastKnownGood {
     /// [`StateError`]; the earlier set then stays, except that after a failure to synchronize the
     /// directory either may be found after a crash.
     pub fn save(&self, set: &StoredSet) -> Result<Saved, StateError> {
+        self.replace(set, None)
+    }
+
+    /// As [`LastKnownGood::save`]. The set before stays as the previous one, unless `base` says
+    /// that another one has to stay that.
+    ///
+    /// # Errors
+    /// As [`LastKnownGood::save`].
+    pub fn replace(&self, set: &StoredSet, base: Option<SetHash>) -> Result<Saved, StateError> {
         let folder = self.folder()?;
         let temporary = self.directory.join(TEMPORARY_NAME);
         remove(&temporary).map_err(|source| self.unwritten(source))?;
         // What cannot be read is written anew.
-        if let Ok(Some(bytes)) = self.read(&Trust::Keepers(keepers()))
-            && format::hash(&bytes).is_ok_and(|stored| stored == set.hash)
-        {
+        let stored = read(&self.path(), &Trust::Keepers(keepers()))
+            .ok()
+            .flatten();
+        let stored = stored.and_then(|bytes| format::hash(&bytes).ok());
+        if stored == Some(set.hash) {
             return Ok(Saved::Unchanged);
         }
         let bytes = format::encode(set).map_err(StateError::Encode)?;
         if bytes.len() as u64 > MAX_FILE_BYTES {
             return Err(StateError::TooLarge { path: self.path() });
         }
-        let moved = write(&temporary, &bytes).and_then(|()| fs::rename(&temporary, self.path()));
+        let moved = write(&temporary, &bytes)
+            .and_then(|()| match stored {
+                Some(stored) if base.is_none_or(|base| base == stored) => self.keep_previous(),
+                Some(_) | None => Ok(()),
+            })
+            .and_then(|()| fs::rename(&temporary, self.path()));
         if let Err(source) = moved {
             // A full disk gets its room back. That failing too, the next save tries again.
             let _removed = remove(&temporary);
@@ -188,6 +228,14 @@ impl LastKnownGood {
         }
         folder.sync_all().map_err(|source| self.unwritten(source))?;
         Ok(Saved::Written)
+    }
+
+    /// The set that is about to be replaced stays under another name.
+    fn keep_previous(&self) -> io::Result<()> {
+        let temporary = self.directory.join(PREVIOUS_TEMPORARY_NAME);
+        remove(&temporary)?;
+        fs::hard_link(self.path(), &temporary)?;
+        fs::rename(&temporary, self.directory.join(PREVIOUS_NAME))
     }
 
     /// Opens the directory, made if it is missing: whoever may write there decides what a start
@@ -214,49 +262,52 @@ impl LastKnownGood {
         Ok(folder)
     }
 
-    /// The file's contents; `None` if there is no file.
-    fn read(&self, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
-        let path = self.path();
-        let file = match open_regular(&path, Links::Refused) {
-            Ok(Some(file)) => file,
-            Ok(None) => return Err(StateError::NotAFile { path }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
-                return Err(StateError::NotAFile { path });
-            }
-            Err(source) => return Err(StateError::Read { path, source }),
-        };
-        let metadata = file.metadata().map_err(|source| StateError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        if let Trust::Keepers(keepers) = trust {
-            keepers.judge(&path, &metadata).map_err(TrustError::from)?;
-        }
-        let read = || -> io::Result<Option<Vec<u8>>> {
-            if metadata.len() > MAX_FILE_BYTES {
-                return Ok(None);
-            }
-            let mut bytes = Vec::new();
-            // One byte more than may be, so that a file that grows is noticed.
-            (&file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-            Ok((bytes.len() as u64 <= MAX_FILE_BYTES).then_some(bytes))
-        };
-        match read() {
-            Ok(Some(bytes)) => Ok(Some(bytes)),
-            Ok(None) => Err(StateError::TooLarge { path }),
-            Err(source) => Err(StateError::Read { path, source }),
-        }
-    }
-
-    fn unusable(&self, source: FormatError) -> StateError {
-        let path = self.path();
-        StateError::Unusable { path, source }
-    }
-
     fn unwritten(&self, source: io::Error) -> StateError {
         let path = self.path();
         StateError::Write { path, source }
+    }
+}
+
+/// The file's contents; `None` if there is no file.
+fn read(path: &Path, trust: &Trust) -> Result<Option<Vec<u8>>, StateError> {
+    let owned = || path.to_owned();
+    let file = match open_regular(path, Links::Refused) {
+        Ok(Some(file)) => file,
+        Ok(None) => return Err(StateError::NotAFile { path: owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+            return Err(StateError::NotAFile { path: owned() });
+        }
+        Err(source) => {
+            return Err(StateError::Read {
+                path: owned(),
+                source,
+            });
+        }
+    };
+    let metadata = file.metadata().map_err(|source| StateError::Read {
+        path: owned(),
+        source,
+    })?;
+    if let Trust::Keepers(keepers) = trust {
+        keepers.judge(path, &metadata).map_err(TrustError::from)?;
+    }
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        if metadata.len() > MAX_FILE_BYTES {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        // One byte more than may be, so that a file that grows is noticed.
+        (&file).take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        Ok((bytes.len() as u64 <= MAX_FILE_BYTES).then_some(bytes))
+    };
+    match read() {
+        Ok(Some(bytes)) => Ok(Some(bytes)),
+        Ok(None) => Err(StateError::TooLarge { path: owned() }),
+        Err(source) => Err(StateError::Read {
+            path: owned(),
+            source,
+        }),
     }
 }
 

@@ -23,15 +23,18 @@ pub enum Source {
     Kernel,
     /// Nothing: everything guarded is refused.
     Builtin,
+    /// The files that ran before a change that was undone.
+    Undone,
 }
 
 impl Source {
     /// Every source.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Files,
         Self::LastKnownGood,
         Self::Kernel,
         Self::Builtin,
+        Self::Undone,
     ];
 
     /// The word for it in metrics.
@@ -41,12 +44,13 @@ impl Source {
             Self::LastKnownGood => "last_known_good",
             Self::Kernel => "kernel",
             Self::Builtin => "builtin",
+            Self::Undone => "undone",
         }
     }
 }
 
 /// What can be complained of besides enforcement.
-pub const SUBJECTS: [&str; 11] = [
+pub const SUBJECTS: [&str; 12] = [
     "backend",
     "cgroup watches",
     "cgroups",
@@ -58,6 +62,7 @@ pub const SUBJECTS: [&str; 11] = [
     "redirect",
     "sockets",
     "state",
+    "trial",
 ];
 
 /// Whether a workload is under the policy.
@@ -167,12 +172,29 @@ pub struct Status {
     pub problems: Vec<String>,
     /// Whether the tables are as they should be, and guests' interfaces, if there are any, go by them.
     pub in_force: bool,
+    /// Whether what runs is on trial, or was gone back to.
+    pub trial: Option<Trial>,
     /// What else somebody should look at.
     pub warnings: Vec<String>,
     /// What the warnings are about, among [`SUBJECTS`].
     pub complained_of: BTreeSet<&'static str>,
     /// What is wrong with the coverage of workloads.
     pub examined: Examined,
+}
+
+/// Of a change that undoes itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trial {
+    /// The files run until then, unless somebody confirms.
+    Running {
+        /// When the set before runs again.
+        ends: Timestamp,
+    },
+    /// The set before the files runs.
+    Undone {
+        /// Since when.
+        at: Timestamp,
+    },
 }
 
 /// What was found when the kernel was last asked what covers workloads.
@@ -205,6 +227,7 @@ impl Default for Status {
             notice: Vec::new(),
             problems: vec!["the first policy is not in place yet".to_owned()],
             in_force: false,
+            trial: None,
             warnings: Vec::new(),
             complained_of: BTreeSet::new(),
             examined: Examined::default(),

@@ -7,3 +7,4 @@
 pub(crate) mod read;
 pub(crate) mod scalar;
 pub(crate) mod tree;
+pub(crate) mod write;

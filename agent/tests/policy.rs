@@ -8,6 +8,8 @@ mod cases;
 mod changes;
 #[path = "policy/directory.rs"]
 mod directory;
+#[path = "policy/edit.rs"]
+mod edit;
 #[path = "policy/examples.rs"]
 mod examples;
 #[path = "policy/generated.rs"]

@@ -20,7 +20,8 @@ use std::rc::Rc;
 
 use gate25::clock::Offset;
 use gate25::dataplane::{
-    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step, plan,
+    Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step,
+    plan,
 };
 use gate25::kernel::links::{Interface, Kind};
 use gate25::metrics::Timings;
@@ -31,6 +32,7 @@ use gate25::settings::Interfaces;
 use gate25::source::{Accepted, PolicyFiles, SourceError};
 use gate25::status::{Shared, Status};
 use gate25::workloads::Host;
+use gate25_common::bypass::Bypass;
 use jiff::Timestamp;
 use tempfile::TempDir;
 
@@ -128,6 +130,10 @@ impl Dataplane for Memory {
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, Refusal> {
         let kernel = self.kernel.borrow();
         Ok(among.difference(&kernel.covered).copied().collect())
+    }
+
+    fn bypass(&mut self, _: &Bypass) -> Result<(), BypassError<Refusal>> {
+        Err(BypassError::Unsupported)
     }
 
     fn repin(&mut self) -> Result<usize, Refusal> {

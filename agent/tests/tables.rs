@@ -7,6 +7,8 @@
     reason = "a test that cannot go on fails"
 )]
 
+#[path = "tables/access.rs"]
+mod access;
 #[path = "tables/compile.rs"]
 mod compile;
 #[path = "tables/explain.rs"]

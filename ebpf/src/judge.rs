@@ -14,7 +14,7 @@ use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, V
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
-    CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES,
+    BYPASS, CUSTOMER_COUNT, CUSTOMERS, EVENTS, HOST_COUNTERS, HOST_OBSERVES, PREFIXES, SKETCHES,
 };
 use crate::owner::Workload;
 
@@ -118,7 +118,7 @@ pub(crate) fn malformed<A: Add>(
     family: Family,
 ) -> Decision {
     let subject = Subject::Malformed(kind);
-    let decision = decide(&KernelTables(workload.customer), host_mode(), &subject);
+    let decision = judged(workload, &subject);
     if counts(workload, &decision)
         && let Some(counters) = HOST_COUNTERS.get_ptr_mut(0)
     {
@@ -145,7 +145,36 @@ pub(crate) fn tunnel<A: Add>(workload: &Workload, tunnel: Tunnel) {
 /// Judges a packet, or a connect, to a guarded port.
 #[inline(always)]
 pub(crate) fn guarded(workload: &Workload, subject: &Subject) -> Decision {
-    decide(&KernelTables(workload.customer), host_mode(), subject)
+    judged(workload, subject)
+}
+
+/// What is decided on this host as it is at the moment.
+#[inline(always)]
+fn judged(workload: &Workload, subject: &Subject) -> Decision {
+    let decision = decide(&KernelTables(workload.customer), host_mode(), subject);
+    if decision.verdict.refuses() && host_is_bypassed() != REFUSES {
+        decision.observed()
+    } else {
+        decision
+    }
+}
+
+/// This host carries out refusals.
+const REFUSES: i32 = 0;
+/// It only observes for a time.
+const BYPASSED: i32 = 1;
+
+/// Whether this host only observes for a time, as a function of its own for the verifier.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn host_is_bypassed() -> i32 {
+    // SAFETY: no arguments, no memory.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    match BYPASS.get(0) {
+        Some(bypass) if bypass.is_active(now) => BYPASSED,
+        // An array has all of its entries.
+        Some(_) | None => REFUSES,
+    }
 }
 
 /// Whether what came out is counted here.

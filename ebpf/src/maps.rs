@@ -5,7 +5,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{
-    HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockMap,
+    Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf, SkStorage, SockMap,
 };
 use aya_ebpf::macros::btf_map;
 use gate25_common::abi::{
@@ -13,6 +13,7 @@ use gate25_common::abi::{
     MAX_PREFIXES, PrefixKey, PrefixValue, SkbLayout,
 };
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::redirect::{
     Budget, Flow, Hindrances, MAX_BUDGETS, MAX_REDIRECTS, MAX_TARGET_PORTS, Redirected, SocketPeer,
@@ -48,6 +49,9 @@ pub(crate) static HINDRANCES: PerCpuArray<Hindrances, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub(crate) static RESPONDERS: SockMap<{ Family::ALL.len() }> = SockMap::new();
+
+#[btf_map]
+pub(crate) static BYPASS: Array<Bypass, 1> = Array::new();
 
 #[btf_map]
 pub(crate) static CUSTOMERS: HashMap<CustomerId, CustomerPolicy, MAX_CUSTOMERS, NO_PREALLOC> =

@@ -6,6 +6,7 @@
 mod verdict {
     mod agreement;
     mod bulk;
+    mod bypass;
     mod cgroup;
     mod connect;
     mod counting;

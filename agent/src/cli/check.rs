@@ -1,4 +1,8 @@
-//! `gate25 check`: tells whether a policy set would be accepted, without daemon or privileges.
+//! `gate25 check`: tells whether a policy set would be accepted, without daemon or privileges, and what
+//! it would change.
+
+mod base;
+mod words;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,14 +11,17 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use crate::chain::in_full;
 use crate::cli::files;
 use crate::diagnostic::terminal::{Colour, render};
-use crate::diagnostic::{Diagnostic, Severity};
+use crate::diagnostic::{Diagnostic, Severity, escape};
 use crate::json;
-use crate::policy::Policy;
+use crate::policy::changes::{Change, Section};
 use crate::policy::loader::{Circumstances, Purpose};
+use crate::policy::{DEFAULT_PROFILE, Policy};
 use crate::settings::Missing;
 use crate::trust::Trust;
+use base::{BaseError, Difference, difference};
 
 /// The set is valid.
 const OK: u8 = 0;
@@ -24,6 +31,9 @@ const INVALID: u8 = 1;
 const WARNINGS: u8 = 3;
 
 /// Says whether a policy set would be accepted
+///
+/// With `--diff` it says, too, who may newly send where, and who no longer, compared with another
+/// directory or a git revision.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Policy directory [default: `policy_dir` of the settings]
@@ -34,6 +44,23 @@ pub struct Args {
     /// Exit with 3 where there are warnings
     #[arg(long)]
     pub lint_fatal: bool,
+    /// Compare with this directory, or with the policy directory in this git revision
+    #[arg(long, value_name = "REV-OR-DIR")]
+    pub diff: Option<PathBuf>,
+    /// How to print: for a terminal, for a comment on a pull request, or as annotations
+    #[arg(long, value_enum, default_value_t = Format::Text, conflicts_with = "json")]
+    pub format: Format,
+}
+
+/// How to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// For people at a terminal
+    Text,
+    /// For a comment on a pull request
+    Markdown,
+    /// Workflow commands of GitHub Actions
+    Github,
 }
 
 /// What the command needs to know of its surroundings.
@@ -59,14 +86,39 @@ pub fn run(
     args: &Args,
     surroundings: &Surroundings<'_>,
     out: &mut dyn Write,
+    complaints: &mut dyn Write,
 ) -> io::Result<ExitCode> {
-    let report = check(args.dir.as_deref(), surroundings);
-    if args.json {
-        json::print(out, &report)?;
-    } else {
-        print(&report, surroundings.colour, out)?;
+    let (mut report, policy) = check(args.dir.as_deref(), surroundings);
+    let mut failed = false;
+    if let (Some(base), Some(policy), Some(directory)) = (&args.diff, &policy, &report.directory) {
+        match difference(policy, Path::new(directory), base, surroundings.now) {
+            Ok(difference) => report.difference = Some(difference),
+            Err(error) => {
+                failed = true;
+                complain(&error, surroundings.colour, complaints)?;
+            }
+        }
     }
-    let code = if !report.valid {
+    let difference = report.difference.as_ref();
+    match args.format {
+        Format::Text if args.json => json::print(out, &report)?,
+        Format::Text => {
+            print(&report, surroundings.colour, out)?;
+            if let Some(difference) = difference {
+                words::text(difference, surroundings.colour, out)?;
+            }
+        }
+        Format::Markdown => words::markdown(&report, difference, out)?,
+        Format::Github => {
+            let changes = difference.map_or(&[][..], |it| &it.changes);
+            let place = |customer: &str| {
+                let directory = Path::new(report.directory.as_deref()?);
+                place(policy.as_ref()?, changes, directory, customer)
+            };
+            words::github(&report, difference, place, out)?;
+        }
+    }
+    let code = if !report.valid || failed {
         INVALID
     } else if args.lint_fatal && !report.diagnostics.is_empty() {
         WARNINGS
@@ -86,6 +138,8 @@ struct Report {
     hash: Option<String>,
     policy: Option<Counts>,
     diagnostics: Vec<Diagnostic>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    difference: Option<Difference>,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -103,11 +157,11 @@ struct Findings {
     directory: Option<PathBuf>,
     files: usize,
     hash: Option<String>,
-    policy: Option<Counts>,
+    policy: Option<Policy>,
     diagnostics: Vec<Diagnostic>,
 }
 
-fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> Report {
+fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> (Report, Option<Policy>) {
     let mut findings = Findings {
         directory: dir.map(Path::to_owned),
         ..Findings::default()
@@ -139,16 +193,49 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> Report {
             .count()
     };
     let (errors, warnings) = (count(Severity::Error), count(Severity::Warning));
-    Report {
+    let report = Report {
         valid: errors == 0,
         errors,
         warnings,
         directory: directory.map(|dir| dir.to_string_lossy().into_owned()),
         files,
         hash,
-        policy,
+        policy: policy.as_ref().map(|it| counts(it, surroundings.now)),
         diagnostics,
+        difference: None,
+    };
+    (report, policy)
+}
+
+fn complain(error: &BaseError, colour: Colour, complaints: &mut dyn Write) -> io::Result<()> {
+    if let BaseError::Invalid { diagnostics, .. } = error {
+        for diagnostic in diagnostics {
+            writeln!(complaints, "{}\n", render(diagnostic, colour))?;
+        }
     }
+    writeln!(complaints, "gate25: {}", escape(&in_full(error)))
+}
+
+/// Where it is written what changes for a customer.
+fn place(
+    policy: &Policy,
+    changes: &[Change],
+    directory: &Path,
+    customer: &str,
+) -> Option<(String, u32)> {
+    let exemptions = changes
+        .iter()
+        .filter(|it| it.section == Section::Exemptions);
+    let exemption = exemptions
+        .filter_map(|change| policy.exemptions.get(&change.name))
+        .find(|exemption| exemption.customer == customer);
+    let origin = match (exemption, policy.customers.get(customer)) {
+        (Some(exemption), _) => &exemption.origin,
+        (None, Some(customer)) => &customer.origin,
+        (None, None) => &policy.profiles.get(DEFAULT_PROFILE)?.origin,
+    };
+    let file = directory.join(&origin.file);
+    Some((file.to_string_lossy().into_owned(), origin.line))
 }
 
 fn check_directory(dir: &Path, surroundings: &Surroundings<'_>, findings: &mut Findings) {
@@ -165,7 +252,7 @@ fn check_directory(dir: &Path, surroundings: &Surroundings<'_>, findings: &mut F
     } = files::policy(dir, &circumstances);
     findings.files = files;
     findings.hash = hash.map(|hash| hash.to_string());
-    findings.policy = policy.map(|policy| counts(&policy, surroundings.now));
+    findings.policy = policy;
     findings.diagnostics.extend(diagnostics);
 }
 

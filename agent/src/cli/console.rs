@@ -20,6 +20,8 @@ use crate::trust::Trust;
 
 /// Invalid, refused, or not enforcing.
 pub(super) const FAILED: u8 = 1;
+/// The command line makes no sense.
+pub(super) const USAGE: u8 = 2;
 /// The agent cannot be asked.
 pub(super) const UNREACHABLE: u8 = 4;
 

@@ -1,6 +1,6 @@
 //! `gate25 diff`: what would change if a directory's policy were loaded.
 
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -100,7 +100,7 @@ pub fn run(
     };
     match reader {
         Reader::Programs => console.json(&report)?,
-        Reader::People => print(&report.changes, surroundings.colour, console)?,
+        Reader::People => print(&report.changes, surroundings.colour, &mut *console.out)?,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -163,9 +163,10 @@ fn of_state(directory: &Path, circumstances: &Circumstances) -> Result<Base, Bas
     })
 }
 
-fn print(changes: &[Change], colour: Colour, console: &mut Console<'_>) -> io::Result<()> {
+/// Prints what differs, for people.
+pub(super) fn print(changes: &[Change], colour: Colour, out: &mut dyn Write) -> io::Result<()> {
     if changes.is_empty() {
-        return writeln!(console.out, "no difference");
+        return writeln!(out, "no difference");
     }
     let paint = |colour_of: &str, text: String| match colour {
         Colour::Always => format!("{colour_of}{text}{RESET}"),
@@ -185,15 +186,15 @@ fn print(changes: &[Change], colour: Colour, console: &mut Console<'_>) -> io::R
             Kind::Removed => paint(RED, format!("- {object} {name}")),
             Kind::Changed => format!("~ {object} {name}"),
         };
-        writeln!(console.out, "{title}")?;
+        writeln!(out, "{title}")?;
         for field in fields {
             for value in &field.removed {
                 let line = format!("    - {}: {}", field.field, escape(value));
-                writeln!(console.out, "{}", paint(RED, line))?;
+                writeln!(out, "{}", paint(RED, line))?;
             }
             for value in &field.added {
                 let line = format!("    + {}: {}", field.field, escape(value));
-                writeln!(console.out, "{}", paint(GREEN, line))?;
+                writeln!(out, "{}", paint(GREEN, line))?;
             }
         }
     }

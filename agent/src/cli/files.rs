@@ -38,11 +38,16 @@ pub(super) fn settings(
 
 /// Reads the policy set in `dir`.
 pub(super) fn policy(dir: &Path, circumstances: &Circumstances) -> Set {
+    policy_shown_as(dir, dir, circumstances)
+}
+
+/// The same where people know the directory by another name.
+pub(super) fn policy_shown_as(dir: &Path, shown: &Path, circumstances: &Circumstances) -> Set {
     let contents = match directory::read(dir, &Trust::Anybody) {
         Ok(contents) => contents,
         Err(error) => {
             return Set {
-                diagnostics: error.diagnostics(dir),
+                diagnostics: error.diagnostics(shown),
                 ..Set::default()
             };
         }
@@ -56,7 +61,7 @@ pub(super) fn policy(dir: &Path, circumstances: &Circumstances) -> Set {
         files: contents.files.len(),
         hash: Some(hash),
         policy,
-        diagnostics: all.map(|one| one.below(dir)).collect(),
+        diagnostics: all.map(|one| one.below(shown)).collect(),
     }
 }
 

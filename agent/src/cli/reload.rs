@@ -3,9 +3,12 @@
 use std::io;
 use std::process::ExitCode;
 
+use jiff::SignedDuration;
+
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
+use crate::cli::term::term;
 use crate::control::client::Client;
-use crate::control::messages::{Reload, ReloadRequest};
+use crate::control::messages::{Reload, ReloadRequest, TrialRequest};
 
 /// Has the agent read the policy files now
 ///
@@ -22,6 +25,9 @@ pub struct Args {
     /// Only say what would come of it
     #[arg(long)]
     pub dry_run: bool,
+    /// Go back to the set before after this time, as in 5m, unless `gate25 confirm` is run
+    #[arg(long, value_name = "TERM", value_parser = term, conflicts_with = "dry_run")]
+    pub confirm_within: Option<SignedDuration>,
     /// Print one JSON object
     #[arg(short, long)]
     pub json: bool,
@@ -41,12 +47,20 @@ pub fn run(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    let request = ReloadRequest {
-        accept_shrink: args.accept_shrink,
-        dry_run: args.dry_run,
-        wait: args.wait,
+    let client = Client::new(&settings.control.socket);
+    let asked = match args.confirm_within {
+        // Whoever has to confirm has to know whether there is something.
+        Some(term) => client.trial(&TrialRequest {
+            seconds: term.as_secs().unsigned_abs(),
+            accept_shrink: args.accept_shrink,
+        }),
+        None => client.reload(&ReloadRequest {
+            accept_shrink: args.accept_shrink,
+            dry_run: args.dry_run,
+            wait: args.wait,
+        }),
     };
-    let outcome = match Client::new(&settings.control.socket).reload(&request) {
+    let outcome = match asked {
         Ok(outcome) => outcome,
         Err(error) => return console.no_answer(&error),
     };
@@ -54,16 +68,23 @@ pub fn run(
         Reader::Programs => console.json(&outcome)?,
         Reader::People => print(&outcome, console)?,
     }
-    Ok(match outcome {
+    Ok(code(&outcome))
+}
+
+/// How a command exits that had the files read.
+pub(super) fn code(outcome: &Reload) -> ExitCode {
+    match outcome {
         Reload::Accepted
         | Reload::Applied { .. }
+        | Reload::OnTrial { .. }
         | Reload::WouldApply { .. }
         | Reload::Unchanged => ExitCode::SUCCESS,
         Reload::Refused { .. } | Reload::Shrunk { .. } => ExitCode::from(FAILED),
-    })
+    }
 }
 
-fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
+/// Says what became of it.
+pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
     let out = &mut console.out;
     match outcome {
         Reload::Accepted => writeln!(out, "accepted: the agent reads the files"),
@@ -75,6 +96,21 @@ fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
             out,
             "applied: generation {generation}, {writes} table writes, hash {hash}"
         ),
+        Reload::OnTrial {
+            generation,
+            hash,
+            writes,
+            ends,
+        } => {
+            writeln!(
+                out,
+                "on trial until {ends}: generation {generation}, {writes} table writes, hash {hash}"
+            )?;
+            writeln!(
+                out,
+                "unless `gate25 confirm` is run by then, the set before runs again"
+            )
+        }
         Reload::WouldApply { hash, writes } => {
             writeln!(out, "valid: {writes} table writes, hash {hash}")
         }

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::control::client::Client;
 use crate::control::messages::{
-    Mode, NoticeListener, Reloads, Returns, RunningPolicy, State, Status, Term,
+    Bypass, Mode, NoticeListener, OnTrial, Reloads, Returns, RunningPolicy, State, Status, Term,
 };
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 
@@ -69,12 +69,14 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
         host,
         enforcing,
         mode,
+        bypass,
         backend,
         policy,
         workloads,
         cgroup_roots,
         returns,
         reload,
+        trial,
         repairs,
         guard_repairs,
         tables,
@@ -85,6 +87,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     } = status;
     let enforcing = match (enforcing, mode) {
         (true, _) => "yes".to_owned(),
+        (false, Mode::Policy) if bypass.is_some() => "no: this host is bypassed".to_owned(),
         (false, Mode::Observe) => "no: this host only observes".to_owned(),
         (false, Mode::Policy) => "no, or not everywhere: see the problems".to_owned(),
     };
@@ -103,6 +106,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
             ),
         ),
     ];
+    lines.extend(bypass.iter().map(|it| line("bypass", bypassed(it))));
     lines.extend(policy_lines(policy));
     for (kind, states) in workloads {
         let states = counted(states, &State::ALL, State::as_str);
@@ -111,6 +115,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("returns", returned(returns)));
     lines.push(line("reload", last(reload)));
+    lines.extend(trial.iter().map(|it| line("trial", on_trial(it))));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("guard repairs", guard_repairs.to_string()));
     lines.push(line("connections", attempts(connections.as_ref())));
@@ -165,6 +170,24 @@ fn last(reload: &Reloads) -> String {
         None => "no success yet".to_owned(),
     };
     format!("{outcome}, {success}, {attempts} attempts, {failures} refused")
+}
+
+fn bypassed(bypass: &Bypass) -> String {
+    let Bypass {
+        ends,
+        since,
+        ticket,
+    } = bypass;
+    format!("until {ends} nothing is refused, since {since}, {ticket}: `gate25 bypass end` ends it")
+}
+
+fn on_trial(trial: &OnTrial) -> String {
+    match trial {
+        OnTrial::Running { ends } => {
+            format!("until {ends} the files run, then the set before: `gate25 confirm` keeps them")
+        }
+        OnTrial::Undone { at } => format!("undone at {at}: the set before runs, not the files"),
+    }
 }
 
 fn counted<T: Ord + Copy>(

@@ -19,7 +19,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::messages::{
-    Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status, Workloads,
+    BypassRequest, Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
+    Trial, TrialRequest, Workloads,
 };
 
 /// Longer than the agent takes to say that it is busy.
@@ -219,6 +220,38 @@ impl Client {
     /// See [`ClientError`].
     pub fn reload(&self, request: &ReloadRequest) -> Result<Reload, ClientError> {
         self.ask(Method::POST, "/v1/reload", Some(request))
+    }
+
+    /// Has it only observe for a time, or no longer; tells how it is then.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn bypass(&self, request: &BypassRequest) -> Result<Status, ClientError> {
+        self.ask(Method::POST, "/v1/bypass", Some(request))
+    }
+
+    /// Has it read its files, and go back from them unless somebody confirms.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn trial(&self, request: &TrialRequest) -> Result<Reload, ClientError> {
+        self.ask(Method::POST, "/v1/trial", Some(request))
+    }
+
+    /// Has it keep what is on trial.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn confirm(&self) -> Result<Trial, ClientError> {
+        self.ask(Method::POST, "/v1/confirm", None::<&()>)
+    }
+
+    /// Has it go back to what ran before the last change.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn undo(&self) -> Result<Trial, ClientError> {
+        self.ask(Method::POST, "/v1/undo", None::<&()>)
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

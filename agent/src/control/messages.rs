@@ -40,6 +40,8 @@ pub struct Status {
     pub enforcing: bool,
     /// `observe` or `policy`.
     pub mode: Mode,
+    /// A time in which nothing is refused, whatever the mode; none, most of the time.
+    pub bypass: Option<Bypass>,
     /// What enforces.
     pub backend: Backend,
     /// The running policy.
@@ -52,6 +54,8 @@ pub struct Status {
     pub returns: Returns,
     /// Attempts to load the files.
     pub reload: Reloads,
+    /// Whether what runs is on trial, or was gone back to; none of both, most of the time.
+    pub trial: Option<OnTrial>,
     /// Times that somebody else's change was put right.
     pub repairs: u64,
     /// Times that somebody else's change of the guard was put right.
@@ -371,6 +375,17 @@ pub struct ReloadRequest {
     pub wait: bool,
 }
 
+/// `POST /v1/trial`: the files are read, and gone back from unless somebody confirms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrialRequest {
+    /// How long there is to confirm.
+    pub seconds: u64,
+    /// Take a set over even if it lost much.
+    #[serde(default)]
+    pub accept_shrink: bool,
+}
+
 /// What became of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
@@ -385,6 +400,17 @@ pub enum Reload {
         hash: String,
         /// Table entries that were written.
         writes: u64,
+    },
+    /// The files are in force until somebody confirms, or the time is up.
+    OnTrial {
+        /// Of the policy now running.
+        generation: u64,
+        /// Identifies the files.
+        hash: String,
+        /// Table entries that were written.
+        writes: u64,
+        /// When the set before runs again.
+        ends: Timestamp,
     },
     /// The files would be taken over.
     WouldApply {
@@ -406,6 +432,61 @@ pub enum Reload {
     Shrunk {
         /// What was lost.
         message: String,
+    },
+}
+
+/// `POST /v1/bypass`: a time in which this host only observes; nothing of it to end that now.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BypassRequest {
+    /// How long it is.
+    pub seconds: Option<u64>,
+    /// Under which ticket.
+    pub ticket: Option<String>,
+}
+
+/// This host only observes for a time, whatever its settings say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bypass {
+    /// When it refuses again.
+    pub ends: Timestamp,
+    /// Since when it does not.
+    pub since: Timestamp,
+    /// Under which ticket.
+    pub ticket: String,
+}
+
+/// What became of a set on trial: `POST /v1/confirm`, `POST /v1/undo`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Trial {
+    /// It stays.
+    Confirmed,
+    /// The set before runs.
+    Undone {
+        /// Identifies it.
+        hash: String,
+    },
+    /// Nothing has changed.
+    Refused {
+        /// Why, in one line.
+        message: String,
+    },
+}
+
+/// A set on trial, or gone back to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+pub enum OnTrial {
+    /// The files run.
+    Running {
+        /// When the set before runs again, unless somebody confirms.
+        ends: Timestamp,
+    },
+    /// The set before the files runs.
+    Undone {
+        /// Since when.
+        at: Timestamp,
     },
 }
 

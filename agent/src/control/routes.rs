@@ -10,17 +10,31 @@ use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
+use gate25_common::bypass::MAX_TICKET;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::messages::{Failure, Reload, ReloadRequest};
-use super::{Agent, Command, Execution, Shrink, view};
+use super::messages::{self, Failure, Reload, ReloadRequest, TrialRequest};
+use super::{Agent, BypassRequest, Command, Execution, Shrink, view};
 use crate::chain::in_full;
 use crate::figures::{Figures, FiguresError};
+
+const TRIAL: &str = "/v1/trial";
+const CONFIRM: &str = "/v1/confirm";
+const UNDO: &str = "/v1/undo";
+const BYPASS: &str = "/v1/bypass";
+/// What opens more than the files say, or what they no longer say: not for members of the group.
+pub(super) const OF_ROOT: [&str; 4] = [TRIAL, CONFIRM, UNDO, BYPASS];
+/// A day, in seconds.
+const LONGEST_BYPASS: u64 = 24 * 3600;
+/// A week, in seconds.
+const LONGEST_TRIAL: u64 = 7 * 24 * 3600;
 
 #[derive(Clone)]
 struct Desk {
@@ -39,6 +53,10 @@ pub(super) fn router(agent: Agent, reply: Duration) -> Router {
         .route("/v1/findings", get(findings).fallback(refuse))
         .route("/v1/policy", get(policy).fallback(refuse))
         .route("/v1/reload", post(reload).fallback(refuse))
+        .route(TRIAL, post(trial).fallback(refuse))
+        .route(CONFIRM, post(confirm).fallback(refuse))
+        .route(UNDO, post(undo).fallback(refuse))
+        .route(BYPASS, post(bypass).fallback(refuse))
         .fallback(|| async { failure(StatusCode::NOT_FOUND, "there is nothing here") })
         .with_state(Desk { agent, reply })
 }
@@ -48,7 +66,7 @@ async fn status(State(desk): State<Desk>) -> Response {
         status, constants, ..
     } = desk.agent.clone();
     let now = Timestamp::now();
-    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?));
+    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?, figures.bypass()?));
     match figures(&desk.agent, read).await {
         Ok(counters) => success(&view::status(
             status.get(),
@@ -100,12 +118,9 @@ async fn policy(State(desk): State<Desk>) -> Response {
 }
 
 async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
-    let request = if body.is_empty() {
-        Ok(ReloadRequest::default())
-    } else {
-        // Not at once: serde takes an array for an object, by position.
-        serde_json::from_slice(&body)
-            .and_then(|object| serde_json::from_value(serde_json::Value::Object(object)))
+    let request = match body.is_empty() {
+        true => Ok(ReloadRequest::default()),
+        false => request(&body),
     };
     let ReloadRequest {
         accept_shrink,
@@ -113,17 +128,12 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
         wait,
     } = match request {
         Ok(request) => request,
-        Err(error) => {
-            let message = format!("the body is no such request: {error}");
-            return failure(StatusCode::BAD_REQUEST, message);
-        }
+        Err(refused) => return refused,
     };
     let (reply, answer) = oneshot::channel();
     let command = Command::Reload {
-        shrink: match accept_shrink {
-            true => Shrink::Accepted,
-            false => Shrink::Refused,
-        },
+        confirm_within: None,
+        shrink: shrink(accept_shrink),
         execution: match dry_run {
             true => Execution::DryRun,
             false => Execution::Apply,
@@ -140,6 +150,94 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
         Ok(outcome) => success(&view::reload(outcome)),
         Err(busy) => busy,
     }
+}
+
+async fn trial(State(desk): State<Desk>, body: Bytes) -> Response {
+    let (seconds, accept_shrink) = match request(&body) {
+        Ok(TrialRequest {
+            seconds: seconds @ 1..=LONGEST_TRIAL,
+            accept_shrink,
+        }) => (seconds, accept_shrink),
+        Ok(TrialRequest { .. }) => {
+            let message = format!("a trial takes 1 to {LONGEST_TRIAL} seconds");
+            return failure(StatusCode::BAD_REQUEST, message);
+        }
+        Err(refused) => return refused,
+    };
+    let (reply, answer) = oneshot::channel();
+    let command = Command::Reload {
+        confirm_within: Some(Duration::from_secs(seconds)),
+        shrink: shrink(accept_shrink),
+        execution: Execution::Apply,
+        reply,
+    };
+    match desk.ask(command, answer).await {
+        Ok(outcome) => success(&view::reload(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+fn shrink(accepted: bool) -> Shrink {
+    match accepted {
+        true => Shrink::Accepted,
+        false => Shrink::Refused,
+    }
+}
+
+async fn confirm(State(desk): State<Desk>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Confirm { reply }, answer).await {
+        Ok(outcome) => success(&view::trial(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+async fn bypass(State(desk): State<Desk>, body: Bytes) -> Response {
+    let request = match request(&body) {
+        Ok(messages::BypassRequest {
+            seconds: Some(seconds @ 1..=LONGEST_BYPASS),
+            ticket: Some(ticket),
+        }) if !ticket.trim().is_empty() && ticket.len() <= MAX_TICKET => BypassRequest::Begin {
+            within: Duration::from_secs(seconds),
+            ticket,
+        },
+        Ok(messages::BypassRequest {
+            seconds: None,
+            ticket: None,
+        }) => BypassRequest::End,
+        Ok(_) => {
+            let message = format!(
+                "a bypass takes 1 to {LONGEST_BYPASS} seconds and a ticket of at most {MAX_TICKET} bytes"
+            );
+            return failure(StatusCode::BAD_REQUEST, message);
+        }
+        Err(refused) => return refused,
+    };
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Bypass { request, reply }, answer).await {
+        Ok(Ok(())) => status(State(desk)).await,
+        Ok(Err(why)) => failure(StatusCode::CONFLICT, why),
+        Err(busy) => busy,
+    }
+}
+
+async fn undo(State(desk): State<Desk>) -> Response {
+    let (reply, answer) = oneshot::channel();
+    match desk.ask(Command::Undo { reply }, answer).await {
+        Ok(outcome) => success(&view::trial(outcome)),
+        Err(busy) => busy,
+    }
+}
+
+/// What a body asks for, or the answer to one that asks for nothing that there is.
+fn request<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
+    // Not at once: serde takes an array for an object, by position.
+    let object = serde_json::from_slice(body);
+    let request = object.and_then(|object| serde_json::from_value(Value::Object(object)));
+    request.map_err(|error| {
+        let message = format!("the body is no such request: {error}");
+        failure(StatusCode::BAD_REQUEST, message)
+    })
 }
 
 impl Desk {

@@ -69,7 +69,7 @@ pub async fn serve(settings: Settings, agent: Agent, shutdown: CancellationToken
 enum Visitor {
     /// May do everything.
     Root,
-    /// Of the group: may read and reload, which is all that there is as yet.
+    /// Of the group: may read and reload.
     Member,
     /// May do nothing.
     Stranger,
@@ -164,6 +164,9 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Response {
     match visitor {
+        Visitor::Member if routes::OF_ROOT.contains(&request.uri().path()) => {
+            return failure(StatusCode::FORBIDDEN, "only root may ask for this");
+        }
         Visitor::Root | Visitor::Member => {}
         Visitor::Stranger => {
             let message = "only root and members of the group may use this socket";

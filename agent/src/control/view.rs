@@ -4,17 +4,19 @@ use std::collections::BTreeMap;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
+use gate25_common::bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::returns::{Fate, ReturnCounters};
 use jiff::Timestamp;
 
 use super::messages::{
-    Backend, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings, Kind,
-    Mode, NoticeListener, Policy, Reload, Reloads, Returns, RunningPolicy, State, Status, Teller,
-    Term, Workload, Workloads,
+    Backend, Bypass, Claim, Customer, Customers, Diagnostic, Exemption, Exemptions, File, Findings,
+    Kind, Mode, NoticeListener, OnTrial, Policy, Reload, Reloads, Returns, RunningPolicy, State,
+    Status, Teller, Term, Trial, Workload, Workloads,
 };
-use super::{Constants, ReloadOutcome};
+use super::{Constants, ReloadOutcome, TrialOutcome};
+use crate::clock;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{self, escape};
 use crate::notice::server::{Listener, Listening};
@@ -46,7 +48,7 @@ pub(super) fn findings(status: &status::Status) -> Findings {
 pub(super) fn status(
     status: status::Status,
     constants: &Constants,
-    counters: Option<&(HostCounters, ReturnCounters)>,
+    counters: Option<&(HostCounters, ReturnCounters, bypass::Bypass)>,
     now: Timestamp,
 ) -> Status {
     let status::Status {
@@ -68,6 +70,7 @@ pub(super) fn status(
         notice,
         problems,
         in_force: _,
+        trial,
         warnings,
         complained_of: _,
         examined: _,
@@ -81,13 +84,16 @@ pub(super) fn status(
         started,
     } = constants;
     let mode = mode(*enforcement);
+    let bypass = counters.and_then(|(.., bypass)| bypassed(bypass, now));
+    let counters = counters.map(|(host, returns, _)| (host, returns));
     Status {
         agent: Teller::Running,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started: *started,
         host: host.clone(),
-        enforcing: mode == Mode::Policy && problems.is_empty(),
+        enforcing: mode == Mode::Policy && problems.is_empty() && bypass.is_none(),
         mode,
+        bypass,
         backend: Backend {
             name: (*backend).to_owned(),
             reason: (*reason).to_owned(),
@@ -112,6 +118,10 @@ pub(super) fn status(
             successful: reload_successful,
             last_success: reload_success,
         },
+        trial: trial.map(|trial| match trial {
+            status::Trial::Running { ends } => OnTrial::Running { ends },
+            status::Trial::Undone { at } => OnTrial::Undone { at },
+        }),
         repairs,
         guard_repairs,
         tables: tables(&entries),
@@ -274,6 +284,17 @@ pub(super) fn reload(outcome: ReloadOutcome) -> Reload {
             hash: hash.to_string(),
             writes: writes as u64,
         },
+        ReloadOutcome::OnTrial {
+            generation,
+            hash,
+            writes,
+            ends,
+        } => Reload::OnTrial {
+            generation,
+            hash: hash.to_string(),
+            writes: writes as u64,
+            ends,
+        },
         ReloadOutcome::WouldApply { hash, writes } => Reload::WouldApply {
             hash: hash.to_string(),
             writes: writes as u64,
@@ -287,6 +308,35 @@ pub(super) fn reload(outcome: ReloadOutcome) -> Reload {
             diagnostics: diagnostics.iter().map(diagnostic).collect(),
         },
         ReloadOutcome::Shrunk { message } => Reload::Shrunk { message },
+    }
+}
+
+/// A bypass that is not over, by the wall clock; none where no clock can be read.
+pub(crate) fn bypassed(bypass: &bypass::Bypass, now: Timestamp) -> Option<Bypass> {
+    let boot = clock::boot().ok()?.unsigned_abs();
+    if !bypass.is_active(boot) {
+        return None;
+    }
+    let at = |moment: u64| {
+        let nanoseconds = i128::from(moment) - i128::from(boot);
+        let moment = Timestamp::from_nanosecond(now.as_nanosecond() + nanoseconds);
+        moment.unwrap_or(Timestamp::MAX)
+    };
+    Some(Bypass {
+        ends: at(bypass.until()),
+        since: at(bypass.since()),
+        ticket: bypass.ticket().to_owned(),
+    })
+}
+
+/// What became of a set on trial.
+pub(super) fn trial(outcome: TrialOutcome) -> Trial {
+    match outcome {
+        TrialOutcome::Confirmed => Trial::Confirmed,
+        TrialOutcome::Undone { hash } => Trial::Undone {
+            hash: hash.to_string(),
+        },
+        TrialOutcome::Refused(message) => Trial::Refused { message },
     }
 }
 

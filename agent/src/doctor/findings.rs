@@ -148,6 +148,9 @@ kinds! {
     /// This host refuses nothing.
     Observing = "observing" Warning Host
         "Set `enforcement: policy` in the settings and restart the agent once the counters look right.";
+    /// This host refuses nothing for a time.
+    Bypassed = "bypassed" Warning Host
+        "It ends by itself; `gate25 bypass end` ends it now.";
     /// The policy's files are not valid.
     PolicyInvalid = "policy-invalid" Error Host
         "`gate25 check` shows every mistake; the earlier policy runs meanwhile.";

@@ -14,6 +14,7 @@ use aya::programs::{Program, ProgramError, ProgramType, SchedClassifier};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
 use gate25_common::abi::{CustomerId, InterfaceOwner, MAX_GUARDED_PORTS, SkbLayout};
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -22,11 +23,13 @@ use gate25_common::returns::ReturnCounters;
 
 use crate::chain::in_full;
 use crate::dataplane::{
-    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step, plan,
+    Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step,
+    plan,
 };
 use crate::figures::{Figures, FiguresError};
 use crate::guard::Mark;
 use crate::kernel::bpf::attachments::Attachments;
+use crate::kernel::bpf::bypass::BypassTable;
 use crate::kernel::bpf::debug_lines::DebugLog;
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
@@ -38,6 +41,7 @@ use crate::kernel::filter::FilterError;
 use crate::policy::RELAY_PORT;
 
 mod attachments;
+mod bypass;
 pub mod debug_lines;
 pub mod events;
 pub mod features;
@@ -371,6 +375,7 @@ fn load_error(error: EbpfError) -> BpfError {
 pub struct Counters {
     tables: Arc<Mutex<CounterTables>>,
     returns: Arc<Mutex<ReturnTables>>,
+    bypass: BypassTable,
 }
 
 impl Counters {
@@ -412,6 +417,10 @@ impl Figures for Counters {
 
     fn hindrances(&self) -> Result<Hindrances, FiguresError> {
         self.tables().hindrances().map_err(FiguresError::new)
+    }
+
+    fn bypass(&self) -> Result<Bypass, FiguresError> {
+        self.bypass.read().map_err(FiguresError::new)
     }
 
     fn clear_sketch(&self, id: CustomerId) -> Result<(), FiguresError> {
@@ -491,6 +500,7 @@ impl Bpf {
         counters.track(CustomerId::UNASSIGNED)?;
         let mut returns = ReturnTables::open(open)?;
         let responders = Responders::open(open)?;
+        let bypass = BypassTable::open(open)?;
         let events = RingBuf::try_from(aya::maps::Map::RingBuf(open(names::MAP_EVENTS)?));
         let events = events.map_err(|source| BpfError::Table {
             action: "open",
@@ -517,6 +527,7 @@ impl Bpf {
             counters: Counters {
                 tables: Arc::new(Mutex::new(counters)),
                 returns: Arc::new(Mutex::new(returns)),
+                bypass,
             },
             returns: options.returns,
             responders,
@@ -716,6 +727,11 @@ impl Dataplane for Bpf {
 
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, BpfError> {
         self.attachments.displaced(&self.programs, among)
+    }
+
+    fn bypass(&mut self, bypass: &Bypass) -> Result<(), BypassError<BpfError>> {
+        let written = self.counters.bypass.write(bypass);
+        written.map_err(BypassError::Backend)
     }
 
     fn repin(&mut self) -> Result<usize, BpfError> {

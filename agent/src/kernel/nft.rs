@@ -1,20 +1,15 @@
 //! Runs `nft`: nothing else does. Rulesets go in and come out as its JSON (libnftables-json(5)).
 
-use std::io::{self, Read, Write as _};
-use std::os::unix::process::CommandExt as _;
+use std::io;
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
-use std::thread;
+use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde_json::Value;
 use tracing::warn;
 
 use crate::chain::in_full;
+use crate::child::{start, talk};
 use crate::netfilter::{Commands, Table};
 
 /// Where nft is looked for, unless somebody says otherwise: in the search path.
@@ -296,21 +291,14 @@ impl Nft {
         input: Vec<u8>,
     ) -> Result<Vec<u8>, NftError> {
         let program = || self.program.clone();
-        let child = Command::new(&self.program)
-            .args(words)
-            // What it says is looked at.
-            .env("LC_ALL", "C")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            // So that what it starts can be ended with it.
-            .process_group(0)
-            .spawn()
-            .map_err(|source| NftError::Run {
-                program: program(),
-                action,
-                source,
-            })?;
+        let mut command = Command::new(&self.program);
+        // What it says is looked at.
+        command.args(words).env("LC_ALL", "C");
+        let child = start(&mut command).map_err(|source| NftError::Run {
+            program: program(),
+            action,
+            source,
+        })?;
         let output = talk(child, input, self.limit).map_err(|source| NftError::Broken {
             program: program(),
             action,
@@ -330,66 +318,6 @@ impl Nft {
                 said: summary(&String::from_utf8_lossy(&output.stderr)),
             }),
         }
-    }
-}
-
-/// Gives the child its input and takes what it writes; `None` if it was ended at the limit.
-///
-/// All at once: it may fill its own pipes before it has read everything.
-fn talk(mut child: Child, input: Vec<u8>, limit: Duration) -> io::Result<Option<Output>> {
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    thread::scope(|scope| {
-        let (done, ended) = mpsc::channel();
-        // Who refuses need not have read everything, so that what was not taken shows in the status.
-        let writer = scope.spawn(move || stdin.map(|mut pipe| pipe.write_all(&input)));
-        let errors = scope.spawn(|| read(stderr));
-        let output = scope.spawn(move || {
-            let output = read(stdout);
-            // Nobody waits any more after the limit.
-            let _late = done.send(());
-            output
-        });
-        let in_time = ended.recv_timeout(limit).is_ok();
-        if !in_time {
-            end(&child)?;
-        }
-        let status = child.wait()?;
-        let joined = |read: thread::ScopedJoinHandle<'_, io::Result<Vec<u8>>>| {
-            read.join()
-                .unwrap_or_else(|_| Err(io::Error::other("a reader ended early")))
-        };
-        let (stdout, stderr) = (joined(output), joined(errors));
-        let written = writer.join();
-        if !in_time {
-            return Ok(None);
-        }
-        match written {
-            Ok(Some(Err(error))) if status.success() => return Err(error),
-            Ok(Some(_) | None) => {}
-            Err(_panic) => return Err(io::Error::other("the writer ended early")),
-        }
-        Ok(Some(Output {
-            status,
-            stdout: stdout?,
-            stderr: stderr?,
-        }))
-    })
-}
-
-fn read(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {
-    let mut all = Vec::new();
-    if let Some(mut pipe) = pipe {
-        pipe.read_to_end(&mut all)?;
-    }
-    Ok(all)
-}
-
-/// Ends the child, which was not waited for yet, and what it has started.
-fn end(child: &Child) -> io::Result<()> {
-    let group = i32::try_from(child.id()).map_err(io::Error::other)?;
-    match killpg(Pid::from_raw(group), Signal::SIGKILL) {
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

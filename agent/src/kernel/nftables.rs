@@ -20,12 +20,13 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use gate25_common::abi::{CustomerId, CustomerPolicy};
+use gate25_common::bypass::Bypass;
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
 use crate::clock::{self, ClockError};
 use crate::dataplane::{
-    Applied, Attached, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
+    Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
 };
 use crate::features::Feature;
 use crate::kernel::nft::{Nft, NftError};
@@ -338,6 +339,10 @@ impl Dataplane for Nftables {
         self.placed = Some(image);
         self.installed = wanted.clone();
         Ok(Applied { writes })
+    }
+
+    fn bypass(&mut self, _: &Bypass) -> Result<(), BypassError<NftablesError>> {
+        Err(BypassError::Unsupported)
     }
 
     fn adopt(&mut self) -> Result<usize, NftablesError> {

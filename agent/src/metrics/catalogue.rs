@@ -64,7 +64,7 @@ catalogue! {
     BUILD_INFO = Gauge "build_info" ["version", "ebpf_toolchain"]
         "What was built; always 1.";
     ENFORCING = Gauge "enforcing" ["backend", "hook"]
-        "Whether refusals are carried out by the policy; 0 while this host only observes, while the kernel's tables are not as the policy wants them, and while no guest's interface goes by them.";
+        "Whether refusals are carried out by the policy; 0 while this host only observes or is bypassed, while the kernel's tables are not as the policy wants them, and while no guest's interface goes by them.";
     PROBLEMS = Gauge "problems" []
         "Reasons why enforcement is not complete; status and /readyz tell them.";
     COMPLAINTS = Gauge "complaints" ["subject"]
@@ -73,10 +73,12 @@ catalogue! {
         "Whether the guard's nftables rules are there; 0 where the settings want none.";
     HOST_MODE = Gauge "host_mode" ["mode"]
         "1 for the mode of this host: policy, or observe (nothing is refused).";
+    BYPASS_END = Gauge "bypass_end_timestamp_seconds" []
+        "When the bypass of this host ends, in which nothing is refused whatever the policy says; 0 while there is none.";
     GUARD_PACKETS = Counter "guard_packets_total" ["table"]
         "Packets to guarded ports that no program had marked, by the guard's table (inet: routed or for the host; bridge). The guard stops them, unless this host only observes. If it rises while every program is in place, somebody takes the guard's bit off the mark.";
     POLICY_SOURCE = Gauge "policy_source" ["source"]
-        "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused).";
+        "1 for where the running policy comes from: files, last_known_good (the set last accepted), kernel (an earlier start), builtin (everything refused), undone (the set before a change that was undone).";
     BACKEND_INFO = Gauge "backend_info" ["backend", "reason"]
         "The enforcement backend and why it was chosen; always 1.";
     BACKEND_FEATURE = Gauge "backend_feature" ["feature"]
@@ -121,6 +123,10 @@ catalogue! {
         "First 48 bits of the SHA-256 of the running policy's files.";
     POLICY_APPLY_DURATION = Histogram "policy_apply_duration_seconds" []
         "Time to put an accepted policy into the kernel.";
+    TRIAL_END = Gauge "policy_trial_end_timestamp_seconds" []
+        "When the policy on trial is undone unless somebody confirms; 0 while none is on trial.";
+    FILES_HELD = Gauge "policy_files_held" []
+        "1 while the policy's files are not in force because what they say was undone.";
     RELOAD_SUCCESSFUL = Gauge "config_last_reload_successful" []
         "Whether the last attempt to load the policy's files succeeded.";
     RELOAD_SUCCESS_TIMESTAMP = Gauge "config_last_reload_success_timestamp_seconds" []

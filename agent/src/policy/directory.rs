@@ -5,7 +5,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::loader::SourceFile;
@@ -283,6 +283,28 @@ impl Walk<'_> {
         self.refused
             .push(Diagnostic::error(code, Location::whole(shown), message));
     }
+}
+
+/// Whether a file of this path, relative to the policy directory, would be one of the set.
+pub(crate) fn is_policy_path(path: &Path) -> bool {
+    let Some((last, folders)) = path
+        .components()
+        .map(|part| match part {
+            Component::Normal(name) => Some(name),
+            Component::Prefix(_)
+            | Component::RootDir
+            | Component::CurDir
+            | Component::ParentDir => None,
+        })
+        .collect::<Option<Vec<_>>>()
+        .and_then(|mut parts| parts.pop().map(|last| (last, parts)))
+    else {
+        return false;
+    };
+    matches!(classify(last), Name::Policy)
+        && !folders
+            .iter()
+            .any(|name| matches!(classify(name), Name::Skipped))
 }
 
 fn classify(name: &OsStr) -> Name {

@@ -47,6 +47,13 @@ impl<D: Dataplane> Reconciler<D> {
     ) -> ReloadOutcome {
         let hash = hash_of(&loaded);
         let shrink = match occasion {
+            Occasion::Watch if hash.is_some() && hash == self.held => {
+                self.fall_back();
+                // That they are not in force is as it should be.
+                let status = &self.circumstances.status;
+                status.update(|status| status.reload_successful = true);
+                return ReloadOutcome::Unchanged;
+            }
             Occasion::Watch if hash.is_some() && hash == self.last_attempt => {
                 return ReloadOutcome::Unchanged;
             }
@@ -59,7 +66,9 @@ impl<D: Dataplane> Reconciler<D> {
         self.last_attempt = hash;
         let outcome = self.judge(loaded, shrink, now);
         let applied = matches!(outcome, ReloadOutcome::Applied { .. });
-        if !applied {
+        if applied {
+            self.held = None;
+        } else {
             self.fall_back();
         }
         self.circumstances.status.update(|status| {
@@ -72,6 +81,29 @@ impl<D: Dataplane> Reconciler<D> {
             }
         });
         outcome
+    }
+
+    /// These files were undone: they stay so until they change or somebody asks for them.
+    pub fn hold(&mut self, files: SetHash) {
+        self.held = Some(files);
+    }
+
+    /// Runs a set that ran before; `files` are held from now on.
+    ///
+    /// # Errors
+    /// [`ReconcileError`]; everything is as before.
+    pub fn go_back(
+        &mut self,
+        set: Accepted,
+        files: SetHash,
+    ) -> Result<(), ReconcileError<D::Error>> {
+        let set = Accepted {
+            source: Source::Undone,
+            ..set
+        };
+        self.run_set(set)?;
+        self.hold(files);
+        Ok(())
     }
 
     /// What [`Self::files`] would come to.
@@ -144,6 +176,13 @@ impl<D: Dataplane> Reconciler<D> {
         let Some(set) = self.last_known_good.clone() else {
             return;
         };
+        let set = match self.held {
+            Some(_) => Accepted {
+                source: Source::Undone,
+                ..set
+            },
+            None => set,
+        };
         if self.run_set(set).is_ok() {
             warn!("the policy that was last accepted runs instead of the files");
         }
@@ -213,7 +252,7 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// Identifies the files that run.
-    fn running_files(&self) -> Option<SetHash> {
+    pub(crate) fn running_files(&self) -> Option<SetHash> {
         let running = self.policy.as_ref()?;
         (running.source == Source::Files).then_some(running.hash)
     }

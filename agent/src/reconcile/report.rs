@@ -168,7 +168,8 @@ impl<D: Dataplane> Reconciler<D> {
         problems.extend(self.attachments.stale.clone());
         problems.extend(self.attachments.lost.clone());
         match source {
-            Source::Files => {}
+            // A warning tells of what was undone.
+            Source::Files | Source::Undone => {}
             Source::LastKnownGood => problems
                 .push("no valid policy files: the policy that was last accepted runs".to_owned()),
             Source::Kernel => problems

@@ -173,6 +173,10 @@ mod tests {
             Ok(Hindrances::ZERO)
         }
 
+        fn bypass(&self) -> Result<gate25_common::bypass::Bypass, FiguresError> {
+            Ok(gate25_common::bypass::Bypass::NONE)
+        }
+
         fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
             Ok(())
         }

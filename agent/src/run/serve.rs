@@ -1,7 +1,8 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use gate25_common::decide::HostMode;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -17,6 +18,7 @@ use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
 use crate::run::backend::Other;
+use crate::run::bypass::Bypassing;
 use crate::run::containers::{Containers, Happened};
 use crate::run::doctor::{self, Doctor};
 use crate::run::guard::{Keeper, Kept};
@@ -27,8 +29,10 @@ use crate::run::sockets::{Next, Sweeper};
 use crate::run::store::Store;
 use crate::run::tables::Tables;
 use crate::run::timing::{every, tick, until};
+use crate::run::trial::{self, TrialError, Trials};
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::state::lock::LockError;
+use crate::state::trial::Trial;
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
 
@@ -54,6 +58,12 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) sweeper: Sweeper,
     pub(super) files: Files,
     pub(super) store: Store,
+    pub(super) trials: Trials,
+    /// Why what is known of a trial is not on disk.
+    pub(super) trial_unkept: Option<String>,
+    pub(super) bypassing: Bypassing,
+    /// What the settings say.
+    pub(super) mode: HostMode,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
     pub(super) notifier: Notifier,
@@ -68,8 +78,16 @@ pub(super) struct Agent<D: Dataplane> {
 /// The policy's files, at rest or being read on another thread.
 pub(super) enum Files {
     Idle(PolicyFiles),
-    Loading(JoinHandle<(PolicyFiles, Result<Accepted, SourceError>)>),
+    Loading(JoinHandle<Loaded>),
     Taken,
+}
+
+/// What a reading came to.
+pub(super) struct Loaded {
+    files: PolicyFiles,
+    set: Result<Accepted, SourceError>,
+    /// What was noted of it for a trial, if it is to be on trial.
+    noted: Option<Result<Trial, TrialError>>,
 }
 
 /// Reloads that were asked for. Each is answered by a reading of the files that began after it.
@@ -84,6 +102,8 @@ pub(super) struct Reloads {
 struct Request {
     shrink: Shrink,
     execution: Execution,
+    /// How long the files are on trial, if they are to be.
+    confirm_within: Option<Duration>,
     reply: oneshot::Sender<ReloadOutcome>,
 }
 
@@ -98,7 +118,7 @@ impl<D: Dataplane> Agent<D> {
         self.kept_policy();
         self.load();
         let loaded = loading(&mut self.files).await?;
-        let next = loaded.1.as_ref().ok();
+        let next = loaded.set.as_ref().ok();
         let next = next.or_else(|| self.reconciler.fallback());
         let depth = self.containers.depth_for(next);
         self.list_to(depth);
@@ -122,6 +142,7 @@ impl<D: Dataplane> Agent<D> {
     fn kept_policy(&mut self) {
         let stored = self.store.load();
         self.reconciler.complain("state", self.store.complaint());
+        let stored = self.resume_trial().or(stored);
         let (Some(stored), Files::Idle(files)) = (stored, &mut self.files) else {
             return;
         };
@@ -187,6 +208,8 @@ impl<D: Dataplane> Agent<D> {
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
                 next = self.doctor.next() => self.examine(next),
+                () = self.bypassing.over() => self.bypass_over(),
+                next = self.trials.next() => self.trial(next),
                 complaint = self.store.saved() => self.reconciler.complain("state", complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
@@ -439,6 +462,11 @@ impl<D: Dataplane> Agent<D> {
     }
 
     fn sweep(&mut self) {
+        if self.bypassing.is_active() {
+            // Nothing is refused for the time being; once it is, they are looked for.
+            self.sweeper.skip(&self.reconciler);
+            return;
+        }
         self.sweeper
             .sweep(&self.reconciler, self.containers.hierarchy());
     }
@@ -448,14 +476,21 @@ impl<D: Dataplane> Agent<D> {
             Command::Reload {
                 shrink,
                 execution,
+                confirm_within,
                 reply,
             } => {
                 self.reloads.waiting.push(Request {
                     shrink,
                     execution,
+                    confirm_within,
                     reply,
                 });
                 self.load();
+            }
+            Command::Confirm { reply } => self.confirm(reply),
+            Command::Undo { reply } => self.undo(Some(reply)),
+            Command::Bypass { request, reply } => {
+                let _gone = reply.send(self.bypass(&request));
             }
             Command::Policy { reply } => {
                 let status = self.status.get();
@@ -477,9 +512,16 @@ impl<D: Dataplane> Agent<D> {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
                 self.reloads.serving = self.reloads.waiting.pop();
+                let within = self
+                    .reloads
+                    .serving
+                    .as_ref()
+                    .and_then(|it| it.confirm_within);
+                let running = self.reconciler.running_files();
+                let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
-                    let loaded = files.load(Timestamp::now());
-                    (files, loaded)
+                    let (set, noted) = trial::read(&mut files, beginning.as_ref());
+                    Loaded { files, set, noted }
                 }));
             }
             loading @ (Files::Loading(_) | Files::Taken) => {
@@ -489,7 +531,12 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    fn take(&mut self, (files, loaded): (PolicyFiles, Result<Accepted, SourceError>)) {
+    fn take(&mut self, loaded: Loaded) {
+        let Loaded {
+            files,
+            set: loaded,
+            noted,
+        } = loaded;
         self.files = Files::Idle(files);
         let now = Timestamp::now();
         match self.reloads.serving.take() {
@@ -498,12 +545,17 @@ impl<D: Dataplane> Agent<D> {
                 self.took_over(&outcome);
             }
             Some(request) => {
-                let outcome = match request.execution {
-                    Execution::Apply => {
+                let outcome = match (request.execution, noted) {
+                    (_, Some(Err(error))) => refused_trial(&error),
+                    (Execution::Apply, noted) => {
                         let occasion = Occasion::Request(request.shrink);
-                        self.reconciler.files(loaded, occasion, now)
+                        let outcome = self.reconciler.files(loaded, occasion, now);
+                        match noted {
+                            Some(Ok(trial)) => self.on_trial(trial, outcome),
+                            Some(Err(_)) | None => outcome,
+                        }
                     }
-                    Execution::DryRun => self.reconciler.rehearse(loaded, request.shrink, now),
+                    (Execution::DryRun, _) => self.reconciler.rehearse(loaded, request.shrink, now),
                 };
                 self.took_over(&outcome);
                 // Whoever asked may be gone.
@@ -518,7 +570,7 @@ impl<D: Dataplane> Agent<D> {
     fn took_over(&mut self, outcome: &ReloadOutcome) {
         self.dirty = true;
         match outcome {
-            ReloadOutcome::Applied { .. } => {}
+            ReloadOutcome::Applied { .. } | ReloadOutcome::OnTrial { .. } => {}
             ReloadOutcome::WouldApply { .. }
             | ReloadOutcome::Unchanged
             | ReloadOutcome::Refused { .. }
@@ -528,8 +580,20 @@ impl<D: Dataplane> Agent<D> {
             return;
         };
         if running.source == Source::Files {
-            self.store.save(running.stored(Timestamp::now()));
+            let (hash, stored) = (running.hash, running.stored(Timestamp::now()));
+            self.trials.applied(hash);
+            self.store.save(stored, self.trials.base());
+            self.report_trial();
         }
+        self.policy_changed();
+    }
+
+    /// What depends on the policy is led where it should be.
+    pub(super) fn policy_changed(&mut self) {
+        self.dirty = true;
+        let Some(running) = self.reconciler.policy() else {
+            return;
+        };
         self.sweeper.schedule(&running.policy, Timestamp::now());
         let depth = self.containers.depth_for(Some(running));
         if self.containers.follows_another_depth_than(depth) {
@@ -540,10 +604,16 @@ impl<D: Dataplane> Agent<D> {
     }
 }
 
+/// Why files that were to be on trial were not taken over.
+fn refused_trial(error: &TrialError) -> ReloadOutcome {
+    ReloadOutcome::Refused {
+        message: format!("the files cannot be on trial: {}", in_full(error)),
+        diagnostics: Vec::new(),
+    }
+}
+
 /// What the reading came to; never, while there is none.
-async fn loading(
-    files: &mut Files,
-) -> anyhow::Result<(PolicyFiles, Result<Accepted, SourceError>)> {
+async fn loading(files: &mut Files) -> anyhow::Result<Loaded> {
     match files {
         Files::Loading(task) => Ok(task.await?),
         Files::Idle(_) | Files::Taken => std::future::pending().await,

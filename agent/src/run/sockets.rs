@@ -112,17 +112,22 @@ impl Sweeper {
         }
     }
 
+    /// Looks for none this time.
+    pub(super) fn skip<D: Dataplane>(&mut self, reconciler: &Reconciler<D>) {
+        self.now = None;
+        self.expiry = None;
+        if let Some(running) = reconciler.policy() {
+            self.schedule(&running.policy, Timestamp::now());
+        }
+    }
+
     /// Begins to look for connections that the tables do not allow.
     pub(super) fn sweep<D: Dataplane>(
         &mut self,
         reconciler: &Reconciler<D>,
         hierarchy: Option<&Hierarchy>,
     ) {
-        self.now = None;
-        self.expiry = None;
-        if let Some(running) = reconciler.policy() {
-            self.schedule(&running.policy, Timestamp::now());
-        }
+        self.skip(reconciler);
         let inventory = reconciler.inventory();
         let (Some(hierarchy), false) = (hierarchy, inventory.cgroups.is_empty()) else {
             return;

@@ -7,15 +7,22 @@ use tokio::task::JoinHandle;
 use tracing::{error, info};
 
 use crate::chain::in_full;
+use crate::policy::loader::SetHash;
 use crate::state::{LastKnownGood, Saved, StateError, StoredSet};
 
 pub(super) struct Store {
     directory: PathBuf,
     complaint: Option<String>,
-    task: Option<JoinHandle<(StoredSet, Result<Saved, StateError>)>>,
-    next: Option<StoredSet>,
+    task: Option<JoinHandle<(Next, Result<Saved, StateError>)>>,
+    next: Option<Next>,
     /// The last one, if it could not be written.
-    unkept: Option<StoredSet>,
+    unkept: Option<Next>,
+}
+
+/// A set to be kept, and the one before that has to stay as it is kept, if one has.
+struct Next {
+    set: StoredSet,
+    base: Option<SetHash>,
 }
 
 impl Store {
@@ -45,17 +52,18 @@ impl Store {
         }
     }
 
-    /// Keeps `set`, after the one that is being written.
-    pub(super) fn save(&mut self, set: StoredSet) {
+    /// Keeps `set`, after the one that is being written. The one before stays as the previous one,
+    /// unless `base` has to stay that.
+    pub(super) fn save(&mut self, set: StoredSet, base: Option<SetHash>) {
         self.unkept = None;
-        self.next = Some(set);
+        self.next = Some(Next { set, base });
         self.begin();
     }
 
     /// Tries again to keep what could not be kept: there may be room by now.
     pub(super) fn retry(&mut self) {
-        if let Some(set) = self.unkept.take() {
-            self.save(set);
+        if let Some(Next { set, base }) = self.unkept.take() {
+            self.save(set, base);
         }
     }
 
@@ -63,11 +71,13 @@ impl Store {
         if self.task.is_some() {
             return;
         }
-        if let Some(set) = self.next.take() {
+        if let Some(next) = self.next.take() {
             let directory = self.directory.clone();
             self.task = Some(tokio::task::spawn_blocking(move || {
-                let saved = LastKnownGood::open(&directory).and_then(|kept| kept.save(&set));
-                (set, saved)
+                let Next { set, base } = &next;
+                let kept = LastKnownGood::open(&directory);
+                let saved = kept.and_then(|kept| kept.replace(set, *base));
+                (next, saved)
             }));
         }
     }
@@ -88,10 +98,10 @@ impl Store {
                     Saved::Unchanged => {}
                 }
             }
-            Ok((set, Err(error))) => {
+            Ok((next, Err(error))) => {
                 self.complain(&error);
                 if self.next.is_none() {
-                    self.unkept = Some(set);
+                    self.unkept = Some(next);
                 }
             }
             Err(error) => self.complain(&error),

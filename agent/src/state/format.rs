@@ -200,7 +200,7 @@ fn hex(bytes: &[u8; 32]) -> String {
     SetHash(*bytes).to_string()
 }
 
-fn set_hash(text: &str) -> Result<SetHash, FormatError> {
+pub(super) fn set_hash(text: &str) -> Result<SetHash, FormatError> {
     let wrong = FormatError::Field("the hash");
     let mut bytes = [0; 32];
     if text.len() != 2 * bytes.len() || !text.is_ascii() {

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +21,9 @@ const MAX_NODES: usize = 1_000_000;
 #[derive(Debug)]
 pub(crate) struct Node<'s> {
     pub(crate) at: Position,
+    /// All of it in the text, counted in characters. Lists and maps without brackets end where the
+    /// next thing begins.
+    pub(crate) span: Range<usize>,
     pub(crate) kind: Kind<'s>,
 }
 
@@ -46,6 +50,8 @@ pub(crate) enum Style {
 pub(crate) struct Entry<'s> {
     pub(crate) key: Cow<'s, str>,
     pub(crate) key_at: Position,
+    /// Where the key ends in the text, counted in characters.
+    pub(crate) key_end: usize,
     pub(crate) value: Node<'s>,
 }
 
@@ -79,6 +85,7 @@ pub(crate) fn parse<'s>(
         file,
         problems,
         nodes: 0,
+        reached: (0, 0),
     };
     builder.document().unwrap_or(None)
 }
@@ -140,6 +147,8 @@ struct Builder<'s, 'a> {
     file: &'a Arc<Path>,
     problems: &'a mut Problems,
     nodes: usize,
+    /// A place in the text, in characters and in bytes: places are asked for in their order.
+    reached: (usize, usize),
 }
 
 impl<'s> Builder<'s, '_> {
@@ -189,25 +198,40 @@ impl<'s> Builder<'s, '_> {
                 .push(error.help("split it: any file may hold any section"));
             return Err(Stop);
         }
-        let at = position(span);
+        let mut at = position(span);
+        let start = span.start.index();
+        let mut end = span.end.index();
         let kind = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
-                let style = style_of(style, &text, at);
+                let style = match style {
+                    ScalarStyle::SingleQuoted | ScalarStyle::DoubleQuoted => {
+                        let written = self.quoted(start);
+                        let length = written.chars().count();
+                        end = start + length;
+                        at.width = match written.contains(['\n', '\r']) {
+                            true => 1,
+                            false => saturate(length),
+                        };
+                        style_of(style, &text, written)
+                    }
+                    ScalarStyle::Plain => Style::Plain,
+                    ScalarStyle::Literal | ScalarStyle::Folded => Style::Quoted,
+                };
                 Kind::Scalar(text, style)
             }
             Event::SequenceStart(anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
                 self.refuse_depth(span, depth)?;
-                Kind::List(self.list(depth + 1)?)
+                Kind::List(self.list(depth + 1, &mut end)?)
             }
             Event::MappingStart(anchor, tag) => {
                 self.refuse_anchor(span, anchor);
                 self.refuse_tag(span, tag.is_some());
                 self.refuse_depth(span, depth)?;
-                Kind::Map(self.map(depth + 1)?)
+                Kind::Map(self.map(depth + 1, &mut end)?)
             }
             Event::Alias(_) => {
                 let error = self.error("alias", span, "an alias stands here");
@@ -224,26 +248,31 @@ impl<'s> Builder<'s, '_> {
             | Event::SequenceEnd
             | Event::MappingEnd => return Err(self.unbalanced(span)),
         };
-        Ok(Node { at, kind })
+        let span = start..end;
+        Ok(Node { at, span, kind })
     }
 
-    fn list(&mut self, depth: usize) -> Result<Vec<Node<'s>>, Stop> {
+    /// `end` is set to where it ends.
+    fn list(&mut self, depth: usize, end: &mut usize) -> Result<Vec<Node<'s>>, Stop> {
         let mut items = Vec::new();
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::SequenceEnd) {
+                *end = span.end.index();
                 return Ok(items);
             }
             items.push(self.node(event, span, depth)?);
         }
     }
 
-    fn map(&mut self, depth: usize) -> Result<Vec<Entry<'s>>, Stop> {
+    /// `end` is set to where it ends.
+    fn map(&mut self, depth: usize, end: &mut usize) -> Result<Vec<Entry<'s>>, Stop> {
         let mut entries: Vec<Entry<'s>> = Vec::new();
         let mut seen = BTreeMap::new();
         loop {
             let (event, span) = self.next()?;
             if matches!(event, Event::MappingEnd) {
+                *end = span.end.index();
                 return Ok(entries);
             }
             let key = self.node(event, span, depth)?;
@@ -280,9 +309,46 @@ impl<'s> Builder<'s, '_> {
             entries.push(Entry {
                 key: text,
                 key_at: key.at,
+                key_end: key.span.end,
                 value,
             });
         }
+    }
+
+    /// What is written from a quote on to the one that ends it. The parser's own end lies behind
+    /// white space and remarks that follow.
+    fn quoted(&mut self, start: usize) -> &'s str {
+        let (from, text) = (self.byte(start), self.text);
+        let rest = text.get(from..).unwrap_or_default();
+        let mut inside = rest.char_indices().peekable();
+        let quote = inside.next().map_or('"', |(_, quote)| quote);
+        while let Some((at, c)) = inside.next() {
+            if c == '\\' && quote == '"' {
+                inside.next();
+            } else if c == quote {
+                // Two single ones stand for one.
+                let doubled = |(_, next): &(usize, char)| quote == '\'' && *next == quote;
+                if inside.next_if(doubled).is_none() {
+                    return rest.get(..=at).unwrap_or(rest);
+                }
+            }
+        }
+        rest
+    }
+
+    /// Where a character begins in the text.
+    fn byte(&mut self, character: usize) -> usize {
+        if character < self.reached.0 {
+            self.reached = (0, 0);
+        }
+        let (characters, bytes) = self.reached;
+        let ahead = self.text.get(bytes..).unwrap_or_default();
+        let step = ahead.char_indices().nth(character - characters);
+        self.reached = (
+            character,
+            bytes + step.map_or(ahead.len(), |(step, _)| step),
+        );
+        self.reached.1
     }
 
     fn next(&mut self) -> Result<(Event<'s>, Span), Stop> {
@@ -361,19 +427,16 @@ impl<'s> Builder<'s, '_> {
     }
 }
 
-fn style_of(style: ScalarStyle, text: &str, at: Position) -> Style {
-    match style {
-        ScalarStyle::Plain => Style::Plain,
-        ScalarStyle::DoubleQuoted => {
-            // Two quotes, and two characters for each backslash.
-            let backslashes = text.bytes().filter(|byte| *byte == b'\\').count();
-            if saturate(text.chars().count() + backslashes + 2) == at.width {
-                Style::Quoted
-            } else {
-                Style::Escaped
-            }
-        }
-        ScalarStyle::SingleQuoted | ScalarStyle::Literal | ScalarStyle::Folded => Style::Quoted,
+/// `written` is what the text was read from, its quotes included.
+fn style_of(style: ScalarStyle, text: &str, written: &str) -> Style {
+    // Two quotes, and two characters for each backslash.
+    let backslashes = text.bytes().filter(|byte| *byte == b'\\').count();
+    let expected = text.chars().count() + backslashes + 2;
+    let is_as_written = written.chars().count() == expected && !written.contains(['\n', '\r']);
+    if style == ScalarStyle::DoubleQuoted && !is_as_written {
+        Style::Escaped
+    } else {
+        Style::Quoted
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Output};
 use std::sync::Arc;
 
-use gate25::control::{Command, ReloadOutcome, RunningPolicy};
+use gate25::control::{Command, ReloadOutcome, RunningPolicy, TrialOutcome};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::state::{LastKnownGood, StoredSet};
@@ -171,6 +171,28 @@ async fn reload_that_nobody_answers_exits_4() {
     let output = gate25(&config, &["reload", "--wait"]);
     assert_eq!(output.status.code(), Some(4));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot reach the agent"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn confirm_and_undo_exit_by_what_came_of_it() {
+    let lab = Lab::with(Enforcement::Policy, |command| match command {
+        Command::Confirm { reply } => {
+            let _gone = reply.send(TrialOutcome::Confirmed);
+        }
+        Command::Undo { reply } => {
+            let why = "nothing is on trial".to_owned();
+            let _gone = reply.send(TrialOutcome::Refused(why));
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+    assert_eq!(lab.gate25(&["confirm"]).await.status.code(), Some(0));
+    let undone = lab.gate25(&["undo"]).await;
+    assert_eq!(undone.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&undone.stderr);
+    assert!(said.contains("nothing is on trial"), "{said}");
+    let dry = ["reload", "--confirm-within", "5m", "--dry-run"];
+    assert_eq!(lab.gate25(&dry).await.status.code(), Some(2));
 }
 
 #[tokio::test(flavor = "multi_thread")]

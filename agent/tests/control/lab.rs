@@ -251,6 +251,10 @@ impl Figures for Counted {
         Ok(Hindrances::ZERO)
     }
 
+    fn bypass(&self) -> Result<gate25_common::bypass::Bypass, FiguresError> {
+        Ok(gate25_common::bypass::Bypass::NONE)
+    }
+
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
         Ok(())
     }
@@ -350,6 +354,7 @@ fn sample() -> Status {
             },
         ],
         in_force: true,
+        trial: None,
         complained_of: std::collections::BTreeSet::new(),
         problems: Vec::new(),
         warnings: Vec::new(),

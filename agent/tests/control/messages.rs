@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
+use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, TrialOutcome};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::source::SourceError;
@@ -25,6 +25,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         "host": "hv-1",
         "enforcing": true,
         "mode": "policy",
+        "bypass": null,
         "backend": {"name": "ebpf", "reason": "preferred", "hook": "tcx"},
         "policy": {
             "source": "files", "generation": 3, "hash": null, "customers": 2,
@@ -40,6 +41,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         },
         "cgroup_roots": 2,
         "returns": {"interfaces": 3, "packets": {"allow": 1, "observe": 0, "drop": 7}},
+        "trial": null,
         "repairs": 0,
         "guard_repairs": 0,
         "tables": {"CUSTOMERS": 3},
@@ -160,6 +162,7 @@ async fn reload_passes_on_what_was_asked_and_answers_what_came_of_it() {
         let Command::Reload {
             shrink,
             execution,
+            confirm_within: None,
             reply,
         } = command
         else {
@@ -229,4 +232,53 @@ async fn reload_that_is_refused_says_where_as_people_and_as_programs_read_it() {
         one["text"].as_str().unwrap().contains("profils: []"),
         "{one}"
     );
+}
+
+#[tokio::test]
+async fn trial_is_begun_kept_and_undone_as_asked() {
+    let lab = Lab::with(Enforcement::Policy, |command| match command {
+        Command::Reload {
+            confirm_within: Some(within),
+            reply,
+            ..
+        } => {
+            let ends = "2026-11-23T09:00:00Z".parse().unwrap();
+            let _gone = reply.send(ReloadOutcome::OnTrial {
+                generation: 4,
+                hash: SetHash([1; 32]),
+                writes: within.as_secs() as usize,
+                ends,
+            });
+        }
+        Command::Confirm { reply } => {
+            let _gone = reply.send(TrialOutcome::Confirmed);
+        }
+        Command::Undo { reply } => {
+            let why = "nothing is on trial".to_owned();
+            let _gone = reply.send(TrialOutcome::Refused(why));
+        }
+        other => panic!("{other:?}"),
+    })
+    .await;
+    let hash = "01".repeat(32);
+    let on_trial = json!({
+        "outcome": "on_trial", "generation": 4, "hash": hash, "writes": 300, "ends": "2026-11-23T09:00:00Z",
+    });
+    let body = r#"{"seconds": 300}"#;
+    assert_eq!(lab.post("/v1/trial", body).await, (200, on_trial));
+    for wrong in [
+        "",
+        "{}",
+        "[300, false]",
+        r#"{"seconds": 0}"#,
+        r#"{"seconds": 604801}"#,
+        r#"{"seconds": 300, "dry_run": true}"#,
+    ] {
+        assert_eq!(lab.post("/v1/trial", wrong).await.0, 400, "{wrong}");
+    }
+    let confirmed = json!({"outcome": "confirmed"});
+    assert_eq!(lab.post("/v1/confirm", "").await, (200, confirmed));
+    let refused = json!({"outcome": "refused", "message": "nothing is on trial"});
+    assert_eq!(lab.post("/v1/undo", "").await, (200, refused));
+    assert_eq!(lab.get("/v1/undo").await.0, 405);
 }

@@ -112,6 +112,14 @@ const CASES: &[Case] = &[
     (Kind::Observing, "settings", |facts| {
         status_of(facts).mode = Mode::Observe;
     }),
+    (Kind::Bypassed, "agent", |facts| {
+        let at = "2026-11-23T08:00:00Z".parse().unwrap();
+        status_of(facts).bypass = Some(gate25::control::messages::Bypass {
+            ends: at,
+            since: at,
+            ticket: "NOC-1".to_owned(),
+        });
+    }),
     (Kind::PolicyInvalid, "/etc/gate25/policy.d", |facts| {
         facts.policy.mistakes = Ok(Some(("a.yaml:3: no such profile".to_owned(), 2)));
     }),

@@ -32,7 +32,7 @@ fn run(args: &check::Args, config: &Path, missing: Missing) -> (ExitCode, String
         colour: Colour::Never,
     };
     let mut out = Vec::new();
-    let code = check::run(args, &surroundings, &mut out).unwrap();
+    let code = check::run(args, &surroundings, &mut out, &mut Vec::new()).unwrap();
     (code, String::from_utf8(out).unwrap())
 }
 
@@ -41,6 +41,8 @@ fn args(dir: Option<PathBuf>) -> check::Args {
         dir,
         json: false,
         lint_fatal: false,
+        diff: None,
+        format: check::Format::Text,
     }
 }
 

@@ -155,3 +155,30 @@ proptest! {
         prop_assert_eq!(found, expected);
     }
 }
+
+#[test]
+fn pattern_between_quotes_may_be_followed_by_a_remark() {
+    let text = format!(
+        "{DEFAULT}customers:\n  - id: a # größe\n    workloads:\n      - cgroup: \"lxc/ä*\"   # one\n      \
+         - cgroup: 'lxc/it''s'  # two\n      - {{cgroup: \"lxc/b\" , hosts: [\"h\" ]}} # three\n"
+    );
+    let loaded = Loader::default().load(&[file("a.yaml", text)], &circumstances(Purpose::Check));
+    let customers = loaded.unwrap().policy.customers;
+    assert_eq!(customers["a"].workloads.len(), 3);
+}
+
+#[test]
+fn pattern_between_double_quotes_with_an_escape_is_still_refused() {
+    for written in ["\"lxc/a\\x2d\"  # c", "\"lxc/a\\\n  b\""] {
+        let text =
+            format!("{DEFAULT}customers:\n  - id: a\n    workloads:\n      - cgroup: {written}\n");
+        let loaded =
+            Loader::default().load(&[file("a.yaml", text)], &circumstances(Purpose::Check));
+        let refused = loaded.unwrap_err();
+        let escaped = refused
+            .diagnostics
+            .iter()
+            .any(|it| it.code == "escaped-pattern");
+        assert!(escaped, "{written}: {refused:?}");
+    }
+}

@@ -69,6 +69,23 @@ fn socket_lets_in_root_and_the_group_and_nobody_else() {
 }
 
 #[test]
+fn what_opens_more_than_the_files_say_is_for_root_alone() {
+    let server = Server::start();
+    for path in ["/v1/trial", "/v1/confirm", "/v1/undo", "/v1/bypass"] {
+        let visitor = |user, group| Visitor {
+            user,
+            group,
+            groups: vec![],
+        };
+        let asked = visitor(NOBODY, MEMBERS).post(path, &server.socket);
+        assert_eq!(asked.unwrap(), 403, "{path}");
+        // Nobody answers him here, but he is let in: the request is no good, or is not got to.
+        let asked = visitor(0, 0).post(path, &server.socket).unwrap();
+        assert!(asked == 400 || asked == 503, "{path}: {asked}");
+    }
+}
+
+#[test]
 fn members_who_hold_requests_back_hold_up_neither_root_nor_each_other() {
     let server = Server::start();
     let member = Visitor {
@@ -205,6 +222,10 @@ impl Figures for Nothing {
         Ok(Hindrances::ZERO)
     }
 
+    fn bypass(&self) -> Result<gate25_common::bypass::Bypass, FiguresError> {
+        Ok(gate25_common::bypass::Bypass::NONE)
+    }
+
     fn clear_sketch(&self, _: CustomerId) -> Result<(), FiguresError> {
         Ok(())
     }
@@ -228,6 +249,11 @@ impl Visitor {
             socket,
             "POST /v1/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
         )
+    }
+
+    fn post(&self, path: &str, socket: &Path) -> io::Result<u16> {
+        let head = "Host: x\r\nContent-Length: 0";
+        self.ask(socket, &format!("POST {path} HTTP/1.1\r\n{head}\r\n\r\n"))
     }
 
     /// The status code of the answer.

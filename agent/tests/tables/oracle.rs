@@ -26,7 +26,7 @@ const NETS: [&str; 7] = [
     "2001:db8::/32",
     "2001:db8:1::/48",
 ];
-const ADDRESSES: [&str; 7] = [
+pub(super) const ADDRESSES: [&str; 7] = [
     "192.0.2.1",
     "192.0.2.200",
     "198.51.100.1",
@@ -36,7 +36,7 @@ const ADDRESSES: [&str; 7] = [
     "64:ff9b::192.0.2.1",
 ];
 const LISTS: [&str; 3] = ["l0", "l1", "l2"];
-const CUSTOMERS: [&str; 3] = ["c0", "c1", "c2"];
+pub(super) const CUSTOMERS: [&str; 3] = ["c0", "c1", "c2"];
 const INTERFACES: [&str; 3] = ["tap0", "tap1", "tap*"];
 const SUBJECTS: [&str; 7] = ["c0", "c1", "c2", "unassigned", "tap0", "tap1", "tap2"];
 
@@ -75,14 +75,14 @@ proptest! {
     }
 }
 
-struct Expected {
-    verdict: &'static str,
+pub(super) struct Expected {
+    pub(super) verdict: &'static str,
     reason: &'static str,
     /// Any of these may be named.
     entries: Vec<String>,
 }
 
-fn oracle(
+pub(super) fn oracle(
     policy: &Policy,
     subject: &str,
     address: &str,
@@ -203,7 +203,7 @@ fn judged(answer: &Explanation) -> (String, String, String) {
     }
 }
 
-fn any_policy() -> impl Strategy<Value = Policy> {
+pub(super) fn any_policy() -> impl Strategy<Value = Policy> {
     let lists = proptest::collection::vec(nets(), 3);
     let profiles = proptest::collection::vec((any::<bool>(), any::<bool>(), lists_of()), 2);
     let customers = proptest::collection::vec(any_customer(), 3);

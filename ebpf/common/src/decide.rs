@@ -39,6 +39,15 @@ impl Verdict {
         Self::Throttle,
     ];
 
+    /// Whether the packet does not go where it was sent.
+    #[inline(always)]
+    pub const fn refuses(self) -> bool {
+        match self {
+            Self::Allow | Self::Observe => false,
+            Self::Reject | Self::Drop | Self::Redirect | Self::Notice | Self::Throttle => true,
+        }
+    }
+
     /// The word for it in metrics and output.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -155,6 +164,23 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// The same where this host only observes: what [`decide`] says with [`HostMode::Observe`].
+    /// Afterwards, so that the clock is asked about what is refused alone.
+    #[inline(always)]
+    pub const fn observed(&self) -> Self {
+        let verdict = match self.verdict.refuses() {
+            true => Verdict::Observe,
+            false => self.verdict,
+        };
+        Self {
+            customer: self.customer,
+            verdict,
+            reason: self.reason,
+            entry: self.entry,
+            malformed: self.malformed,
+        }
+    }
+
     /// The decision about the connection that was redirected to where this one lets it through.
     #[inline(always)]
     pub const fn redirected(&self) -> Self {

@@ -8,6 +8,7 @@ extern crate std;
 
 pub mod abi;
 pub mod address;
+pub mod bypass;
 pub mod counters;
 pub mod decide;
 pub mod names;

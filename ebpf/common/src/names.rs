@@ -52,6 +52,8 @@ pub const MAP_HINDRANCES: &str = "HINDRANCES";
 /// The sockets on which the running agent tells the notice, by [`crate::address::Family`]; they
 /// leave it when they are closed.
 pub const MAP_RESPONDERS: &str = "RESPONDERS";
+/// One [`crate::bypass::Bypass`].
+pub const MAP_BYPASS: &str = "BYPASS";
 /// [`crate::abi::CustomerId`] to [`crate::abi::CustomerPolicy`].
 pub const MAP_CUSTOMERS: &str = "CUSTOMERS";
 /// [`crate::abi::PrefixKey`] to [`crate::abi::PrefixValue`].
@@ -70,7 +72,7 @@ pub const MAP_RETURN_CUSTOMERS: &str = "RETURN_CUSTOMER";
 pub const MAP_EVENTS: &str = "EVENTS";
 
 /// All maps of the ordinary object.
-pub const MAPS: [&str; 16] = [
+pub const MAPS: [&str; 17] = [
     MAP_INTERFACES,
     MAP_CGROUPS,
     MAP_SOCKETS,
@@ -79,6 +81,7 @@ pub const MAPS: [&str; 16] = [
     MAP_BUDGETS,
     MAP_HINDRANCES,
     MAP_RESPONDERS,
+    MAP_BYPASS,
     MAP_CUSTOMERS,
     MAP_PREFIXES,
     MAP_HOST_COUNTERS,
@@ -91,7 +94,7 @@ pub const MAPS: [&str; 16] = [
 
 /// Maps that go on in the next version of the agent, each with the first [`ABI_VERSION`] in which
 /// every byte of it meant what it means now. Whoever changes that raises both.
-pub const INHERITED: [(&str, u32); 7] = [
+pub const INHERITED: [(&str, u32); 8] = [
     (MAP_HOST_COUNTERS, 1),
     (MAP_CUSTOMER_COUNTERS, 1),
     (MAP_SKETCHES, 1),
@@ -99,6 +102,7 @@ pub const INHERITED: [(&str, u32); 7] = [
     (MAP_RETURN_CUSTOMERS, 3),
     (MAP_HINDRANCES, 3),
     (MAP_INTERFACES, 2),
+    (MAP_BYPASS, 3),
 ];
 
 /// Constant of the object: guarded ports in network byte order, `[u16; 8]`.

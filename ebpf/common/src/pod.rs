@@ -1,6 +1,7 @@
 //! The one place that declares which types may cross into the kernel as bytes.
 
 use crate::abi::{CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue, SkbLayout};
+use crate::bypass::Bypass;
 use crate::counters::{CustomerCounters, Event, HostCounters, Sketch};
 use crate::redirect::{Budget, Flow, Hindrances, Redirected, SocketPeer};
 use crate::returns::ReturnCounters;
@@ -14,6 +15,7 @@ macro_rules! pod {
 }
 
 pod!(
+    Bypass,
     CustomerId,
     CustomerPolicy,
     InterfaceOwner,

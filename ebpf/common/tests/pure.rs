@@ -3,6 +3,7 @@
 
 mod pure {
     mod address;
+    mod bypass;
     mod decide;
     mod differential;
     mod evident;

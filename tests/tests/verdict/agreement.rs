@@ -108,6 +108,7 @@ pub(crate) struct Deciders {
     interface: u32,
     pub(crate) bridge: Bridge,
     host: HostMode,
+    load: Box<dyn Fn() -> Kernel>,
 }
 
 /// How often packets of a form were sent, and how often nftables was stricter.
@@ -120,6 +121,16 @@ struct Seen {
 
 impl Deciders {
     pub(crate) fn new(namespace: &NetNs, host: HostMode, tables: MemoryTables) -> Self {
+        Self::with(namespace, host, || Kernel::load(host), tables)
+    }
+
+    /// The same with programs that are made to be as the host is.
+    fn with(
+        namespace: &NetNs,
+        host: HostMode,
+        load: impl Fn() -> Kernel + 'static,
+        tables: MemoryTables,
+    ) -> Self {
         let bridge = Bridge::new(namespace);
         let interface = if_nametoindex("judged").expect("its index");
         let options = Options {
@@ -134,10 +145,11 @@ impl Deciders {
             .expect("apply the policy");
         let attached = nftables.attach_interface(interface).expect("hook the tap");
         assert_eq!(attached, Attached::Yes);
-        let mut kernel = Kernel::load(host);
+        let mut kernel = load();
         kernel.fill(LOOPBACK, &tables);
         kernel.listen(&[NOTICE, NOTICE_V6]);
         Self {
+            load: Box::new(load),
             untargeted: untargeted(&tables),
             tables,
             kernel,
@@ -150,7 +162,7 @@ impl Deciders {
 
     /// Puts other policies in the place of those there are.
     fn follow(&mut self, tables: MemoryTables) {
-        self.kernel = Kernel::load(self.host);
+        self.kernel = (self.load)();
         self.kernel.listen(&[NOTICE, NOTICE_V6]);
         self.fill(tables);
     }
@@ -342,9 +354,9 @@ fn framed(random: &mut Random) -> (Vec<u8>, Shape) {
     }
 }
 
-fn three_agree(namespace: &NetNs, host: HostMode, seed: u64) {
+fn three_agree(namespace: &NetNs, host: HostMode, load: impl Fn() -> Kernel + 'static, seed: u64) {
     let mut random = Random(seed);
-    let mut deciders = Deciders::new(namespace, host, policies(&mut random));
+    let mut deciders = Deciders::with(namespace, host, load, policies(&mut random));
     let (mut seen, mut forms) = ([0; Verdict::ALL.len()], BTreeMap::new());
     let (mut plain, start) = (0, Instant::now());
     // Enough of each that every verdict is seen.
@@ -407,10 +419,32 @@ fn report(line: &str) {
 
 #[test]
 fn three_agree_on_random_packets_under_random_policies() {
-    in_namespace(|namespace| three_agree(namespace, HostMode::Policy, 2500));
+    in_namespace(|namespace| {
+        three_agree(
+            namespace,
+            HostMode::Policy,
+            || Kernel::load(HostMode::Policy),
+            2500,
+        )
+    });
 }
 
 #[test]
 fn three_agree_on_random_packets_where_the_host_observes() {
-    in_namespace(|namespace| three_agree(namespace, HostMode::Observe, 2501));
+    in_namespace(|namespace| {
+        three_agree(
+            namespace,
+            HostMode::Observe,
+            || Kernel::load(HostMode::Observe),
+            2501,
+        )
+    });
+}
+
+/// While a host is bypassed its programs do what they do where the settings say that it observes.
+#[test]
+fn three_agree_on_random_packets_while_the_host_is_bypassed() {
+    in_namespace(|namespace| {
+        three_agree(namespace, HostMode::Observe, Kernel::load_bypassed, 2502);
+    });
 }

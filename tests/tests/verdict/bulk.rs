@@ -52,12 +52,15 @@ impl Hook {
 }
 
 fn agree(namespace: &NetNs, hook: Hook, host: HostMode, seed: u64) {
+    agree_with(namespace, hook, host, Kernel::load(host), seed);
+}
+
+fn agree_with(namespace: &NetNs, hook: Hook, host: HostMode, mut kernel: Kernel, seed: u64) {
     make_way_out(namespace);
     let cgroups = Cgroups::enter();
     let mut random = Random(seed);
     let mut tables = policies(&mut random);
     let owners: Vec<_> = tables.policies.keys().copied().collect();
-    let mut kernel = Kernel::load(host);
     kernel.fill(LOOPBACK, &tables);
     kernel.listen(&[NOTICE, NOTICE_V6]);
     let mut expected = kernel.host_counters();
@@ -139,4 +142,14 @@ fn mutated_packets_of_containers_are_decided_alike_under_the_policy() {
 #[test]
 fn mutated_packets_of_containers_are_decided_alike_where_the_host_observes() {
     in_namespace(|namespace| agree(namespace, Hook::Cgroup, HostMode::Observe, 28));
+}
+
+#[test]
+fn mutated_packets_are_decided_alike_while_the_host_is_bypassed() {
+    for (hook, seed) in [(Hook::Interface, 29), (Hook::Cgroup, 30)] {
+        in_namespace(move |namespace| {
+            let kernel = Kernel::load_bypassed();
+            agree_with(namespace, hook, HostMode::Observe, kernel, seed);
+        });
+    }
 }

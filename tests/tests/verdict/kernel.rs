@@ -10,7 +10,8 @@ use std::time::Duration;
 use aya::Ebpf;
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{
-    HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf, SockMap,
+    Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+    SockMap,
 };
 use aya::programs::{
     CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, Program, SchedClassifier, TestRun as _,
@@ -24,6 +25,7 @@ use gate25_common::abi::{
     Counting, CustomerId, CustomerPolicy, InterfaceOwner, PrefixKey, PrefixValue,
 };
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -125,6 +127,20 @@ impl Kernel {
             ebpf,
             responders: Vec::new(),
         }
+    }
+
+    /// The same on a host that is bypassed: it only observes, whatever its settings say.
+    pub(crate) fn load_bypassed() -> Self {
+        let mut kernel = Self::load(HostMode::Policy);
+        kernel.bypass(u64::MAX);
+        kernel
+    }
+
+    /// Has the programs only observe until a moment, in nanoseconds of `CLOCK_BOOTTIME`.
+    pub(crate) fn bypass(&mut self, until: u64) {
+        let bypass = Bypass::new(boot_time(), until, "NOC-1").expect("a short ticket");
+        let mut table: Array<_, Bypass> = self.map(names::MAP_BYPASS);
+        table.set(0, bypass, 0).expect("write the bypass");
     }
 
     /// Listens on the addresses, whoever has them, and has senders led there: one a family.

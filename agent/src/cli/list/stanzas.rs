@@ -8,6 +8,7 @@ use crate::policy::scalar::OwnedInterface;
 use crate::policy::scalar::cgroups::OwnedCgroup;
 use crate::yaml::read::Scalar as _;
 use crate::yaml::tree::Style;
+use crate::yaml::write::quoted;
 
 /// The stanzas, as a policy file. A stanza without an id is refused, so that none is loaded
 /// before somebody has said whose it is.
@@ -90,9 +91,4 @@ fn numbered(name: &str) -> Option<&str> {
     let (guest, card) = rest.split_once('i')?;
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     (digits(guest) && digits(card)).then_some(guest)
-}
-
-/// Between single quotes YAML takes every character as it is; systemd's names hold backslashes.
-fn quoted(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }

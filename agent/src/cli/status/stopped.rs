@@ -5,13 +5,14 @@ use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
-use super::{attempts, line};
+use super::{attempts, bypassed, line};
 use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Layout, Reader, UNREACHABLE, is_root};
-use crate::control::host_connections;
-use crate::control::messages::{Kind, Teller};
+use crate::control::messages::{Bypass, Kind, Teller};
+use crate::control::{self, host_connections};
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Version};
 use crate::kernel::bpf::place::Place;
 use crate::kernel::guard;
@@ -25,6 +26,8 @@ struct Stopped {
     agent: Teller,
     /// Whether any program, or table of backend nftables, is in place.
     enforcing: bool,
+    /// A time in which nothing is refused.
+    bypass: Option<Bypass>,
     /// Interfaces with a program.
     interfaces: u64,
     /// Cgroups with programs.
@@ -137,6 +140,11 @@ fn look(leftover: &Leftover) -> Result<Stopped, LeftoverError> {
     Ok(Stopped {
         agent: Teller::Stopped,
         enforcing: !interfaces.is_empty() || !cgroups.is_empty() || !nftables.is_empty(),
+        // A table may be missing, or of another layout.
+        bypass: leftover
+            .bypass()
+            .ok()
+            .and_then(|bypass| control::bypassed(&bypass, Timestamp::now())),
         interfaces: interfaces.len() as u64,
         cgroups: cgroups.len() as u64,
         nftables,
@@ -191,6 +199,7 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
     let Stopped {
         agent: _,
         enforcing: _,
+        bypass,
         interfaces,
         cgroups,
         nftables,
@@ -219,6 +228,7 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
             "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
         ),
     ));
+    lines.extend(bypass.iter().map(|it| line("bypass", bypassed(it))));
     let in_place = match guard.is_empty() {
         true => "not in place".to_owned(),
         false => format!("in place: nftables tables {}", guard.join(", ")),

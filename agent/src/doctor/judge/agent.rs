@@ -1,6 +1,6 @@
 //! What the running agent says.
 
-use crate::control::messages::{Mode, Status};
+use crate::control::messages::{Bypass, Mode, Status};
 use crate::doctor::facts::Agent;
 use crate::doctor::findings::{Finding, Kind};
 use crate::status::Source;
@@ -20,6 +20,7 @@ pub(super) fn judge(agent: &Agent) -> Vec<Finding> {
 fn told(status: &Status) -> Vec<Finding> {
     let Status {
         mode,
+        bypass,
         policy,
         reload,
         problems,
@@ -44,9 +45,15 @@ fn told(status: &Status) -> Vec<Finding> {
         };
         findings.push(Finding::new(Kind::ReloadRefused, "policy", message));
     }
-    if policy.source != Source::Files.as_str() {
+    let known = [Source::Files, Source::Undone].map(Source::as_str);
+    // That something was undone is among the warnings.
+    if !known.contains(&policy.source.as_str()) {
         let message = format!("the running policy comes from `{}`", policy.source);
         findings.push(Finding::new(Kind::PolicySource, "policy", message));
+    }
+    if let Some(Bypass { ends, ticket, .. }) = bypass {
+        let message = format!("until {ends} nothing is refused: {ticket}");
+        findings.push(Finding::new(Kind::Bypassed, "agent", message));
     }
     match mode {
         Mode::Policy => {}

@@ -13,10 +13,12 @@ use std::path::{Path, PathBuf};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use gate25_common::abi::{CustomerId, CustomerPolicy};
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters};
 use gate25_common::names;
 
 use super::BpfError;
+use super::bypass::BypassTable;
 use super::pins::{OWN_FOLDER, Pins};
 use super::place::Place;
 use super::tables::CounterTables;
@@ -187,6 +189,21 @@ impl Leftover {
     /// [`LeftoverError::Io`].
     pub fn links(&self) -> Result<Vec<Place>, LeftoverError> {
         folder::links(&self.folder)
+    }
+
+    /// Until when the programs only observe.
+    ///
+    /// # Errors
+    /// [`LeftoverError::Counters`].
+    pub fn bypass(&self) -> Result<Bypass, LeftoverError> {
+        let open = |name| {
+            MapData::from_pin(self.table(name)).map_err(|source| BpfError::Table {
+                action: "open",
+                map: name,
+                source,
+            })
+        };
+        Ok(BypassTable::open(open)?.read()?)
     }
 
     /// Totals of the host.

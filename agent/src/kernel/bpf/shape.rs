@@ -8,6 +8,7 @@ use gate25_common::abi::{
     PrefixKey, PrefixValue,
 };
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::names;
 use gate25_common::redirect::{
@@ -115,6 +116,7 @@ impl Shape {
                 size_of::<u32>(),
                 Family::ALL.len(),
             ),
+            names::MAP_BYPASS => (MapType::Array, size_of::<u32>(), size_of::<Bypass>(), 1),
             names::MAP_SOCKETS => (MapType::SkStorage, size_of::<u32>(), size_of::<u64>(), 0),
             names::MAP_EVENTS => (MapType::RingBuf, 0, 0, EVENTS_BYTES),
             _ => return None,

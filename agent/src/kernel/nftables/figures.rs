@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use gate25_common::abi::CustomerId;
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::{Reason, Verdict};
 use gate25_common::packet::{Malformed, Tunnel};
@@ -112,6 +113,10 @@ impl Figures for Counters {
 
     fn hindrances(&self) -> Result<Hindrances, FiguresError> {
         Ok(Hindrances::ZERO)
+    }
+
+    fn bypass(&self) -> Result<Bypass, FiguresError> {
+        Ok(Bypass::NONE)
     }
 
     fn clear_sketch(&self, _id: CustomerId) -> Result<(), FiguresError> {

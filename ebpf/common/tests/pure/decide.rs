@@ -705,3 +705,59 @@ fn profile_with_a_notice_sends_away_what_nothing_allows_and_rejects_what_it_cann
     let decision = policy_mode(&quarantined, &to(OUTSIDE));
     told(decision, Verdict::Reject, Reason::Quarantine, 0);
 }
+
+/// What the kernel makes of a decision while the host is bypassed is what a host that observes decides.
+#[test]
+fn decision_that_is_observed_is_that_of_a_host_that_observes() {
+    let target = Target::new(OUTSIDE, [0, 25]).expect("a port");
+    let subjects = [OUTSIDE, RELAY, OWN_RELAY, v4(203, 0, 113, 10)].map(to);
+    let routed = Subject::Guarded {
+        destination: RELAY,
+        port: SMTP,
+        route: Route::SourceRouted,
+        family: Family::V4,
+        form: Form::Plain,
+    };
+    let malformed = Malformed::ALL.map(Subject::Malformed);
+    let subjects: Vec<Subject> = subjects
+        .into_iter()
+        .chain([routed])
+        .chain(malformed)
+        .collect();
+    let mut seen = Vec::new();
+    for mode in [Mode::Enforce, Mode::Observe] {
+        for blocked in [
+            Blocked::Reject,
+            Blocked::Drop,
+            Blocked::Redirect,
+            Blocked::Notice,
+        ] {
+            for quarantine in [Quarantine::No, Quarantine::Yes] {
+                for exempt in [&[][..], &[Exemption::new(SetId::ANY, 0, NOW + 1)]] {
+                    let policy =
+                        rules(mode, blocked, quarantine).with_targets(target, Target::NONE);
+                    let policy = policy.with_exemptions(exempt).expect("not too many");
+                    let mut tables = tables(policy);
+                    for owner in [Some(CUSTOMER), Some(CustomerId::from_raw(7)), None] {
+                        tables.owner = owner;
+                        for subject in &subjects {
+                            let decided = policy_mode(&tables, subject);
+                            let expected = decide(&tables, HostMode::Observe, subject);
+                            assert_eq!(decided.observed(), expected, "{decided:?}");
+                            assert!(!expected.verdict.refuses());
+                            seen.push(decided.verdict);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    for verdict in Verdict::ALL {
+        // No limiter is there yet.
+        assert_eq!(
+            seen.contains(&verdict),
+            verdict != Verdict::Throttle,
+            "{verdict:?}"
+        );
+    }
+}

@@ -1,0 +1,159 @@
+//! A host that is bypassed: guests and containers send, everybody is told, and it ends by itself.
+#![cfg(feature = "root")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
+
+use std::time::{Duration, Instant};
+
+use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, Settings, World};
+use nix::sys::signal::Signal;
+
+const LIMIT: Duration = Duration::from_secs(20);
+const END: &str = "gate25_bypass_end_timestamp_seconds";
+const TERM: Duration = Duration::from_secs(6);
+const BEGIN: [&str; 5] = ["bypass", "--for", "6s", "--ticket", "NOC-9"];
+
+#[test]
+fn bypass_opens_everything_and_ends_on_time_with_the_agent_killed_or_suspended() {
+    for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
+        let world = World::new().unwrap();
+        let guest = world.guest(101, "tap101i0").unwrap();
+        let policy = PolicyText::default().customer("c-1", "tap101i0");
+        let mut agent = world.agent_with(world.settings(), &policy).unwrap();
+        let container = world.container("closed", &Network::Hypervisor).unwrap();
+        world.check_closed(&guest).unwrap();
+        world.wait_contained(&container.tenant).unwrap();
+        let dry = agent
+            .command(&[&BEGIN[..], &["--dry-run"]].concat())
+            .unwrap();
+        assert_eq!(dry.code, Some(0), "{dry:?}");
+        world.check_closed(&guest).unwrap();
+        let began = Instant::now();
+        let begun = agent.command(&BEGIN).unwrap();
+        assert_eq!(begun.code, Some(0), "{begun:?}");
+        assert!(begun.out.contains("only observes until"), "{begun:?}");
+        world.check_open(&guest).unwrap();
+        world.check_free(&container.tenant).unwrap();
+        check_told(&agent);
+        agent.signal(signal).unwrap();
+        if began.elapsed() < TERM - Duration::from_secs(1) {
+            world.check_open(&guest).unwrap();
+            world.check_free(&container.tenant).unwrap();
+        }
+        world.wait_closed(&guest).unwrap();
+        let took = began.elapsed();
+        assert!(took >= TERM, "{took:?}");
+        world.wait_contained(&container.tenant).unwrap();
+    }
+}
+
+#[test]
+fn bypass_is_told_of_by_what_a_dead_agent_left() {
+    let world = World::new().unwrap();
+    let policy = PolicyText::default();
+    let mut agent = world.agent_with(world.settings(), &policy).unwrap();
+    let begun = agent
+        .command(&["bypass", "--for", "10m", "--ticket", "NOC-9"])
+        .unwrap();
+    assert_eq!(begun.code, Some(0), "{begun:?}");
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.process().wait(LIMIT).unwrap();
+    let status = agent.command(&["status"]).unwrap();
+    assert_eq!(status.code, Some(4), "{status:?}");
+    assert!(
+        status.out.contains("bypass") && status.out.contains("NOC-9"),
+        "{status:?}"
+    );
+    // A start goes on with it, and ends it when asked.
+    agent.restart().unwrap();
+    check_told(&agent);
+    let ended = agent.command(&["bypass", "end"]).unwrap();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    let guest = world.guest(101, "tap101i0").unwrap();
+    world.wait_closed(&guest).unwrap();
+    assert_eq!(agent.metrics().unwrap().sum(END, &[]), Some(0.0));
+    assert_eq!(agent.command(&["status"]).unwrap().code, Some(0));
+    let metrics = agent.metrics().unwrap();
+    assert!(metrics.sum("gate25_enforcing", &[]).unwrap() > 0.0);
+}
+
+#[test]
+fn bypass_that_ends_cuts_the_connections_that_it_had_let_through() {
+    let world = World::new().unwrap();
+    let policy = PolicyText::default().container("c-1", &world.below("held"));
+    let agent = world.agent_with(world.settings(), &policy).unwrap();
+    let container = world.container("held", &Network::Hypervisor).unwrap();
+    world.wait_contained(&container.tenant).unwrap();
+    for how in ["by itself", "by command"] {
+        let term = if how == "by itself" { "4s" } else { "10m" };
+        let begun = agent
+            .command(&["bypass", "--for", term, "--ticket", "NOC-9"])
+            .unwrap();
+        assert_eq!(begun.code, Some(0), "{begun:?}");
+        container
+            .tenant
+            .hold(how, Hosting::EXCHANGER.v4_port(25))
+            .unwrap();
+        // What the policy revokes meanwhile is let through like the rest.
+        let other = policy.clone().customer("c-2", "tap102i0");
+        agent.apply_policy("policy.yaml", &other.text()).unwrap();
+        agent.apply_policy("policy.yaml", &policy.text()).unwrap();
+        if how == "by command" {
+            let ended = agent.command(&["bypass", "end"]).unwrap();
+            assert_eq!(ended.code, Some(0), "{ended:?}");
+        }
+        let cut = container.tenant.wait_cut(how).unwrap();
+        let is_cut = matches!(cut.outcome, Outcome::Aborted | Outcome::Reset);
+        assert!(is_cut, "{how}: {cut}\n{}", agent.log());
+        world.wait_contained(&container.tenant).unwrap();
+    }
+}
+
+#[test]
+fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothing() {
+    for (more, reason) in [
+        ("backend: nftables\n", "backend nftables cannot"),
+        ("enforcement: observe\n", "only observes by its settings"),
+    ] {
+        let world = World::new().unwrap();
+        let settings = Settings {
+            more: more.to_owned(),
+            ..Settings::default()
+        };
+        let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+        let refused = agent.command(&BEGIN).unwrap();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.err.contains(reason), "{refused:?}");
+        assert_eq!(agent.metrics().unwrap().sum(END, &[]), Some(0.0));
+        for nonsense in [
+            &["bypass"][..],
+            &["bypass", "--for", "1h"],
+            &["bypass", "--ticket", "T"],
+            &["bypass", "--for", "1y", "--ticket", "T"],
+            &["bypass", "--for", "1h", "--ticket", " "],
+            &["bypass", "end", "--for", "1h"],
+        ] {
+            let said = agent.command(nonsense).unwrap();
+            assert_eq!(said.code, Some(2), "{nonsense:?}: {said:?}");
+        }
+    }
+}
+
+/// Status, metrics and doctor say so.
+#[track_caller]
+fn check_told(agent: &Agent) {
+    let metrics = agent.metrics().unwrap();
+    assert!(metrics.sum(END, &[]).unwrap() > 0.0);
+    assert_eq!(metrics.sum("gate25_enforcing", &[]), Some(0.0));
+    let status = agent.command(&["status"]).unwrap();
+    assert_eq!(status.code, Some(1), "{status:?}");
+    assert!(status.out.contains("this host is bypassed"), "{status:?}");
+    assert!(status.out.contains("NOC-9"), "{status:?}");
+    let doctor = agent.command(&["doctor", "-j"]).unwrap();
+    assert!(doctor.out.contains("\"bypassed\""), "{doctor:?}");
+    let log = agent.log();
+    assert!(
+        log.lines()
+            .any(|line| line.contains("WARN") && line.contains("bypassed")),
+        "{log}"
+    );
+}
