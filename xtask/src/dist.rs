@@ -53,11 +53,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Built> {
     let stage = folder().join("stage");
     gather(&agent, &stage)?;
     let date = date()?;
-    let deb = deb(options.revision, &date)?;
-    let rpm = rpm(options.revision, &date)?;
     let mut built = Built {
-        deb,
-        rpm,
+        deb: deb(&folder(), options.revision, &date)?,
+        rpm: rpm(&folder(), options.revision, &date)?,
         others: Vec::new(),
     };
     if !options.packages_only {
@@ -67,6 +65,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Built> {
         built.others.push(sums);
     }
     Ok(built)
+}
+
+/// Builds packages to be tried: of revisions 1 and 2, a folder for each.
+pub(crate) fn to_be_tried() -> anyhow::Result<PathBuf> {
+    let agent = cargo::build()?;
+    gather(&agent, &folder().join("stage"))?;
+    let date = date()?;
+    let all = folder().join("tried");
+    for revision in [1, 2] {
+        let dir = all.join(revision.to_string());
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+        deb(&dir, revision, &date)?;
+        rpm(&dir, revision, &date)?;
+    }
+    Ok(all)
 }
 
 /// Puts what is made, rather than kept in the repository, into the folder `stage`.
@@ -101,9 +117,9 @@ fn gather(agent: &Path, stage: &Path) -> anyhow::Result<()> {
     compress(&root().join("CHANGELOG.md"), &stage.join("changelog.gz"))
 }
 
-fn deb(revision: u32, date: &str) -> anyhow::Result<PathBuf> {
+fn deb(dir: &Path, revision: u32, date: &str) -> anyhow::Result<PathBuf> {
     let architecture = said(Command::new("dpkg").arg("--print-architecture"))?;
-    let path = folder().join(format!(
+    let path = dir.join(format!(
         "gate25_{}-{revision}_{}.deb",
         env!("CARGO_PKG_VERSION"),
         String::from_utf8_lossy(&architecture).trim()
@@ -119,8 +135,8 @@ fn deb(revision: u32, date: &str) -> anyhow::Result<PathBuf> {
     existing(path)
 }
 
-fn rpm(revision: u32, date: &str) -> anyhow::Result<PathBuf> {
-    let path = folder().join(format!(
+fn rpm(dir: &Path, revision: u32, date: &str) -> anyhow::Result<PathBuf> {
+    let path = dir.join(format!(
         "gate25-{}-{revision}.{}.rpm",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH
