@@ -43,7 +43,12 @@ fn cgroup_of_a_path_that_changed_hands_a_hundred_times_has_nothing_of_the_one_be
 
 #[test]
 fn full_table_refuses_the_policy_ten_times_by_its_name_and_what_was_in_force_stays() {
-    tables::full(&["CUSTOMERS"], 10);
+    tables::full(&["CUSTOMERS", "CUSTOMER_COUNT", "SKETCHES", "CGROUPS"], 10);
+}
+
+#[test]
+fn full_table_of_prefixes_refuses_the_policy_and_what_was_in_force_stays() {
+    tables::full(&["PREFIXES"], 2);
 }
 
 #[test]

@@ -74,7 +74,7 @@ fn restart_with_a_thousand_interfaces_changes_nothing_and_is_quick() {
     agent.wait_ready(Duration::from_secs(120)).unwrap();
     println!("first start: {:?}", started.elapsed());
     world.check_closed(&closed).unwrap();
-    assert_eq!(world.pinned_links().unwrap().len(), INTERFACES + 1);
+    assert_eq!(world.covered_interfaces().unwrap().len(), INTERFACES + 1);
     let before = world.pinned_objects().unwrap();
     for signal in [Signal::SIGTERM, Signal::SIGKILL] {
         agent.signal(signal).unwrap();

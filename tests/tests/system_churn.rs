@@ -44,7 +44,7 @@ fn cgroup_of_a_path_that_changed_hands_has_nothing_of_the_one_before() {
 
 #[test]
 fn full_table_refuses_the_policy_by_its_name_and_what_was_in_force_stays() {
-    tables::full(&["CUSTOMERS"], 1);
+    tables::full(&["CUSTOMERS", "CUSTOMER_COUNT", "SKETCHES", "CGROUPS"], 1);
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn interface_made_while_the_agent_is_dead_is_covered_by_the_next_start() {
     agent.restart().unwrap();
     world.check_closed(&closed).unwrap();
     assert_eq!(
-        world.pinned_links().unwrap(),
+        world.covered_interfaces().unwrap(),
         [world.index("tap102i0").unwrap()]
     );
 }

@@ -5,8 +5,8 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Agent, Feature, Held, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings,
-    World, connect, poll, send,
+    Feature, Held, Hosting, Link, Network, Outcome, PolicyText, Postfix, Role, Settings, World,
+    connect, poll, send,
 };
 use nix::sys::signal::Signal;
 
@@ -35,7 +35,7 @@ fn told(link: Link) {
     let world = World::new().unwrap();
     let guest = world.guest_by(101, "tap101i0", link).unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
-    wait_replies(&world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     for to in exchangers() {
         let delivery = send(&guest.ns, to, "somebody@example.org", "news").unwrap();
         assert!(!delivery.accepted, "{to}");
@@ -63,7 +63,7 @@ fn postfix_of_a_guest_bounces_with_its_customers_notice() {
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let agent = world.agent_with(settings(""), &policy()).unwrap();
-    wait_replies(&world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let role = Role::Relay {
         networks: "127.0.0.0/8".to_owned(),
         next_hop: format!("[{}]:25", Hosting::EXCHANGER.v4),
@@ -142,7 +142,7 @@ fn guest_is_refused_where_nobody_tells_the_notice() {
         ..Settings::default()
     };
     let mut agent = world.agent_with(settings, &policy()).unwrap();
-    wait_replies(&world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let [v4, v6] = exchangers();
     assert_eq!(
         connect(&guest.ns, v6, LIMIT).unwrap().outcome,
@@ -187,7 +187,7 @@ fn others_who_take_the_notices_port_get_nobodys_connections() {
     let container = world
         .container("box", &Network::own(104, "veth104i0"))
         .unwrap();
-    wait_replies(&world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let is_told = || {
         poll("the notice", LIMIT, || {
             let said = send(&guest.ns, exchangers()[0], "somebody@example.org", "news")?;
@@ -248,7 +248,7 @@ fn notice_at_an_address_of_others_is_told_nobody() {
         ..Settings::default()
     };
     let agent = world.agent_with(settings, &policy()).unwrap();
-    wait_replies(&world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let there = Held::open(&guest.ns, Hosting::RELAY.v4_port(PORT), LIMIT).unwrap();
     assert_eq!(there.greeting(), "220 greeter");
     let attempt = connect(&guest.ns, exchangers()[0], LIMIT).unwrap();
@@ -295,11 +295,4 @@ fn settings(more: &str) -> Settings {
         ),
         ..Settings::default()
     }
-}
-
-/// Waits until replies to the guest behind `interface` are rewritten.
-fn wait_replies(world: &World, agent: &Agent, interface: &str) {
-    world
-        .wait_replies(interface)
-        .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
 }

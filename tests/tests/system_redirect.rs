@@ -42,7 +42,7 @@ fn redirected(link: Link) {
     let scene = Scene::new();
     let guest = scene.world.guest_by(101, "tap101i0", link).unwrap();
     let agent = scene.world.agent(&policy()).unwrap();
-    wait_replies(&scene.world, &agent, "tap101i0");
+    scene.world.wait_replies(&agent, "tap101i0").unwrap();
     scene.check_redirected(&guest);
     let sent = [("verdict", "redirect"), ("reason", "profile")];
     let counted = agent
@@ -121,13 +121,6 @@ impl Scene {
     }
 }
 
-/// Waits until replies to the guest behind `interface` are rewritten.
-fn wait_replies(world: &World, agent: &Agent, interface: &str) {
-    world
-        .wait_replies(interface)
-        .unwrap_or_else(|error| panic!("{error:#}: {}", agent.log()));
-}
-
 #[test]
 fn container_is_connected_to_the_relay_and_told_the_exchanger() {
     let scene = Scene::new();
@@ -178,7 +171,7 @@ fn redirection_goes_on_without_the_agent_and_ends_with_the_policy() {
     let world = &scene.world;
     let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
     let mut agent = world.agent(&policy()).unwrap();
-    wait_replies(world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let to = Hosting::EXCHANGER.v4_port(25);
     let mut held = Held::open(&guest.ns, to, LIMIT).unwrap();
     agent.signal(Signal::SIGKILL).unwrap();
@@ -216,7 +209,7 @@ fn relay_that_is_not_there_opens_nothing() {
     let world = &scene.world;
     let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
     let agent = world.agent(&policy()).unwrap();
-    wait_replies(world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let before = world.witness.settled().unwrap();
     world.hosting.relay.ip("link set eth0 down").unwrap();
     for to in [
@@ -242,7 +235,7 @@ fn relay_behind_a_workload_gets_nobodys_connections() {
     );
     let files = [("policy.yaml", text)];
     let agent = Agent::start(&world.hosting.hypervisor, Settings::default(), &files).unwrap();
-    wait_replies(world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let attempt = connect(&guest.ns, Hosting::EXCHANGER.v4_port(25), LIMIT).unwrap();
     assert_eq!(attempt.outcome, Outcome::Refused);
     let attempt = connect(&guest.ns, Hosting::EXCHANGER.v6_port(25), LIMIT).unwrap();
@@ -261,7 +254,7 @@ fn relay_whose_route_changes_is_left_and_taken_again_at_once() {
     let other = world.guest_by(102, "tap102i0", Link::RoutedVeth).unwrap();
     greet(&other.ns, 25).unwrap();
     let agent = world.agent(&policy()).unwrap();
-    wait_replies(world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     scene.check_redirected(&guest);
     let host = &world.hosting.hypervisor;
     let to = Hosting::EXCHANGER.v4_port(25);
@@ -300,7 +293,7 @@ fn guest_that_was_redirected_reaches_the_relay_itself_from_the_same_port() {
     let world = &scene.world;
     let guest = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
     let agent = world.agent(&policy()).unwrap();
-    wait_replies(world, &agent, "tap101i0");
+    world.wait_replies(&agent, "tap101i0").unwrap();
     for (exchanger, relay) in [
         (Hosting::EXCHANGER.v4_port(25), Hosting::RELAY.v4_port(25)),
         (Hosting::EXCHANGER.v6_port(25), Hosting::RELAY.v6_port(25)),

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use detour::{Connection, Detour, Machine};
 use gate25_tests::{
-    Agent, Held, Hosting, Link, Metrics, Network, Outcome, PolicyText, Settings, World, connect,
-    greet, poll, send,
+    Agent, Feature, Held, Hosting, Link, Metrics, Network, Outcome, PolicyText, Settings, World,
+    connect, greet, poll, send,
 };
 use nix::sys::signal::Signal;
 
@@ -92,6 +92,9 @@ fn hook(metrics: &Metrics) -> Option<f64> {
 
 #[test]
 fn mail_sent_by_another_network_in_a_guests_name_hears_no_answer() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let mut agent = scene.agent(OFF, &closed());
     let mut spoken = Connection::both(40_001);
@@ -134,6 +137,9 @@ fn mail_sent_by_another_network_in_a_guests_name_hears_no_answer() {
 
 #[test]
 fn guest_hears_from_where_it_may_send_until_it_may_no_longer() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let agent = scene.agent(ON, &closed().exempt("c-101"));
     for connection in &mut Connection::both(40_001) {
@@ -151,6 +157,9 @@ fn guest_hears_from_where_it_may_send_until_it_may_no_longer() {
 
 #[test]
 fn host_and_profile_that_observe_only_count_what_comes_back() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let watch = PolicyText::default()
         .profile("watch", "observe", "reject")
         .customer_of("watch", "c-101", "tap101i0");
@@ -171,6 +180,9 @@ fn host_and_profile_that_observe_only_count_what_comes_back() {
 
 #[test]
 fn returns_stay_judged_without_the_agent_until_a_start_says_otherwise() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let mut scene = Scene::new();
     let mut agent = scene.agent(ON, &closed());
     let pin = format!("replies-{}", scene.world.index("tap101i0").unwrap());
@@ -208,6 +220,9 @@ fn returns_stay_judged_without_the_agent_until_a_start_says_otherwise() {
 
 #[test]
 fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let links = [
         (101, "tap101i0", Link::BridgedVeth),
@@ -241,7 +256,7 @@ fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
     let attempt = connect(&refused.ns, open.addresses.v4_port(25), LIMIT).unwrap();
     assert_eq!(attempt.outcome, Outcome::Refused);
     let later = world.guest(105, "tap105i0").unwrap();
-    world.wait_replies("tap105i0").unwrap();
+    world.wait_replies(&agent, "tap105i0").unwrap();
     world.wait_closed(&later).unwrap();
     let metrics = agent.metrics().unwrap();
     assert!(metrics.sum(RETURNED, &[("verdict", "allow")]) > Some(0.0));
@@ -250,6 +265,9 @@ fn guests_are_served_and_refused_as_ever_where_returns_are_judged() {
 
 #[test]
 fn connections_that_are_led_elsewhere_go_on_where_returns_are_judged() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let redirected = world.guest_by(101, "tap101i0", Link::RoutedVeth).unwrap();
     let told = world.guest(102, "tap102i0").unwrap();
@@ -284,7 +302,7 @@ fn connections_that_are_led_elsewhere_go_on_where_returns_are_judged() {
     }
     let network = Network::own(104, "veth104i0");
     let container = world.container("box", &network).unwrap();
-    world.wait_replies("veth104i0").unwrap();
+    world.wait_replies(&agent, "veth104i0").unwrap();
     for to in [
         Hosting::EXCHANGER.v4_port(25),
         Hosting::EXCHANGER.v6_port(25),

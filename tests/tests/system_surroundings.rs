@@ -80,7 +80,7 @@ fn start_without_a_mounted_bpf_filesystem_mounts_it() {
         "{}",
         agent.log()
     );
-    assert_eq!(world.pinned_links().unwrap().len(), 1);
+    assert_eq!(world.covered_interfaces().unwrap().len(), 1);
 }
 
 #[test]

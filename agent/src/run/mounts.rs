@@ -8,8 +8,9 @@ use anyhow::Context as _;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::chain::in_full;
 use crate::kernel::readiness::urgent;
-use crate::state::lock::ExclusiveLock;
+use crate::state::lock::{ExclusiveLock, LockError};
 
 /// Raises `POLLPRI` whenever a mount of this namespace changes (proc(5)).
 const MOUNTS: &str = "/proc/self/mountinfo";
@@ -42,17 +43,31 @@ impl Mounts {
         Ok(())
     }
 
-    /// Locks the folder that is there now, if it is another one than before.
-    pub(super) fn lock_again(&mut self) -> anyhow::Result<()> {
+    /// Locks the folder that is there now, if it is another one than before; what keeps it from that
+    /// is complained of, as whoever makes the folder may not have given it away yet.
+    ///
+    /// # Errors
+    /// [`LockError::Held`]: another agent works there.
+    pub(super) fn lock_again(&mut self) -> Result<Option<String>, LockError> {
         // Where there is none, the complaint about the pins says so.
         let Ok(now) = identity(&self.folder) else {
-            return Ok(());
+            return Ok(None);
         };
-        if now != self.locked {
-            self.lock = ExclusiveLock::acquire(&self.folder)?;
-            self.locked = now;
+        if now == self.locked {
+            return Ok(None);
         }
-        Ok(())
+        match ExclusiveLock::acquire(&self.folder) {
+            Ok(lock) => {
+                self.lock = lock;
+                self.locked = now;
+                Ok(None)
+            }
+            Err(error @ LockError::Held { .. }) => Err(error),
+            Err(error @ (LockError::Open { .. } | LockError::Lock { .. })) => {
+                let why = in_full(&error);
+                Ok(Some(format!("other agents are not kept away: {why}")))
+            }
+        }
     }
 }
 

@@ -28,6 +28,7 @@ use crate::run::store::Store;
 use crate::run::tables::Tables;
 use crate::run::timing::{every, tick, until};
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
+use crate::state::lock::LockError;
 use crate::status::{Shared, Source};
 use crate::watch::{PolicyWatch, Reason};
 
@@ -166,7 +167,7 @@ impl<D: Dataplane> Agent<D> {
                 result = self.mounts.changed() => {
                     result?;
                     self.reconciler.verify_pins();
-                    self.mounts.lock_again()?;
+                    self.keep_others_away()?;
                 }
                 changed = self.tables.changed() => match changed {
                     Ok(()) => self.reconciler.verify_pins(),
@@ -299,10 +300,18 @@ impl<D: Dataplane> Agent<D> {
             warn!("{complaint}");
         }
         self.reconciler.complain(OTHER, complaint);
-        if let Err(error) = self.mounts.lock_again() {
-            let error = format!("{error:#}");
-            warn!(error, "the lock that keeps other agents away is lost");
+        if let Err(error) = self.keep_others_away() {
+            warn!(
+                error = in_full(&error),
+                "the lock that keeps other agents away is lost"
+            );
         }
+    }
+
+    fn keep_others_away(&mut self) -> Result<(), LockError> {
+        let complaint = self.mounts.lock_again()?;
+        self.reconciler.complain("lock", complaint);
+        Ok(())
     }
 
     fn ping(&mut self) {
@@ -420,7 +429,7 @@ impl<D: Dataplane> Agent<D> {
         self.list_containers();
         self.converge();
         self.reconciler.verify(Offset::sample()?);
-        self.mounts.lock_again()?;
+        self.keep_others_away()?;
         self.store.retry();
         self.sweeper.now();
         self.guard.rescan();

@@ -7,36 +7,28 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde_json::Value;
 
 use super::{PROMPT, World};
-use crate::{Container, poll};
+use crate::{Agent, Container, Feature, NetNs, poll};
 
 /// Where the agent pins, unless told otherwise.
 const PINS: &str = "/sys/fs/bpf/gate25";
 
 impl World {
-    /// Indexes of the interfaces whose links are pinned.
+    /// Indexes of the interfaces that have the agent's program: those whose links are pinned, or,
+    /// where the kernel has no tcx, those with its filter, as bpftool tells them.
     ///
     /// # Errors
-    /// When the folder cannot be read.
-    pub fn pinned_links(&self) -> anyhow::Result<Vec<u32>> {
-        self.hosting.hypervisor.run(|| {
-            let links = pins().join("links");
-            let entries = fs::read_dir(links).context("read the pins")?;
-            let mut indexes: Vec<u32> = entries
-                .flatten()
-                .filter_map(|entry| {
-                    entry
-                        .file_name()
-                        .to_str()?
-                        .strip_prefix("interface-")?
-                        .parse()
-                        .ok()
-                })
-                .collect();
-            indexes.sort_unstable();
-            Ok(indexes)
-        })?
+    /// When the folder cannot be read, or bpftool does not tell.
+    pub fn covered_interfaces(&self) -> anyhow::Result<Vec<u32>> {
+        let mut indexes = if Feature::Tcx.is_present()? {
+            self.hosting.hypervisor.run(linked_interfaces)??
+        } else {
+            filtered_interfaces(&self.hosting.hypervisor)?
+        };
+        indexes.sort_unstable();
+        Ok(indexes)
     }
 
     /// Where the link of an interface is pinned.
@@ -77,8 +69,8 @@ impl World {
     /// Waits until replies to the guest behind `interface` are rewritten.
     ///
     /// # Errors
-    /// When they are not before the deadline.
-    pub fn wait_replies(&self, interface: &str) -> anyhow::Result<()> {
+    /// When they are not before the deadline, with what the agent says.
+    pub fn wait_replies(&self, agent: &Agent, interface: &str) -> anyhow::Result<()> {
         let pin = format!("replies-{}", self.index(interface)?);
         poll("the program for replies", PROMPT, || {
             let pinned = self
@@ -87,6 +79,7 @@ impl World {
                 .run(|| pins().join("links").join(&pin).exists())?;
             Ok(pinned.then_some(()))
         })
+        .with_context(|| agent.log())
     }
 
     /// What the agent has pinned: the numbers of maps, programs and links by their pins' paths,
@@ -105,9 +98,7 @@ impl World {
                 () => "map",
             };
             let told = host.exec("bpftool", &["-j", kind, "show", "pinned", &text])?;
-            let number = told.split_once("\"id\":").map(|(_, rest)| rest);
-            let digits = number.and_then(|rest| rest.split([',', '}']).next());
-            let number = digits.and_then(|digits| digits.trim().parse().ok());
+            let number = told_by_bpftool(&told)?["id"].as_u64();
             let number = number.with_context(|| format!("no number of {text} in {told}"))?;
             Ok((path, number))
         };
@@ -141,6 +132,34 @@ impl World {
             Ok((counting == Some(REFUSED_ONLY)).then_some(()))
         })
     }
+}
+
+/// Called inside the hypervisor.
+fn linked_interfaces() -> anyhow::Result<Vec<u32>> {
+    let files = files_below(&pins().join("links"))?;
+    let index = |path: &PathBuf| {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("interface-")?.parse().ok()
+    };
+    Ok(files.iter().filter_map(index).collect())
+}
+
+fn filtered_interfaces(host: &NetNs) -> anyhow::Result<Vec<u32>> {
+    let told = host.exec("bpftool", &["-j", "net", "show"])?;
+    let hooks = told_by_bpftool(&told)?;
+    let filters = hooks[0]["tc"].as_array();
+    let filters = filters.with_context(|| format!("no filters in {told}"))?;
+    let index = |filter: &Value| {
+        let index = filter["ifindex"].as_u64();
+        let index = index.and_then(|index| u32::try_from(index).ok());
+        index.with_context(|| format!("no interface in {filter}"))
+    };
+    let ours = |filter: &&Value| filter["name"] == "tc_ingress";
+    filters.iter().filter(ours).map(index).collect()
+}
+
+fn told_by_bpftool(told: &str) -> anyhow::Result<Value> {
+    serde_json::from_str(told).with_context(|| format!("what bpftool tells: {told}"))
 }
 
 /// The agent's folder of pins; called inside the hypervisor.

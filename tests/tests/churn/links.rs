@@ -7,8 +7,8 @@ use std::{
 };
 
 use gate25_tests::{
-    Accounts, Agent, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds, Settings,
-    Tally, Trial, Tried, World,
+    Accounts, Agent, Feature, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds,
+    Settings, Tally, Trial, Tried, World,
 };
 
 use super::scene::{LIMIT, repairs, wait_repairs, watchful};
@@ -31,6 +31,9 @@ const GUESTS: [(u8, &str, Link); 3] = [
 /// Takes the programs off interfaces. The guard stands until the next rescan.
 #[track_caller]
 pub(crate) fn detached_from_interfaces(times: u64) {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let what = "program taken off an interface by hand";
     taken_off(times, what, &[], |world, guest, _| {
         let pin = world.pinned_link(&guest.interface).unwrap();

@@ -26,16 +26,14 @@ pub(crate) fn full(tables: &[&str], times: u64) {
                 .phase(&format!("{table} full, round {round}"))
                 .unwrap();
             let mut entries = ForeignEntries::fill(&world, table).unwrap();
-            let cgroup = match *table {
-                // Somebody for whom there is no room.
-                "CGROUPS" => Some(world.containers.root.child("later-1").unwrap()),
-                _ => None,
-            };
             meter.check().unwrap();
             let [refused, generation] = [REFUSED, GENERATION].map(|name| value(&agent, name));
             tried += 1;
-            // Another customer with another address each time.
-            agent.write_policy("more.yaml", &more(tried)).unwrap();
+            // Another customer with another address each time, who is here: only such are counted.
+            let name = format!("more-{tried}");
+            let cgroup = world.containers.root.child(&name).unwrap();
+            let more = more(tried, &world.below(&name));
+            agent.write_policy("more.yaml", &more).unwrap();
             wait_more(&agent, REFUSED, refused);
             let wanted = format!("write into table {table}");
             poll("the table's name in the log", LIMIT, || {
@@ -121,7 +119,7 @@ pub(crate) fn overrun_redirects(times: u64) {
         .redirecting("led")
         .customer_of("led", "c-led", "tap101i0");
     let agent = world.agent_with(Settings::default(), &policy).unwrap();
-    world.wait_replies("tap101i0").unwrap();
+    world.wait_replies(&agent, "tap101i0").unwrap();
     let arrived = world.witness.settled().unwrap();
     let to = [
         Hosting::EXCHANGER.v4_port(25),
@@ -154,10 +152,10 @@ pub(crate) fn overrun_redirects(times: u64) {
 }
 
 /// A file with one more customer, who has addresses that nobody else has.
-fn more(number: u64) -> String {
+fn more(number: u64, cgroup: &str) -> String {
     format!(
         "schema: 1\nallowlists:\n  - {{name: more-{number}, to: [\"2001:db8:aaaa:{number:x}::/64\"]}}\n\
-         customers:\n  - {{id: c-more-{number}, allow: [more-{number}], workloads: [{{interface: tap7{number:04}i0}}]}}\n"
+         customers:\n  - {{id: c-more-{number}, allow: [more-{number}], workloads: [{{cgroup: \"{cgroup}\"}}]}}\n"
     )
 }
 

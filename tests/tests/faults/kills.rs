@@ -190,8 +190,8 @@ pub(crate) fn in_an_attachment(step: usize) {
             call,
             |_| replug(&world, &guest),
             |_| {
-                let pin = world.pinned_link(INTERFACE).unwrap();
-                world.hosting.hypervisor.run(|| pin.exists()).unwrap()
+                let index = world.index(INTERFACE).unwrap();
+                world.covered_interfaces().unwrap().contains(&index)
             },
         );
         meter

@@ -59,7 +59,7 @@ fn agent_that_was_root_goes_on_as_its_user_and_back_without_a_gap() {
     world.check_closed(&closed).unwrap();
     let to = Hosting::EXCHANGER.v4_port(25);
     let forbidden = Sender::start(&closed.ns, to, Duration::from_millis(3)).unwrap();
-    let links = world.pinned_links().unwrap();
+    let links = world.covered_interfaces().unwrap();
     let before = agent.metrics().unwrap();
     agent.stop().unwrap();
     agent.settings().privileges = Privileges::default();
@@ -80,7 +80,7 @@ fn agent_that_was_root_goes_on_as_its_user_and_back_without_a_gap() {
     assert_eq!(said.code, Some(0), "{said:?}");
     agent.restart().unwrap();
     assert_eq!(owners(host), BTreeSet::from([0]));
-    assert_eq!(world.pinned_links().unwrap(), links);
+    assert_eq!(world.covered_interfaces().unwrap(), links);
     agent.metrics().unwrap().check_not_below(&before).unwrap();
     let tally = forbidden.tally();
     assert!(tally.attempts() > 50, "{tally:?}");
@@ -98,7 +98,12 @@ fn pins_folder_taken_away_is_told_and_filled_again_once_root_has_made_it() {
         ..Settings::default()
     };
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
-    let links = world.pinned_links().unwrap();
+    let pinned = || {
+        world
+            .pinned_objects()
+            .map(|pins| pins.into_keys().collect::<Vec<_>>())
+    };
+    let pins = pinned().unwrap();
     host.exec("umount", &["--lazy", "/sys/fs/bpf"]).unwrap();
     let text = poll("a warning", LIMIT, || {
         let status = agent.command(&["status"])?;
@@ -108,11 +113,31 @@ fn pins_folder_taken_away_is_told_and_filled_again_once_root_has_made_it() {
     .unwrap();
     assert!(text.contains("gate25 prepare"), "{text}");
     world.check_closed(&closed).unwrap();
+    // Made, and not given away yet.
+    host.exec(
+        "mount",
+        &["-t", "bpf", "-o", "mode=755", "bpf", "/sys/fs/bpf"],
+    )
+    .unwrap();
+    host.exec("mkdir", &["-m", "700", PINS]).unwrap();
+    poll("another warning", LIMIT, || {
+        let status = agent.command(&["status"])?;
+        let told = status.out.contains("other agents are not kept away");
+        Ok(told.then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    world.check_closed(&closed).unwrap();
     let id = User::AGENT.to_string();
     let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
     assert_eq!(said.code, Some(0), "{said:?}");
     poll("the pins", LIMIT, || {
-        Ok((world.pinned_links().ok() == Some(links.clone())).then_some(()))
+        Ok((pinned().ok().as_ref() == Some(&pins)).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    poll("no warning", LIMIT, || {
+        let status = agent.command(&["status"])?;
+        let told = status.out.contains("other agents are not kept away");
+        Ok((!told).then_some(()))
     })
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
 }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, fs, os::unix::fs::chown, time::Duration};
 
 use gate25_tests::{
-    Agent, ForeignLink, Hosting, NetNs, Network, Outcome, PolicyText, Privileges, Settings, User,
-    World, poll,
+    Agent, Feature, ForeignLink, Hosting, NetNs, Network, Outcome, PolicyText, Privileges,
+    Settings, User, World, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -275,6 +275,9 @@ fn socket_goes_to_its_group_if_the_agent_is_a_member_and_to_nobody_else_if_not()
 
 #[test]
 fn findings_of_an_agent_that_is_not_root_are_told_and_leave_nothing_out() {
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let _guest = world.guest(101, "tap101i0").unwrap();
     let settings = Settings {
