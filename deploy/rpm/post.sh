@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # What enforces stays in the kernel whatever happens here: an upgrade that fails halfway opens nothing.
 systemd-sysusers gate25.conf || exit 1
 for folder in /etc/gate25/policy.d /var/lib/gate25-guard; do

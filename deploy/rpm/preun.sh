@@ -1,3 +1,4 @@
+# shellcheck shell=sh
 # An upgrade stops nothing. A removal stops the agent, and leaves what it has put into the kernel.
 if [ "$1" -eq 0 ]; then
   install -d -m 0755 /var/lib/gate25-guard

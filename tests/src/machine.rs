@@ -17,6 +17,9 @@ use crate::{Cgroup, Lab, NetNs, Process, Said, paced, poll, process::tail};
 
 const ROOT: &str = include_str!("machine/root.sh");
 const BOOT: &str = include_str!("machine/boot.sh");
+/// Goes where what the machine's users run is, so that no process of the machine is outside its cgroups.
+const ENTER: &str = r#"cd / && mkdir -p /sys/fs/cgroup/user.slice &&
+  echo $$ >/sys/fs/cgroup/user.slice/cgroup.procs && exec /bin/sh -c "$1""#;
 /// How long systemd takes to start what is enabled, and packages to be installed, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -54,11 +57,11 @@ impl Machine {
         })
     }
 
-    /// A file of the machine's, while it is not booted, or in the layer in memory while it is.
+    /// Writes a file of the machine's.
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn write(&self, path: &str, content: &str) -> anyhow::Result<()> {
+    pub fn write(&self, path: &str, content: impl AsRef<[u8]> + Send) -> anyhow::Result<()> {
         let path = self.dir.join("root").join(path.trim_start_matches('/'));
         self.ns.run(|| {
             let folder = path.parent().context("a file without a folder")?;
@@ -132,7 +135,7 @@ impl Machine {
         command
             .args(["--target", &running.init.to_string()])
             .args(["--mount", "--uts", "--ipc", "--pid", "--cgroup"])
-            .args(["--root", "--wd=/", "/bin/sh", "-c", words]);
+            .args(["--root", "/bin/sh", "-c", ENTER, "sh", words]);
         environment(&mut command);
         self.ns.ask(command, PATIENCE)
     }

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use gate25_tests::Machine;
+
 /// The packages of one revision.
 #[derive(Debug, Clone)]
 pub(crate) struct Built {
@@ -34,11 +36,12 @@ impl Built {
         }
     }
 
-    /// The words that install the package on a machine that sees this one's files.
-    pub(crate) fn install(&self) -> String {
-        format!(
-            "apt-get --quiet --yes --no-download install {}",
-            self.deb.display()
-        )
+    /// Puts the package for Debian onto a machine; the words that install it there.
+    #[track_caller]
+    pub(crate) fn bring(&self, machine: &Machine) -> String {
+        let name = self.deb.file_name().unwrap().to_string_lossy();
+        let path = format!("/root/{name}");
+        machine.write(&path, fs::read(&self.deb).unwrap()).unwrap();
+        format!("apt-get --quiet --yes --allow-downgrades install {path}")
     }
 }
