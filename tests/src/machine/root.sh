@@ -10,6 +10,16 @@ cd "$1/root"
 # What the machine's administrator enabled is not enabled here.
 rm -rf etc/systemd/system etc/rc?.d var/lib/systemd/deb-systemd-helper-enabled usr/sbin/policy-rc.d
 rm -rf etc/gate25 var/lib/gate25 var/lib/gate25-guard
+rm -rf run dev
+mkdir run dev dev/pts dev/shm
+for device in null:3 zero:5 full:7 random:8 urandom:9; do
+  mknod -m 0666 "dev/${device%:*}" c 1 "${device#*:}"
+done
+# Nobody reads what it would show.
+mknod -m 0600 dev/console c 1 3
+ln -s pts/ptmx dev/ptmx
+ln -s /proc/self/fd dev/fd
+mount -t proc proc proc
 mkdir -p etc/systemd/system etc/rc2.d
 ln -s /lib/systemd/system/multi-user.target etc/systemd/system/default.target
 # Keeps its journal, to be read after the machine's end.
