@@ -11,6 +11,7 @@ mod files;
 pub mod guard;
 pub mod list;
 pub mod metrics;
+pub mod pages;
 pub mod prepare;
 pub mod reload;
 pub mod schema;

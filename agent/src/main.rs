@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
-    bypass, check, diff, doctor, exempt, guard, list, metrics, prepare, reload, schema, status,
+    bypass, check, diff, doctor, exempt, guard, list, metrics, pages, prepare, reload, schema, status,
     teardown, trial,
 };
 use gate25::diagnostic::terminal::{Colour, render};
@@ -67,6 +67,8 @@ enum Command {
     Metrics(metrics::Args),
     /// Prints the JSON schema of policy files
     Schema,
+    #[command(hide = true)]
+    Pages(pages::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -118,6 +120,7 @@ fn main() -> ExitCode {
         Command::Schema => schema::run(&mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
+        Command::Pages(args) => pages::run(args, Cli::command()).map_err(Into::into),
     };
     outcome.unwrap_or_else(|error| {
         complain(&format!("gate25: {error:#}"));

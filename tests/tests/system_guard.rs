@@ -577,7 +577,7 @@ fn boot_unit_closes_guests_before_any_agent_runs() {
     let command = format!("guard --print --keep {}", kept.display());
     let script = script
         .replace(
-            "/usr/bin/gate25 guard --print --keep /var/lib/gate25/guard.json",
+            "/usr/bin/gate25 guard --print --keep /var/lib/gate25-guard/guard.json",
             &agent.in_shell(&command).unwrap(),
         )
         .replace("%%", "%");

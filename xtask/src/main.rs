@@ -9,6 +9,7 @@ mod binaries;
 mod builds;
 mod cargo;
 mod demo;
+mod dist;
 mod document;
 mod fuzz;
 mod kernels;
@@ -31,6 +32,8 @@ struct Args {
 enum Command {
     /// Build the agent, kernel programs included: target/release/gate25.
     Build,
+    /// Build what is published: packages for Debian and RPM, a tarball, checksums: target/dist.
+    Dist(dist::Options),
     /// Show gate25 at work in a small provider's network made of namespaces.
     Demo(demo::Options),
     /// Run the tests, quick tiers first.
@@ -58,6 +61,10 @@ fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Build => cargo::build().map(|binary| {
             println!("{}", binary.display());
+            ExitCode::SUCCESS
+        }),
+        Command::Dist(options) => dist::run(&options).map(|built| {
+            built.files().for_each(|file| println!("{}", file.display()));
             ExitCode::SUCCESS
         }),
         Command::Demo(options) => demo::run(&options),

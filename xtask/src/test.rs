@@ -12,7 +12,7 @@ use clap::ValueEnum as _;
 use crate::{
     binaries, builds,
     cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
-    document, fuzz,
+    dist, document, fuzz,
     kernels::{self, Series},
     ledger::{self, Ledger},
     lint, vm,
@@ -21,9 +21,9 @@ use crate::{
 /// What to run.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Only these tiers; all but the slow one and the matrix when none is named.
+    /// Only these tiers; all but the packages, the slow one and the matrix when none is named.
     tiers: Vec<Tier>,
-    /// The slow tier and the matrix of kernels, too.
+    /// The packages, the slow tier and the matrix of kernels, too.
     #[arg(long)]
     full: bool,
     /// Only tests whose names contain this.
@@ -58,6 +58,8 @@ pub(crate) enum Tier {
     Fuzz,
     /// Namespaces, real mail servers and clients.
     System,
+    /// The packages, inspected, and on a Debian machine under systemd.
+    Package,
     /// What takes minutes.
     Slow,
     /// The object, verdict and system tiers on other kernels, under QEMU.
@@ -74,6 +76,7 @@ impl Tier {
             Self::Verdict => "verdict",
             Self::Fuzz => "fuzz",
             Self::System => "system",
+            Self::Package => "package",
             Self::Slow => "slow",
             Self::Matrix => "matrix",
         }
@@ -85,7 +88,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ledger = Ledger::begin()?;
     let chosen = |tier: &Tier| {
         if options.tiers.is_empty() {
-            options.full || !matches!(tier, Tier::Slow | Tier::Matrix)
+            options.full || !matches!(tier, Tier::Package | Tier::Slow | Tier::Matrix)
         } else {
             options.tiers.contains(tier)
         }
@@ -141,7 +144,7 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
         Tier::Lint => lint::run(),
         Tier::Unit => unit(options),
         Tier::Fuzz => fuzz::run(&fuzz::Options::short(options.filter.clone())),
-        Tier::Object | Tier::Verdict | Tier::System | Tier::Slow => {
+        Tier::Object | Tier::Verdict | Tier::System | Tier::Package | Tier::Slow => {
             root_tests(tier, options, ledger)
         }
         Tier::Matrix => {
@@ -201,6 +204,9 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
     if tier == Tier::Slow {
         command.env("GATE25_BUILDS", builds::make()?);
     }
+    if tier == Tier::Package {
+        command.env("GATE25_PACKAGES", dist::to_be_tried()?);
+    }
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
     let mut count = count_tests(command, LIMIT)?;
@@ -212,7 +218,7 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
 fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
         Tier::System => drop(command.arg("--test-threads=2")),
-        Tier::Slow => drop(command.arg("--test-threads=1")),
+        Tier::Slow | Tier::Package => drop(command.arg("--test-threads=1")),
         Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict | Tier::Fuzz | Tier::Matrix => {}
     }
 }
