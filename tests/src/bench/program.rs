@@ -1,14 +1,16 @@
 //! Programs run on packets of ours, by `BPF_PROG_TEST_RUN`.
 
 use std::{
-    io::ErrorKind,
     os::fd::{AsRawFd as _, OwnedFd},
     path::Path,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::{Context as _, ensure};
-use nix::libc;
+use nix::{
+    libc,
+    time::{ClockId, clock_gettime},
+};
 
 use crate::{
     NetNs,
@@ -63,7 +65,7 @@ pub struct Context {
 pub struct Ran {
     /// What it returned the last time.
     pub returned: i32,
-    /// Time of all runs together.
+    /// Processor time of all runs together.
     pub elapsed: Duration,
 }
 
@@ -160,16 +162,16 @@ impl Program {
             context_in: skb.as_ptr() as u64,
             ..Run::default()
         };
-        let start = Instant::now();
+        let start = time_on_cpu()?;
         call(BPF_PROG_TEST_RUN, &mut run).context("run a program")?;
         Ok(Ran {
             returned: run.returned as i32,
-            elapsed: start.elapsed(),
+            elapsed: time_on_cpu()?.saturating_sub(start),
         })
     }
 
     /// Has an XDP program send `frame` so many times into the receive path of an interface, as if
-    /// it had just arrived there.
+    /// it had just arrived there; how much processor time that takes.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -189,16 +191,18 @@ impl Program {
             batch: BATCH,
             ..Run::default()
         };
-        let start = Instant::now();
-        match call(BPF_PROG_TEST_RUN, &mut run) {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {
-                Err(error).context("a signal ended the injection")
-            }
-            other => other.map(|_| start.elapsed()).context("inject frames"),
-        }
+        let start = time_on_cpu()?;
+        call(BPF_PROG_TEST_RUN, &mut run).context("inject frames")?;
+        Ok(time_on_cpu()?.saturating_sub(start))
     }
 
     pub(crate) fn descriptor(&self) -> &OwnedFd {
         &self.fd
     }
+}
+
+/// Time that the calling thread has had a processor: what others take in between does not count.
+fn time_on_cpu() -> anyhow::Result<Duration> {
+    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
+    Ok(Duration::from(time))
 }

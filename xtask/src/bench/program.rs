@@ -23,6 +23,8 @@ use super::{
     scale::{self, Guests, Scale},
 };
 
+/// An interface that nothing else is measured on: another customer's.
+const LOOPBACK: u32 = 1;
 const PASS: i32 = -1;
 const DROP: i32 = 2;
 /// What programs on control groups return.
@@ -48,6 +50,7 @@ struct Run<'a> {
     host: &'a Host,
     program: &'a Program,
     packet: &'a [u8],
+    interface: u32,
     expected: i32,
 }
 
@@ -76,16 +79,17 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
     for (host, [ours, empty]) in hosts.iter().zip(&lots) {
         let customers = host.scale.customers;
         let attempt = &packets.attempt.bytes;
-        for (name, ours, empty) in [
-            ("refused", &host.tc, &empties.drop),
-            ("refused_random", &ours.program, &empty.program),
-        ] {
-            pairs.push(Pair::new(
-                format!("{name}_{customers}_customers"),
-                Run::new(host, ours, attempt, DROP),
-                Run::new(host, empty, attempt, DROP),
-            ));
-        }
+        let one = |program| Run::new(host, program, attempt, DROP);
+        pairs.push(Pair::new(
+            format!("refused_{customers}_customers"),
+            one(&host.tc),
+            one(&empties.drop),
+        ));
+        pairs.push(Pair::new(
+            format!("refused_random_{customers}_customers"),
+            one(&ours.program).by_lot(),
+            one(&empty.program).by_lot(),
+        ));
     }
     run(&mut pairs, pace)?;
     for pair in &pairs {
@@ -269,7 +273,7 @@ fn at_once(
 ) -> anyhow::Result<Samples> {
     let other = match together {
         Together::SameCustomer => host.lane.index,
-        Together::Others => host.other()?,
+        Together::Others => LOOPBACK,
     };
     let mut samples = Samples::default();
     for _ in 0..pace.rounds {
@@ -341,8 +345,15 @@ impl<'a> Run<'a> {
             host,
             program,
             packet,
+            interface: host.lane.index,
             expected,
         }
+    }
+
+    /// The same from a guest drawn by lot.
+    const fn by_lot(mut self) -> Self {
+        self.interface = LOOPBACK;
+        self
     }
 
     /// Nanoseconds a run.
@@ -351,10 +362,11 @@ impl<'a> Run<'a> {
             host,
             program,
             packet,
+            interface,
             expected,
         } = self;
         let context = Context {
-            interface: host.lane.index,
+            interface: *interface,
         };
         let ran = host.lane.ns.run(|| {
             pin(0)?;
@@ -400,6 +412,9 @@ impl Host {
             groups,
         };
         host.own_group()?;
+        let other = scale::number(scale.measured() + 1);
+        host.interfaces
+            .put(&LOOPBACK.to_ne_bytes(), &owner(other))?;
         Ok(host)
     }
 
@@ -411,15 +426,6 @@ impl Host {
             &id.to_ne_bytes(),
             &scale::number(self.scale.measured()).to_ne_bytes(),
         )
-    }
-
-    /// An interface of another customer's: the loopback, which nobody else uses here.
-    fn other(&self) -> anyhow::Result<u32> {
-        const LOOPBACK: u32 = 1;
-        let customer = scale::number(self.scale.measured() + 1);
-        self.interfaces
-            .put(&LOOPBACK.to_ne_bytes(), &owner(customer))?;
-        Ok(LOOPBACK)
     }
 
     /// A program that gives the packet to a customer and a destination drawn by lot, then goes on
@@ -448,7 +454,7 @@ impl Host {
             .call(helper::LOOKUP)
             .if_zero(R0, failed)
             .load(Size::Double, R8, R0, 0)
-            .set(R7, self.lane.index as i32)
+            .set(R7, LOOPBACK as i32)
             .store(Size::Word, R10, -4, R7)
             .table(R1, self.interfaces.descriptor())
             .copy(R2, R10)
