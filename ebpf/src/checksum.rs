@@ -5,11 +5,14 @@
 //! the packet: into the destination port, if the guest says so. So no packet passes by virtue of
 //! bytes that such a checksum will overwrite.
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use gate25_common::abi::SkbLayout;
+use gate25_common::names::CAST;
 
-use crate::maps::SKB_LAYOUT;
+use crate::maps::{HAS_CAST, SKB_LAYOUT};
 
 /// No checksum is to come.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -18,11 +21,48 @@ const PARTIAL: u8 = 3;
 
 /// Offset in the frame of the two bytes that are still to be written, or [`NONE`]. What cannot be
 /// read counts as the frame's first bytes, without which nothing passes.
-///
-/// A function of its own for the sake of the stack, which it needs to itself.
+#[inline(always)]
+pub(crate) fn late_checksum(skb: *mut __sk_buff) -> u32 {
+    if HAS_CAST.load() == 1 && !is_partial(summed(skb)) {
+        return NONE;
+    }
+    late_place(skb)
+}
+
+/// The byte of the kernel's own structure that says whether a checksum is to come, read in place:
+/// a helper would take longer than all the rest that is done for most packets.
+#[inline(always)]
+fn summed(skb: *mut __sk_buff) -> u64 {
+    let state: u64;
+    // SAFETY: not reached before the agent has made the call one that returns the kernel's view of
+    // its argument, and the load one of a byte of it.
+    unsafe {
+        asm!(
+            "call {cast}",
+            "r0 = *(u8 *)(r0 + 0)",
+            cast = const CAST,
+            inlateout("r1") skb => _,
+            lateout("r0") state,
+            lateout("r2") _,
+            lateout("r3") _,
+            lateout("r4") _,
+            lateout("r5") _,
+            options(nostack, readonly),
+        );
+    }
+    state
+}
+
+#[inline(always)]
+fn is_partial(summed: u64) -> bool {
+    summed as u8 >> SKB_LAYOUT.load().summed_shift() & 3 == PARTIAL
+}
+
+/// [`late_checksum`] by helper. A function of its own for the sake of the stack, which it needs to
+/// itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub(crate) extern "C" fn late_checksum(skb: *mut __sk_buff) -> u32 {
+extern "C" fn late_place(skb: *mut __sk_buff) -> u32 {
     let layout = SKB_LAYOUT.load();
     if !layout.is_known() {
         return NONE;
@@ -30,7 +70,7 @@ pub(crate) extern "C" fn late_checksum(skb: *mut __sk_buff) -> u32 {
     let Some(state) = read::<{ SkbLayout::SPAN }>(skb, layout.summed()) else {
         return 0;
     };
-    if state[0] >> layout.summed_shift() & 3 != PARTIAL {
+    if !is_partial(u64::from(state[0])) {
         return NONE;
     }
     let at = layout.checksum_behind_summed();

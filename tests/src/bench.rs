@@ -6,5 +6,5 @@ mod program;
 mod table;
 
 pub use instructions::{Instructions, Label, Register, Size, helper};
-pub use program::{Attached, Context, Kind, Program, Ran};
+pub use program::{Attached, Context, Kind, Program, Ran, is_watched};
 pub use table::Table;

@@ -21,6 +21,7 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 pub(crate) const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 pub(crate) const BPF_PROG_TYPE_XDP: u32 = 6;
@@ -95,6 +96,23 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// The same for `BPF_PROG_QUERY`.
+#[derive(Default)]
+#[repr(C)]
+struct Query {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    padding: u32,
+    attach_flags_of: u64,
+    links: u64,
+    attach_flags_of_links: u64,
+    revision: u64,
 }
 
 /// The beginning of `struct bpf_map_info`.
@@ -188,6 +206,21 @@ pub(crate) fn link(
         revision: 0,
     };
     descriptor(ns.run(|| call(BPF_LINK_CREATE, &mut attr))??)
+}
+
+/// How many programs look at what arrives by an interface of the calling thread's namespace (tcx).
+pub(crate) fn programs_on(interface: u32) -> io::Result<u32> {
+    let mut attr = Query {
+        target: interface,
+        attach_type: BPF_TCX_INGRESS,
+        ..Query::default()
+    };
+    match call(BPF_PROG_QUERY, &mut attr) {
+        Ok(_) => Ok(attr.count),
+        // Nothing was ever attached there.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// Opens what is pinned at `pin`, which the calling thread must see.

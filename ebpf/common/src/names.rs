@@ -2,7 +2,7 @@
 //! with what the built object holds. The kernel keeps at most 15 bytes of a name.
 
 /// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
@@ -120,3 +120,10 @@ pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
 /// Constant of the object: 1 where packets that come back to guests from guarded ports are judged,
 /// `u8`.
 pub const GLOBAL_BLOCK_RETURN: &str = "BLOCK_RETURN";
+/// Constant of the object: 1 where the agent has put [`CAST`] right (kernel 6.2), `u8`.
+pub const GLOBAL_HAS_CAST: &str = "HAS_CAST";
+
+/// In place of a helper's number: the agent makes this call one of the kernel's function
+/// `bpf_cast_to_kern_ctx`, whose number it knows, and gives the load of a byte behind it the offset
+/// of [`crate::abi::SkbLayout::summed`].
+pub const CAST: u32 = 0x6761_7465;

@@ -91,6 +91,15 @@ struct Run {
     padding: u32,
 }
 
+/// Whether an interface of the calling thread's namespace has a program on what arrives by it.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn is_watched(interface: u32) -> anyhow::Result<bool> {
+    let programs = bpf::programs_on(interface);
+    Ok(programs.context("ask for an interface's programs")? > 0)
+}
+
 impl Kind {
     const fn numbers(self) -> (u32, u32) {
         match self {

@@ -116,6 +116,19 @@ impl Contender {
         }
     }
 
+    /// What a reader is told.
+    pub(crate) const fn title(self) -> &'static str {
+        match self {
+            Self::Gate25 => "gate25",
+            Self::Gate25Guarded => "gate25 with its guard",
+            Self::Gate25Nft => "gate25, backend nftables",
+            Self::NftMap => "nftables, verdict map and sets",
+            Self::NftSet => "nftables, one set",
+            Self::Ipset => "iptables with ipset",
+            Self::Iptables => "iptables, a rule a customer",
+        }
+    }
+
     const fn hook(self) -> Hook {
         match self {
             Self::Gate25 | Self::Gate25Guarded => Hook::Tcx,
@@ -178,9 +191,9 @@ struct Contest {
 }
 
 /// What the sizes of the policy are.
-pub(crate) fn scales(pace: Pace) -> Vec<Scale> {
+pub(crate) fn scales(growth: bool) -> Vec<Scale> {
     let mut scales = vec![Scale::new(10, 10), Scale::FULL];
-    if pace.growth {
+    if growth {
         scales.extend([
             Scale::new(1_000, 10),
             Scale::new(10, 1),
@@ -224,7 +237,7 @@ fn contests(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::Result<Vec<
         filters.push((Filter::EmptyPass(hook), Scale::FULL));
         filters.push((Filter::EmptyDrop(hook), Scale::FULL));
     }
-    for scale in scales(pace) {
+    for scale in scales(pace.growth) {
         for contender in Contender::ALL {
             let tens = scale.prefixes == Scale::FULL.prefixes;
             if scale == Scale::FULL

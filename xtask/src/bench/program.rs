@@ -1,7 +1,12 @@
 //! What a program costs by itself: run over and over on one packet, against the empty program that
 //! returns the same, in turns.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 use gate25_common::names;
@@ -39,7 +44,7 @@ struct Host {
     tc: Program,
     egress: Program,
     interfaces: Table,
-    #[expect(dead_code, reason = "it reads the events")]
+    /// It reads the events meanwhile.
     agent: Agent,
     #[expect(dead_code, reason = "its members own what is measured")]
     groups: Cgroup,
@@ -64,7 +69,7 @@ struct Pair<'a> {
 
 /// Measures programs alone.
 pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::Result<()> {
-    let hosts = [10, 1_000, 10_000]
+    let mut hosts = [10, 1_000, 10_000]
         .map(|customers| Host::new(lab, Scale::new(customers, 10)))
         .into_iter()
         .collect::<anyhow::Result<Vec<_>>>()?;
@@ -103,6 +108,35 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
         let samples = at_once(large, &packets.attempt, together, pace)?;
         figures.put_samples(together.figure(), &samples);
     }
+    drop(pairs);
+    let large = hosts.last_mut().context("no host")?;
+    weigh(large, pace, figures)
+}
+
+/// What an agent takes whose customers have all been counted.
+fn weigh(host: &mut Host, pace: Pace, figures: &mut Figures) -> anyhow::Result<()> {
+    const MIB: f64 = 1_048_576.0;
+    let mut scrapes = Samples::default();
+    for _ in 0..pace.rounds {
+        let start = Instant::now();
+        host.agent.metrics_page()?;
+        scrapes.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    figures.put_samples("scrape_ms", &scrapes);
+    let status = format!("/proc/{}/status", host.agent.process().id());
+    let text = fs::read_to_string(&status).with_context(|| format!("read {status}"))?;
+    for (name, key) in [("agent_rss_mib", "VmRSS:"), ("agent_rss_peak_mib", "VmHWM:")] {
+        let line = text.lines().find_map(|line| line.strip_prefix(key));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+        figures.put(name, number.with_context(|| format!("no {key} in {status}"))? / 1024.0);
+    }
+    let mut all = 0.0;
+    for name in names::MAPS {
+        let bytes = lane::table(&host.lane.ns, name)?.memory()? as f64;
+        figures.put(format!("map_{}_mib", name.to_lowercase()), bytes / MIB);
+        all += bytes;
+    }
+    figures.put("maps_mib", all / MIB);
     Ok(())
 }
 
