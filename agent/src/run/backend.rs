@@ -153,7 +153,7 @@ fn open_ebpf(
 ) -> anyhow::Result<Either> {
     privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
-    let sees_checksums = options.layout.is_known();
+    let sees_checksums = options.layout.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
     let hook = bpf.hook();
     info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
