@@ -10,9 +10,9 @@ use core::arch::asm;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use gate25_common::abi::SkbLayout;
-use gate25_common::names::CAST;
+use gate25_common::names::CAST_MARK;
 
-use crate::maps::{HAS_CAST, SKB_LAYOUT};
+use crate::maps::SKB_LAYOUT;
 
 /// No checksum is to come.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -23,24 +23,27 @@ const PARTIAL: u8 = 3;
 /// read counts as the frame's first bytes, without which nothing passes.
 #[inline(always)]
 pub(crate) fn late_checksum(skb: *mut __sk_buff) -> u32 {
-    if HAS_CAST.load() == 1 && !is_partial(summed(skb)) {
+    if is_settled(skb) {
         return NONE;
     }
     late_place(skb)
 }
 
-/// The byte of the kernel's own structure that says whether a checksum is to come, read in place:
-/// a helper would take longer than all the rest that is done for most packets.
+/// Whether certainly no checksum is to come, by the kernel's own structure, read in place: a helper
+/// would take longer than all the rest that is done for most packets. The agent puts the
+/// instructions right where the kernel allows it; as they are here, nothing is certain.
 #[inline(always)]
-fn summed(skb: *mut __sk_buff) -> u64 {
+fn is_settled(skb: *mut __sk_buff) -> bool {
     let state: u64;
-    // SAFETY: not reached before the agent has made the call one that returns the kernel's view of
-    // its argument, and the load one of a byte of it.
+    // SAFETY: touches no memory as it is, and only the kernel's view of its argument, which it
+    // checks, as the agent makes it: a call without further arguments, a load, two operations.
     unsafe {
         asm!(
-            "call {cast}",
-            "r0 = *(u8 *)(r0 + 0)",
-            cast = const CAST,
+            "r0 = {mark}",
+            "r0 &= 0",
+            "r0 &= 0",
+            "r0 ^= 0",
+            mark = const CAST_MARK,
             inlateout("r1") skb => _,
             lateout("r0") state,
             lateout("r2") _,
@@ -50,12 +53,7 @@ fn summed(skb: *mut __sk_buff) -> u64 {
             options(nostack, readonly),
         );
     }
-    state
-}
-
-#[inline(always)]
-fn is_partial(summed: u64) -> bool {
-    summed as u8 >> SKB_LAYOUT.load().summed_shift() & 3 == PARTIAL
+    state != 0
 }
 
 /// [`late_checksum`] by helper. A function of its own for the sake of the stack, which it needs to
@@ -70,7 +68,7 @@ extern "C" fn late_place(skb: *mut __sk_buff) -> u32 {
     let Some(state) = read::<{ SkbLayout::SPAN }>(skb, layout.summed()) else {
         return 0;
     };
-    if !is_partial(u64::from(state[0])) {
+    if state[0] >> layout.summed_shift() & 3 != PARTIAL {
         return NONE;
     }
     let at = layout.checksum_behind_summed();

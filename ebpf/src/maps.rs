@@ -111,6 +111,3 @@ pub(crate) static BLOCK_RETURN: Global<u8> = Global::new(0);
 
 #[unsafe(no_mangle)]
 pub(crate) static HAS_SET_RETVAL: Global<u8> = Global::new(0);
-
-#[unsafe(no_mangle)]
-pub(crate) static HAS_CAST: Global<u8> = Global::new(0);

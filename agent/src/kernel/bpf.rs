@@ -247,7 +247,6 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     };
     let mark = guard.map_or(0, Mark::get);
     let has_set_retval = u8::from(refusals_carry_an_error()?);
-    let has_cast = u8::from(layout.cast.is_some());
     let object = cast::led(object(*debug_lines), layout);
     let mut loader = EbpfLoader::new();
     loader
@@ -257,7 +256,6 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
         .override_global(names::GLOBAL_TARGET_PORTS, &targets, true)
         .override_global(names::GLOBAL_SKB_LAYOUT, &layout.layout, true)
-        .override_global(names::GLOBAL_HAS_CAST, &has_cast, true)
         .override_global(names::GLOBAL_BLOCK_RETURN, &block_return, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {

@@ -1,7 +1,9 @@
-//! Leads the programs' calls of [`names::CAST`] to the kernel's function.
+//! Has the programs read the state of a packet's checksum in place.
 //!
-//! aya knows helpers only, which have the same number everywhere. A function of the kernel's has a
-//! number of its own in each kernel, and the call says that it is one (RFC 9669, 4.3.1).
+//! The kernel's function `bpf_cast_to_kern_ctx` shows a program the structure behind its argument, at
+//! no cost. aya knows helpers only, which have the same number everywhere. A function of the
+//! kernel's has a number of its own in each kernel, and its call says that it is one (RFC 9669,
+//! 4.3.1). So the instructions are exchanged in the object before aya reads it.
 
 use gate25_common::names;
 
@@ -9,11 +11,15 @@ use super::skb::SkbAccess;
 
 /// Bytes of an instruction.
 const INSTRUCTION: usize = 8;
-/// `call` of a helper by number, and of a kernel function: the number comes behind these.
-const CALL_HELPER: [u8; 4] = [0x85, 0, 0, 0];
-const CALL_FUNCTION: [u8; 4] = [0x85, 0x20, 0, 0];
-/// `r0 = *(u8 *)(r0 + 0)`; the offset is in the bytes 2 and 3.
-const LOAD_BYTE: [u8; INSTRUCTION] = [0x71, 0, 0, 0, 0, 0, 0, 0];
+const COUNT: usize = names::CAST.len();
+/// `call` of a kernel's function.
+const CALL: u64 = 0x2085;
+/// `r0 = *(u8 *)(r0 + offset)`.
+const LOAD_BYTE: u64 = 0x71;
+/// `r0 &= number`.
+const AND: u64 = 0x57;
+/// `r0 ^= number`.
+const XOR: u64 = 0xa7;
 
 /// An object file, aligned as it is read.
 pub(super) struct ObjectFile {
@@ -38,28 +44,33 @@ impl ObjectFile {
     }
 }
 
-/// The object with its calls led to the kernel's function, where there is one.
+/// The object that looks whether a checksum is to come, if it can on this kernel.
 pub(super) fn led(object: &[u8], access: &SkbAccess) -> ObjectFile {
     let mut file = ObjectFile::new(object);
-    if let Some(function) = access.cast {
+    if let (Some(function), true) = (access.cast, access.layout.is_known()) {
         let body = file.bytes.get_mut(file.begin..).unwrap_or_default();
-        lead(body, function, access.layout.summed());
+        let partial = 3u64 << access.layout.summed_shift();
+        let looking = [
+            u64::from(function) << 32 | CALL,
+            (access.layout.summed() as u64) << 16 | LOAD_BYTE,
+            partial << 32 | AND,
+            partial << 32 | XOR,
+        ];
+        exchange(body, &looking);
     }
     file
 }
 
-/// Sections of code begin at multiples of an instruction's length (bpf-linker).
-fn lead(object: &mut [u8], function: u32, summed: usize) {
-    let mut placeholder = [0; INSTRUCTION];
-    placeholder[..4].copy_from_slice(&CALL_HELPER);
-    placeholder[4..].copy_from_slice(&names::CAST.to_le_bytes());
+/// Puts other instructions in the place of [`names::CAST`]. Sections of code begin at multiples of an
+/// instruction's length (bpf-linker).
+fn exchange(object: &mut [u8], new: &[u64; COUNT]) {
     let mut at = 0;
-    while let Some(pair) = object.get_mut(at..at + 2 * INSTRUCTION) {
-        let (call, load) = pair.split_at_mut(INSTRUCTION);
-        if call == placeholder && load == LOAD_BYTE {
-            call[..4].copy_from_slice(&CALL_FUNCTION);
-            call[4..].copy_from_slice(&function.to_le_bytes());
-            load[2..4].copy_from_slice(&(summed as u16).to_le_bytes());
+    while let Some(found) = object.get_mut(at..at + COUNT * INSTRUCTION) {
+        let (words, _) = found.as_chunks_mut::<INSTRUCTION>();
+        if words.iter().zip(names::CAST).all(|(word, old)| *word == old.to_le_bytes()) {
+            for (word, new) in words.iter_mut().zip(new) {
+                *word = new.to_le_bytes();
+            }
         }
         at += INSTRUCTION;
     }
@@ -67,17 +78,38 @@ fn lead(object: &mut [u8], function: u32, summed: usize) {
 
 #[cfg(test)]
 mod tests {
+    use gate25_common::abi::SkbLayout;
+
     use super::*;
 
     #[test]
-    fn lead_changes_the_call_and_the_load_behind_it_and_nothing_else() {
-        let call = [0x85, 0, 0, 0, 0x65, 0x74, 0x61, 0x67];
-        let exit = [0x95, 0, 0, 0, 0, 0, 0, 0];
-        let mut object = [exit, call, LOAD_BYTE, call, exit].concat();
-        lead(&mut object, 0x0102_0304, 0x80);
-        let led = [0x85, 0x20, 0, 0, 4, 3, 2, 1];
-        let load = [0x71, 0, 0x80, 0, 0, 0, 0, 0];
-        assert_eq!(object, [exit, led, load, call, exit].concat());
+    fn exchange_changes_the_marked_instructions_and_nothing_else() {
+        let bytes = |words: &[u64]| -> Vec<u8> {
+            words.iter().flat_map(|word| word.to_le_bytes()).collect()
+        };
+        let [mark, and, other, xor] = names::CAST;
+        let mut object = bytes(&[0x95, mark, and, other, xor, mark, and, 0x95]);
+        exchange(&mut object, &[1, 2, 3, 4]);
+        assert_eq!(object, bytes(&[0x95, 1, 2, 3, 4, mark, and, 0x95]));
+    }
+
+    #[test]
+    fn led_looks_at_the_two_bits_of_the_kernels_structure() {
+        let object: Vec<u8> = names::CAST.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let access = SkbAccess {
+            layout: SkbLayout::new(128, 5, 136, 192).unwrap(),
+            cast: Some(63_548),
+        };
+        // As an assembler writes it: call, load at 128, and with 0x60, exclusive or with 0x60.
+        let looking = [
+            [0x85, 0x20, 0, 0, 0x3c, 0xf8, 0, 0],
+            [0x71, 0, 0x80, 0, 0, 0, 0, 0],
+            [0x57, 0, 0, 0, 0x60, 0, 0, 0],
+            [0xa7, 0, 0, 0, 0x60, 0, 0, 0],
+        ];
+        assert_eq!(led(&object, &access).bytes(), looking.concat());
+        let without = SkbAccess { cast: None, ..access };
+        assert_eq!(led(&object, &without).bytes(), object);
     }
 
     #[test]
