@@ -183,7 +183,10 @@ pub(crate) fn guarded(port: [u8; 2]) -> bool {
 /// for the verifier: it goes through the network layer once and not once for every stack of tags.
 #[inline(always)]
 pub(crate) fn parse_frame(skb: *mut __sk_buff, late: u32) -> u64 {
-    let link = opaque(link_layer(skb, late));
+    let link = match packet::plain_link(&LinearFrame::new(skb, late)) {
+        Some(plain) => packed::pack_link(Ok(plain)),
+        None => opaque(link_layer(skb, late)),
+    };
     if packed::is_ip(link) {
         network_layer(skb, link, late)
     } else {
