@@ -296,7 +296,9 @@ impl PrefixSet {
         }
         prefixes.sort_unstable();
         prefixes.dedup_by_key(|prefix| (prefix.address, prefix.length));
-        let kept = prefixes.iter().map(|prefix: &Prefix| (prefix.address, prefix.length));
+        let kept = prefixes
+            .iter()
+            .map(|prefix: &Prefix| (prefix.address, prefix.length));
         let filter = SetFilter::of(kept);
         Ok(Self {
             sources,

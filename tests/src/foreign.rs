@@ -127,7 +127,8 @@ impl ForeignLink {
 }
 
 fn load(kind: u32, attach_type: u32, verdict: i32) -> anyhow::Result<OwnedFd> {
-    bpf::load(kind, attach_type, "theirs", &bpf::returning(verdict)).context("load a foreign program")
+    bpf::load(kind, attach_type, "theirs", &bpf::returning(verdict))
+        .context("load a foreign program")
 }
 
 impl Drop for ForeignProgram {

@@ -92,7 +92,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if env::var_os("GATE25_BIN").is_none() {
         cargo::build()?;
     }
-    let pace = if options.quick { Pace::QUICK } else { Pace::FULL };
+    let pace = if options.quick {
+        Pace::QUICK
+    } else {
+        Pace::FULL
+    };
     let mut figures = Figures::default();
     let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
     if chosen(Part::Program) {

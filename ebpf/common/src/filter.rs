@@ -84,7 +84,11 @@ impl SetFilter {
         };
         let parts = || prefixes.clone().flat_map(parts).flatten();
         for (_, length, is_v4) in parts() {
-            let shortest = if is_v4 { &mut filter.v4 } else { &mut filter.v6 };
+            let shortest = if is_v4 {
+                &mut filter.v4
+            } else {
+                &mut filter.v6
+            };
             *shortest = length.min(*shortest);
         }
         for (bits, _, is_v4) in parts() {

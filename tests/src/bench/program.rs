@@ -212,6 +212,7 @@ impl Program {
 
 /// Time that the calling thread has had a processor: what others take in between does not count.
 fn time_on_cpu() -> anyhow::Result<Duration> {
-    let time = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
+    let time =
+        clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).context("read the thread's clock")?;
     Ok(Duration::from(time))
 }

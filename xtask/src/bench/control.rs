@@ -11,8 +11,9 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use gate25_common::names;
 use gate25_tests::{
-    Agent, Lab, Offload, Tap, after, binary,
+    Agent, Lab, Offload, Tap, after,
     bench::{Context, Program, is_watched},
+    binary,
 };
 
 use super::{

@@ -68,7 +68,10 @@ pub(crate) fn unusual() -> Vec<Packet> {
     let tag = [Step::Tag(TAG, 5)];
     vec![
         packet("vlan", ethernet(&tag, IPV4, &Ipv4::to(OUTSIDE).with(&web))),
-        packet("vlan6", ethernet(&tag, IPV6, &Ipv6::to(SERVER_V6).with(&web))),
+        packet(
+            "vlan6",
+            ethernet(&tag, IPV6, &Ipv6::to(SERVER_V6).with(&web)),
+        ),
         packet("options", frame_v4(&options, &web)),
         packet("extension", frame_v6(&extended, &web)),
     ]

@@ -270,12 +270,7 @@ fn contests(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::Result<Vec<
 }
 
 impl Contest {
-    fn new(
-        lab: &Lab,
-        filter: Filter,
-        scale: Scale,
-        figures: &mut Figures,
-    ) -> anyhow::Result<Self> {
+    fn new(lab: &Lab, filter: Filter, scale: Scale, figures: &mut Figures) -> anyhow::Result<Self> {
         let name = filter.name(scale);
         let lane = Lane::new(lab, &name, &scale::interface(scale.measured()))?;
         let place = Place {

@@ -125,10 +125,16 @@ fn weigh(host: &mut Host, pace: Pace, figures: &mut Figures) -> anyhow::Result<(
     figures.put_samples("scrape_ms", &scrapes);
     let status = format!("/proc/{}/status", host.agent.process().id());
     let text = fs::read_to_string(&status).with_context(|| format!("read {status}"))?;
-    for (name, key) in [("agent_rss_mib", "VmRSS:"), ("agent_rss_peak_mib", "VmHWM:")] {
+    for (name, key) in [
+        ("agent_rss_mib", "VmRSS:"),
+        ("agent_rss_peak_mib", "VmHWM:"),
+    ] {
         let line = text.lines().find_map(|line| line.strip_prefix(key));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
-        figures.put(name, number.with_context(|| format!("no {key} in {status}"))? / 1024.0);
+        figures.put(
+            name,
+            number.with_context(|| format!("no {key} in {status}"))? / 1024.0,
+        );
     }
     let mut all = 0.0;
     for name in names::MAPS {
@@ -218,8 +224,20 @@ impl Packets {
             ("refused", &self.attempt_v6, tc, drop, DROP),
             ("refused", &self.data, tc, drop, DROP),
             ("cgroup_pass", web, group, group_pass, GROUP_PASS),
-            ("cgroup_allowed", &self.relayed, group, group_pass, GROUP_PASS),
-            ("cgroup_refused", &self.attempt, group, group_drop, GROUP_DROP),
+            (
+                "cgroup_allowed",
+                &self.relayed,
+                group,
+                group_pass,
+                GROUP_PASS,
+            ),
+            (
+                "cgroup_refused",
+                &self.attempt,
+                group,
+                group_drop,
+                GROUP_DROP,
+            ),
             ("empty_over_empty", web, again, pass, PASS),
         ]);
         let pair = |(verdict, packet, ours, empty, expected): (_, &'a Packet, _, _, _)| {
@@ -255,7 +273,10 @@ fn promised(figures: &mut Figures, packets: &Packets) {
     }
     for (name, of) in [
         ("refused_over_empty_ns", "program_refused_attempt_ns"),
-        ("refused_random_ns", "program_refused_random_10000_customers_ns"),
+        (
+            "refused_random_ns",
+            "program_refused_random_10000_customers_ns",
+        ),
     ] {
         for end in ["", "_min", "_spread"] {
             if let Some(value) = figures.get(&format!("{of}{end}")) {
@@ -419,8 +440,7 @@ impl<'a> Run<'a> {
 pub(crate) fn pin(cpu: usize) -> anyhow::Result<()> {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).context("a processor's number")?;
-    sched_setaffinity(Pid::from_raw(0), &cpus)
-        .with_context(|| format!("stay on processor {cpu}"))
+    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("stay on processor {cpu}"))
 }
 
 impl Host {

@@ -11,7 +11,10 @@ use super::{
 
 /// Packets that programs were run on: what they are, and their figure.
 const PACKETS: [(&str, &str); 17] = [
-    ("the empty program against itself (the method's error)", "empty_over_empty_tcp"),
+    (
+        "the empty program against itself (the method's error)",
+        "empty_over_empty_tcp",
+    ),
     ("TCP to port 443", "pass_tcp"),
     ("same over IPv6", "pass_tcp6"),
     ("UDP", "pass_udp"),
@@ -26,7 +29,10 @@ const PACKETS: [(&str, &str); 17] = [
     ("SYN to the relay", "allowed_relay"),
     ("SYN to the customer's own allowlist", "allowed_listed"),
     ("control group: TCP to port 443", "cgroup_pass_tcp"),
-    ("control group: SYN to port 25, refused", "cgroup_refused_attempt"),
+    (
+        "control group: SYN to port 25, refused",
+        "cgroup_refused_attempt",
+    ),
     ("control group: SYN to the relay", "cgroup_allowed_relay"),
 ];
 
@@ -76,7 +82,11 @@ fn row(text: &mut String, figures: &Figures, what: &str, name: &str) {
         return;
     };
     // Writing to a String does not fail.
-    writeln!(text, "| {what} | {median} ns | {least} ns | ± {spread} ns |").ok();
+    writeln!(
+        text,
+        "| {what} | {median} ns | {least} ns | ± {spread} ns |"
+    )
+    .ok();
 }
 
 fn path_row(text: &mut String, figures: &Figures, scale: Scale, contender: Contender) {

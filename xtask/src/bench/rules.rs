@@ -120,11 +120,9 @@ impl Place {
 
     /// iptables with two sets for all customers.
     pub(crate) fn ipset(self) -> String {
-        raw(
-            "-A SMTP -m set --match-set relays dst -j ACCEPT\n\
+        raw("-A SMTP -m set --match-set relays dst -j ACCEPT\n\
              -A SMTP -m set --match-set allowed dst,src -j ACCEPT\n\
-             -A SMTP -j DROP\n",
-        )
+             -A SMTP -j DROP\n")
     }
 
     /// iptables with a rule a customer, and none for their prefixes.
@@ -161,5 +159,9 @@ fn raw(rules: &str) -> String {
 }
 
 fn set(text: &mut String, name: &str, kind: &str, elements: &str) {
-    writeln!(text, "set {name} {{ {kind}; elements = {{ {elements} }}; }}").ok();
+    writeln!(
+        text,
+        "set {name} {{ {kind}; elements = {{ {elements} }}; }}"
+    )
+    .ok();
 }

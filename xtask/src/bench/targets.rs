@@ -133,7 +133,12 @@ const TARGETS: [Target; 19] = [
         AtMost(30.0),
     ),
     target("a scrape", "scrape_ms", "ms", AtMost(20.0)),
-    target("the agent's memory (RSS)", "agent_rss_mib", "MiB", AtMost(40.0)),
+    target(
+        "the agent's memory (RSS)",
+        "agent_rss_mib",
+        "MiB",
+        AtMost(40.0),
+    ),
 ];
 
 impl Bound {
@@ -154,9 +159,7 @@ impl Bound {
 
 /// The table of promises, in Markdown.
 pub(crate) fn table(figures: &Figures) -> String {
-    let mut text = String::from(
-        "| what | target | measured | spread | |\n|---|---|---|---|---|\n",
-    );
+    let mut text = String::from("| what | target | measured | spread | |\n|---|---|---|---|---|\n");
     for Target {
         what,
         figure,
@@ -167,7 +170,11 @@ pub(crate) fn table(figures: &Figures) -> String {
         let (measured, outcome) = match figures.get(figure) {
             Some(value) => (
                 format!("{}{} {unit}", least(figures, figure), shown(value)),
-                if bound.holds(value) { "met" } else { "**missed**" },
+                if bound.holds(value) {
+                    "met"
+                } else {
+                    "**missed**"
+                },
             ),
             None => (
                 figures.reason(figure).unwrap_or("not measured").to_owned(),

@@ -67,7 +67,11 @@ fn exchange(object: &mut [u8], new: &[u64; COUNT]) {
     let mut at = 0;
     while let Some(found) = object.get_mut(at..at + COUNT * INSTRUCTION) {
         let (words, _) = found.as_chunks_mut::<INSTRUCTION>();
-        if words.iter().zip(names::CAST).all(|(word, old)| *word == old.to_le_bytes()) {
+        if words
+            .iter()
+            .zip(names::CAST)
+            .all(|(word, old)| *word == old.to_le_bytes())
+        {
             for (word, new) in words.iter_mut().zip(new) {
                 *word = new.to_le_bytes();
             }
@@ -95,7 +99,10 @@ mod tests {
 
     #[test]
     fn led_looks_at_the_two_bits_of_the_kernels_structure() {
-        let object: Vec<u8> = names::CAST.iter().flat_map(|word| word.to_le_bytes()).collect();
+        let object: Vec<u8> = names::CAST
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect();
         let access = SkbAccess {
             layout: SkbLayout::new(128, 5, 136, 192).unwrap(),
             cast: Some(63_548),
@@ -108,7 +115,10 @@ mod tests {
             [0xa7, 0, 0, 0, 0x60, 0, 0, 0],
         ];
         assert_eq!(led(&object, &access).bytes(), looking.concat());
-        let without = SkbAccess { cast: None, ..access };
+        let without = SkbAccess {
+            cast: None,
+            ..access
+        };
         assert_eq!(led(&object, &without).bytes(), object);
     }
 

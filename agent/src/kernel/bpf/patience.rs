@@ -16,9 +16,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// # Errors
 ///
 /// What the kernel said last.
-pub(super) fn patiently(
-    mut write: impl FnMut() -> Result<(), MapError>,
-) -> Result<(), MapError> {
+pub(super) fn patiently(mut write: impl FnMut() -> Result<(), MapError>) -> Result<(), MapError> {
     let end = Instant::now() + LIMIT;
     loop {
         let result = write();

@@ -123,8 +123,10 @@ impl PolicyTables {
                 .map_err(failed("write into", names::MAP_CUSTOMERS)),
             Step::RemoveCustomer(id) => absent_is_fine(self.customers.remove(id))
                 .map_err(failed("remove from", names::MAP_CUSTOMERS)),
-            Step::PutInterface(index, owner) => patiently(|| self.interfaces.insert(index, owner, 0))
-                .map_err(failed("write into", names::MAP_INTERFACES)),
+            Step::PutInterface(index, owner) => {
+                patiently(|| self.interfaces.insert(index, owner, 0))
+                    .map_err(failed("write into", names::MAP_INTERFACES))
+            }
             Step::RemoveInterface(index) => absent_is_fine(self.interfaces.remove(index))
                 .map_err(failed("remove from", names::MAP_INTERFACES)),
             Step::PutCgroup(id, customer) => patiently(|| self.cgroups.insert(id, customer, 0))
@@ -241,9 +243,8 @@ impl CounterTables {
             map: names::MAP_CUSTOMER_COUNTERS,
             source,
         })?;
-        let inserted = patiently(|| {
-            present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE))
-        });
+        let inserted =
+            patiently(|| present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE)));
         inserted.map_err(|source| BpfError::Table {
             action: "write into",
             map: names::MAP_SKETCHES,

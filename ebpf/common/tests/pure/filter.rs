@@ -14,7 +14,11 @@ fn address(bits: u128) -> Address {
 }
 
 fn filter(prefixes: &[Prefix]) -> SetFilter {
-    SetFilter::of(prefixes.iter().map(|(bits, length)| (address(*bits), *length)))
+    SetFilter::of(
+        prefixes
+            .iter()
+            .map(|(bits, length)| (address(*bits), *length)),
+    )
 }
 
 /// Where prefixes are dense, so that they are in each other and share beginnings.

@@ -54,9 +54,10 @@ fn plain_link_says_what_link_says_or_nothing() {
     let tag = Step::Tag(TAG, 5);
     let stacks: [&[Step]; 5] = [&[], &[tag], &[tag, tag], &[Step::SNAP], &[tag, Step::SNAP]];
     let mut told = 0;
-    for (steps, ethertype) in stacks.into_iter().flat_map(|steps| {
-        [IPV4, IPV6, ARP, PPPOE_SESSION].map(|ethertype| (steps, ethertype))
-    }) {
+    for (steps, ethertype) in stacks
+        .into_iter()
+        .flat_map(|steps| [IPV4, IPV6, ARP, PPPOE_SESSION].map(|ethertype| (steps, ethertype)))
+    {
         let bytes = ethernet(steps, ethertype, &v4());
         for (length, stripped) in (0..=bytes.len()).flat_map(|it| [(it, 0), (it, 1), (it, 3)]) {
             let frame = MemoryFrame::new(&bytes[..length]).stripped(stripped);
