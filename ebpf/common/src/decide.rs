@@ -288,10 +288,14 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         entry,
         malformed: None,
     };
-    if let Some(hit) = lookup(tables, policy.profile_set(), destination) {
+    if policy.profile_filter().may_hold(destination)
+        && let Some(hit) = lookup(tables, policy.profile_set(), destination)
+    {
         return allow(Reason::Allowlist, hit.entry());
     }
-    if let Some(hit) = lookup(tables, policy.customer_set(), destination) {
+    if policy.customer_filter().may_hold(destination)
+        && let Some(hit) = lookup(tables, policy.customer_set(), destination)
+    {
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);
     }
     if policy.has_exemptions()

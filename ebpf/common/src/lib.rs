@@ -11,6 +11,7 @@ pub mod address;
 pub mod bypass;
 pub mod counters;
 pub mod decide;
+pub mod filter;
 pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]

@@ -2,7 +2,7 @@
 //! with what the built object holds. The kernel keeps at most 15 bytes of a name.
 
 /// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";
@@ -102,7 +102,7 @@ pub const INHERITED: [(&str, u32); 8] = [
     (MAP_RETURN_CUSTOMERS, 3),
     (MAP_HINDRANCES, 3),
     (MAP_INTERFACES, 2),
-    (MAP_BYPASS, 3),
+    (MAP_BYPASS, 4),
 ];
 
 /// Constant of the object: guarded ports in network byte order, `[u16; 8]`.
@@ -124,3 +124,13 @@ pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
 /// Constant of the object: 1 where packets that come back to guests from guarded ports are judged,
 /// `u8`.
 pub const GLOBAL_BLOCK_RETURN: &str = "BLOCK_RETURN";
+
+/// What the number in [`CAST`] is known by.
+const MARK: u32 = 0x6761_7465;
+
+/// Four instructions that give 0, "a checksum may be still to come":
+/// `r0 = MARK; r0 &= 0; r0 &= 0; r0 ^= 0`. The agent puts others in their place, which look whether
+/// one is, where the kernel has a function that shows programs its own structure (6.2).
+pub const CAST: [u64; 4] = [(MARK as u64) << 32 | 0xb7, 0x57, 0x57, 0xa7];
+/// The first of [`CAST`] as a number for the assembler.
+pub const CAST_MARK: i32 = MARK as i32;
