@@ -191,5 +191,6 @@ fn kind(outcome: &ReloadOutcome) -> &'static str {
         ReloadOutcome::Unchanged => "unchanged",
         ReloadOutcome::Refused { .. } => "refused",
         ReloadOutcome::Shrunk { .. } => "shrunk",
+        ReloadOutcome::OnTrial { .. } => "on trial",
     }
 }
