@@ -121,7 +121,7 @@ struct Seen {
 
 impl Deciders {
     pub(crate) fn new(namespace: &NetNs, host: HostMode, tables: MemoryTables) -> Self {
-        Self::with(namespace, host, || Kernel::load(host), tables)
+        Self::with(namespace, host, move || Kernel::load(host), tables)
     }
 
     /// The same with programs that are made to be as the host is.
