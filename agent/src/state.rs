@@ -204,7 +204,9 @@ impl LastKnownGood {
         let temporary = self.directory.join(TEMPORARY_NAME);
         remove(&temporary).map_err(|source| self.unwritten(source))?;
         // What cannot be read is written anew.
-        let stored = read(&self.path(), &Trust::Keepers(keepers())).ok().flatten();
+        let stored = read(&self.path(), &Trust::Keepers(keepers()))
+            .ok()
+            .flatten();
         let stored = stored.and_then(|bytes| {
             let hash = format::hash(&bytes).ok()?;
             Some((hash, bytes))
