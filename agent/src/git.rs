@@ -74,14 +74,13 @@ pub(crate) fn checkout(directory: &Path, revision: &str) -> Result<TempDir, GitE
         "--end-of-options",
         &commit,
     ];
-    let commit = git.run("find the revision", &words, Vec::new());
-    let commit = commit.map_err(|error| match error {
-        GitError::Refused { action, said } if said.is_empty() => GitError::Refused {
-            action,
-            said: format!("there is no {}", escape(revision)),
-        },
-        other => other,
-    })?;
+    let commit = match git.run("find the revision", &words, Vec::new()) {
+        Err(GitError::Refused { action, said }) if said.is_empty() => {
+            let said = format!("there is no {}", escape(revision));
+            return Err(GitError::Refused { action, said });
+        }
+        commit => commit?,
+    };
     let commit = String::from_utf8_lossy(&commit).trim().to_owned();
     // Paths are relative to the directory, and what is outside is not listed.
     let listing = git.run(

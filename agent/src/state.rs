@@ -207,8 +207,11 @@ impl LastKnownGood {
         let stored = read(&self.path(), &Trust::Keepers(keepers()))
             .ok()
             .flatten();
-        let stored = stored.and_then(|bytes| format::hash(&bytes).ok());
-        if stored == Some(set.hash) {
+        let stored = stored.and_then(|bytes| {
+            let hash = format::hash(&bytes).ok()?;
+            Some((hash, bytes))
+        });
+        if stored.as_ref().is_some_and(|(hash, _)| *hash == set.hash) {
             return Ok(Saved::Unchanged);
         }
         let bytes = format::encode(set).map_err(StateError::Encode)?;
@@ -216,8 +219,10 @@ impl LastKnownGood {
             return Err(StateError::TooLarge { path: self.path() });
         }
         let moved = write(&temporary, &bytes)
-            .and_then(|()| match stored {
-                Some(stored) if base.is_none_or(|base| base == stored) => self.keep_previous(),
+            .and_then(|()| match &stored {
+                Some((hash, bytes)) if base.is_none_or(|base| base == *hash) => {
+                    self.keep_previous(bytes)
+                }
                 Some(_) | None => Ok(()),
             })
             .and_then(|()| fs::rename(&temporary, self.path()));
@@ -230,12 +235,18 @@ impl LastKnownGood {
         Ok(Saved::Written)
     }
 
-    /// The set that is about to be replaced stays under another name.
-    fn keep_previous(&self) -> io::Result<()> {
+    /// The set that is about to be replaced stays under another name: a copy, since no file is given
+    /// to another user that has a second name.
+    fn keep_previous(&self, bytes: &[u8]) -> io::Result<()> {
         let temporary = self.directory.join(PREVIOUS_TEMPORARY_NAME);
         remove(&temporary)?;
-        fs::hard_link(self.path(), &temporary)?;
-        fs::rename(&temporary, self.directory.join(PREVIOUS_NAME))
+        let moved = write(&temporary, bytes)
+            .and_then(|()| fs::rename(&temporary, self.directory.join(PREVIOUS_NAME)));
+        if moved.is_err() {
+            // As above: a full disk gets its room back.
+            let _removed = remove(&temporary);
+        }
+        moved
     }
 
     /// Opens the directory, made if it is missing: whoever may write there decides what a start

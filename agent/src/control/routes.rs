@@ -128,7 +128,7 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
         wait,
     } = match request {
         Ok(request) => request,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let (reply, answer) = oneshot::channel();
     let command = Command::Reload {
@@ -162,7 +162,7 @@ async fn trial(State(desk): State<Desk>, body: Bytes) -> Response {
             let message = format!("a trial takes 1 to {LONGEST_TRIAL} seconds");
             return failure(StatusCode::BAD_REQUEST, message);
         }
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let (reply, answer) = oneshot::channel();
     let command = Command::Reload {
@@ -211,7 +211,7 @@ async fn bypass(State(desk): State<Desk>, body: Bytes) -> Response {
             );
             return failure(StatusCode::BAD_REQUEST, message);
         }
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let (reply, answer) = oneshot::channel();
     match desk.ask(Command::Bypass { request, reply }, answer).await {
@@ -230,13 +230,13 @@ async fn undo(State(desk): State<Desk>) -> Response {
 }
 
 /// What a body asks for, or the answer to one that asks for nothing that there is.
-fn request<T: DeserializeOwned>(body: &[u8]) -> Result<T, Response> {
+fn request<T: DeserializeOwned>(body: &[u8]) -> Result<T, Box<Response>> {
     // Not at once: serde takes an array for an object, by position.
     let object = serde_json::from_slice(body);
     let request = object.and_then(|object| serde_json::from_value(Value::Object(object)));
     request.map_err(|error| {
         let message = format!("the body is no such request: {error}");
-        failure(StatusCode::BAD_REQUEST, message)
+        Box::new(failure(StatusCode::BAD_REQUEST, message))
     })
 }
 

@@ -189,9 +189,9 @@ impl Trials {
         match &mut self.trial {
             None => {}
             Some(trial) if trial.base != files && matches!(trial.phase, Phase::Running(_)) => {
-                if trial.files != files {
+                let before = std::mem::replace(&mut trial.files, files);
+                if before != files {
                     warn!("changed files are on trial with what was before");
-                    trial.files = files;
                     self.keep();
                 }
             }

@@ -169,7 +169,7 @@ fn pattern_between_quotes_may_be_followed_by_a_remark() {
 
 #[test]
 fn pattern_between_double_quotes_with_an_escape_is_still_refused() {
-    for written in ["\"lxc/a\\x2d\"  # c", "\"lxc/a\\\n  b\""] {
+    for written in ["\"lxc/a\\x2d\"  # c", "\"lxc/a\\\n          b\""] {
         let text =
             format!("{DEFAULT}customers:\n  - id: a\n    workloads:\n      - cgroup: {written}\n");
         let loaded =

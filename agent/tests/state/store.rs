@@ -66,6 +66,29 @@ fn set_with_the_same_hash_is_not_written_again() {
 }
 
 #[test]
+fn set_before_stays_as_the_previous_one_unless_another_has_to() {
+    let (dir, store) = new();
+    let sets = [1, 2, 3, 4].map(|number| stored(number, &[]));
+    assert_eq!(store.previous().unwrap(), None);
+    store.save(&sets[0]).unwrap();
+    assert_eq!(store.previous().unwrap(), None);
+    store.save(&sets[1]).unwrap();
+    assert_eq!(store.previous().unwrap(), Some(sets[0].clone()));
+    // The second set has to stay: it becomes the previous one, and stays that.
+    let base = Some(sets[1].hash);
+    store.replace(&sets[2], base).unwrap();
+    assert_eq!(store.previous().unwrap(), Some(sets[1].clone()));
+    store.replace(&sets[3], base).unwrap();
+    assert_eq!(store.previous().unwrap(), Some(sets[1].clone()));
+    assert_eq!(store.load().unwrap(), Some(sets[3].clone()));
+    assert_eq!(names(dir.path()), ["last-known-good.json", "previous.json"]);
+    for name in names(dir.path()) {
+        let metadata = fs::metadata(dir.path().join(name)).unwrap();
+        assert_eq!((metadata.mode(), metadata.nlink()), (0o100_600, 1));
+    }
+}
+
+#[test]
 fn file_that_is_damaged_is_written_again_although_the_hash_is_the_same() {
     let (_dir, store) = new();
     store.save(&small()).unwrap();

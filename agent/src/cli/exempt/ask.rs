@@ -10,7 +10,7 @@ use crate::cli::term::term;
 use crate::diagnostic::{escape, is_deceptive, quoted};
 use crate::policy::ANY;
 use crate::policy::scalar::{Id, Target, Time, Told};
-use crate::yaml::read::{Fault, Scalar};
+use crate::yaml::read::{Fault, Scalar as _};
 use crate::yaml::tree::Style;
 
 /// Asks, where there is somebody to answer, and remembers what is still missing.
