@@ -125,7 +125,10 @@ impl Drop for Cgroup {
 }
 
 /// Where cgroup v2 is mounted; on a hybrid host that is below `/sys/fs/cgroup`.
-pub(crate) fn mount() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+/// When it is mounted nowhere.
+pub fn mount() -> anyhow::Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("read the mount table")?;
     for line in mounts.lines() {
         let Some((place, source)) = line.split_once(" - ") else {

@@ -2,25 +2,22 @@
 
 use std::{
     fs::File,
-    io,
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
 };
 
 use anyhow::Context as _;
 use nix::libc;
 
-use crate::{Cgroup, NetNs};
+use crate::{
+    Cgroup, NetNs,
+    bpf::{
+        self, BPF_CGROUP_INET_EGRESS, BPF_PROG_TYPE_CGROUP_SKB, BPF_PROG_TYPE_SCHED_CLS,
+        BPF_PROG_TYPE_XDP, BPF_TCX_INGRESS, BPF_XDP, call,
+    },
+};
 
-const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
-const BPF_LINK_CREATE: libc::c_long = 28;
-const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
-const BPF_PROG_TYPE_XDP: u32 = 6;
-const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
-const BPF_CGROUP_INET_EGRESS: u32 = 1;
-const BPF_XDP: u32 = 37;
-const BPF_TCX_INGRESS: u32 = 46;
 const BPF_F_ALLOW_MULTI: u32 = 1 << 1;
 const BPF_F_BEFORE: u32 = 1 << 3;
 const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
@@ -43,39 +40,13 @@ pub struct ForeignLink {
     link: OwnedFd,
 }
 
-/// The beginning of `union bpf_attr` for `BPF_PROG_LOAD`.
-#[repr(C)]
-struct Load {
-    kind: u32,
-    count: u32,
-    instructions: u64,
-    license: u64,
-    log: [u64; 2],
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    interface: u32,
-    attach_type: u32,
-}
-
-/// The same for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
+/// The beginning of `union bpf_attr` for `BPF_PROG_ATTACH` and `BPF_PROG_DETACH`.
 #[repr(C)]
 struct Attach {
     target: u32,
     program: u32,
     attach_type: u32,
     flags: u32,
-}
-
-/// The same for `BPF_LINK_CREATE`.
-#[repr(C)]
-struct Link {
-    program: u32,
-    target: u32,
-    attach_type: u32,
-    flags: u32,
-    relative: u64,
-    revision: u64,
 }
 
 impl ForeignProgram {
@@ -100,7 +71,7 @@ impl ForeignProgram {
             program: load(BPF_PROG_TYPE_CGROUP_SKB, BPF_CGROUP_INET_EGRESS, PASS)?,
             cgroup: File::open(cgroup.dir()).context("open a cgroup")?,
         };
-        bpf(BPF_PROG_ATTACH, &mut foreign.place(flags)).context("attach a foreign program")?;
+        call(BPF_PROG_ATTACH, &mut foreign.place(flags)).context("attach a foreign program")?;
         Ok(foreign)
     }
 
@@ -149,61 +120,20 @@ impl ForeignLink {
         attach_type: u32,
         flags: u32,
     ) -> anyhow::Result<Self> {
-        let mut link = Link {
-            program: program.as_raw_fd() as u32,
-            target: interface,
-            attach_type,
-            flags,
-            relative: 0,
-            revision: 0,
-        };
-        let link = ns
-            .run(|| bpf(BPF_LINK_CREATE, &mut link))?
+        let link = bpf::link(ns, program, interface, attach_type, flags)
             .context("attach a foreign program to an interface")?;
-        Ok(Self {
-            link: descriptor(link)?,
-        })
+        Ok(Self { link })
     }
 }
 
-/// Loads `r0 = verdict; exit`.
 fn load(kind: u32, attach_type: u32, verdict: i32) -> anyhow::Result<OwnedFd> {
-    let verdict = u64::from(verdict as u32) << 32;
-    let instructions = [verdict | 0xb7, 0x95];
-    let mut load = Load {
-        kind,
-        count: instructions.len() as u32,
-        instructions: instructions.as_ptr() as u64,
-        license: c"MIT".as_ptr() as u64,
-        log: [0; 2],
-        kernel_version: 0,
-        flags: 0,
-        name: *b"theirs\0\0\0\0\0\0\0\0\0\0",
-        interface: 0,
-        attach_type,
-    };
-    descriptor(bpf(BPF_PROG_LOAD, &mut load).context("load a foreign program")?)
-}
-
-fn descriptor(number: libc::c_long) -> anyhow::Result<OwnedFd> {
-    let number = i32::try_from(number).context("a descriptor")?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    bpf::load(kind, attach_type, "theirs", &bpf::returning(verdict))
+        .context("load a foreign program")
 }
 
 impl Drop for ForeignProgram {
     fn drop(&mut self) {
         // Gone with its cgroup, if not now.
-        drop(bpf(BPF_PROG_DETACH, &mut self.place(0)));
-    }
-}
-
-/// Calls bpf(2). What `attr` points to lives through the call.
-pub(crate) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: `attr` is a live `repr(C)` prefix of `union bpf_attr` of the length given, and what
-    // it points to lives through the call.
-    match unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) } {
-        -1 => Err(io::Error::last_os_error()),
-        result => Ok(result),
+        drop(call(BPF_PROG_DETACH, &mut self.place(0)));
     }
 }

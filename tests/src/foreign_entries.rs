@@ -1,26 +1,17 @@
 //! Entries of somebody else in a pinned table: they take the room of the agent's own.
 
-use std::{
-    ffi::CString,
-    fs, io,
-    os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
-    path::Path,
-    time::Duration,
-};
+use std::{fs, io, os::fd::OwnedFd, time::Duration};
 
 use anyhow::Context as _;
 use nix::libc;
 
-use crate::{World, foreign::bpf, poll};
+use crate::{
+    World,
+    bpf::{self, MapInfo},
+    poll,
+};
 
 const LIMIT: Duration = Duration::from_secs(20);
-const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
-const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// `enum bpf_map_type`.
 const BPF_MAP_TYPE_LPM_TRIE: u32 = 11;
 /// Interfaces have no such numbers, or not before this many came and went.
@@ -30,47 +21,10 @@ const FIRST_INDEX: u32 = 0x4000_0000;
 #[derive(Debug)]
 pub struct ForeignEntries {
     map: OwnedFd,
-    info: Info,
+    info: MapInfo,
     value: Vec<u8>,
     /// How many are in, the first ones by number.
     count: u64,
-}
-
-/// The beginning of `struct bpf_map_info`.
-#[derive(Debug, Clone, Copy, Default)]
-#[repr(C)]
-struct Info {
-    kind: u32,
-    id: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-}
-
-/// `union bpf_attr` for `BPF_OBJ_GET`.
-#[repr(C)]
-struct Get {
-    path: u64,
-    fd: u32,
-    flags: u32,
-}
-
-/// The same for `BPF_OBJ_GET_INFO_BY_FD`.
-#[repr(C)]
-struct Ask {
-    fd: u32,
-    length: u32,
-    info: u64,
-}
-
-/// The same for `BPF_MAP_UPDATE_ELEM` and `BPF_MAP_DELETE_ELEM`.
-#[repr(C)]
-struct Element {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
 }
 
 impl ForeignEntries {
@@ -84,9 +38,9 @@ impl ForeignEntries {
         let map = world
             .hosting
             .hypervisor
-            .run(|| open(&pin))?
+            .run(|| bpf::open(&pin))?
             .with_context(|| format!("open {}", pin.display()))?;
-        let info = ask(&map).with_context(|| format!("ask for the shape of {name}"))?;
+        let info = bpf::map_info(&map).with_context(|| format!("ask for the shape of {name}"))?;
         // Tables with a value for each processor take that many.
         let value_bytes = info.value_size.next_multiple_of(8) as usize * processors()?;
         let mut entries = Self {
@@ -148,23 +102,11 @@ impl ForeignEntries {
     }
 
     fn put(&self, key: &[u8]) -> io::Result<()> {
-        let mut element = self.element(key);
-        element.value = self.value.as_ptr() as u64;
-        bpf(BPF_MAP_UPDATE_ELEM, &mut element).map(drop)
+        bpf::put(&self.map, key, &self.value)
     }
 
     fn delete(&self, key: &[u8]) -> io::Result<()> {
-        bpf(BPF_MAP_DELETE_ELEM, &mut self.element(key)).map(drop)
-    }
-
-    fn element(&self, key: &[u8]) -> Element {
-        Element {
-            map: self.map.as_raw_fd() as u32,
-            padding: 0,
-            key: key.as_ptr() as u64,
-            value: 0,
-            flags: 0,
-        }
+        bpf::delete(&self.map, key)
     }
 
     /// A key that is the agent's by accident only: of 64 bits or more, made from the number.
@@ -195,30 +137,6 @@ fn mixed(number: u64) -> u64 {
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     word ^ (word >> 31)
-}
-
-fn open(pin: &Path) -> anyhow::Result<OwnedFd> {
-    let path = CString::new(pin.as_os_str().as_bytes()).context("a pin's path")?;
-    let mut get = Get {
-        path: path.as_ptr() as u64,
-        fd: 0,
-        flags: 0,
-    };
-    let fd = bpf(BPF_OBJ_GET, &mut get)?;
-    let fd = i32::try_from(fd).context("a descriptor")?;
-    // SAFETY: the kernel has just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn ask(map: &OwnedFd) -> io::Result<Info> {
-    let mut info = Info::default();
-    let mut ask = Ask {
-        fd: map.as_raw_fd() as u32,
-        length: size_of::<Info>() as u32,
-        info: (&raw mut info) as u64,
-    };
-    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut ask)?;
-    Ok(info)
 }
 
 /// Processors that there may be: the last number of `/sys/devices/system/cpu/possible`, and one.

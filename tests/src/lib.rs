@@ -5,6 +5,8 @@
 //! process (also SIGKILL) removes all of it: a guardian process waits for that.
 
 mod agent;
+pub mod bench;
+mod bpf;
 mod cgroup;
 mod container;
 mod far_side;
@@ -41,7 +43,7 @@ mod wires;
 mod world;
 
 pub use agent::{Agent, Build, Settings, binary};
-pub use cgroup::Cgroup;
+pub use cgroup::{Cgroup, mount as cgroup_mount};
 pub use container::{Container, Containers, Network, Runtime};
 pub use far_side::{Witness, greet};
 pub use feature::{Feature, kernel_version};
