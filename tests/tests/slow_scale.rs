@@ -12,6 +12,24 @@ use nix::sys::signal::Signal;
 const LIMIT: Duration = Duration::from_secs(10);
 
 #[test]
+fn ten_thousand_customers_who_all_have_a_container_are_all_known_after_the_start() {
+    const CUSTOMERS: usize = 10_000;
+    let world = World::new().unwrap();
+    let mut policy = PolicyText::default();
+    for number in 0..CUSTOMERS {
+        let name = format!("c{number}");
+        std::fs::create_dir(world.containers.root.dir().join(&name)).unwrap();
+        policy = policy.container(&name, &world.below(&name));
+    }
+    let agent = world.agent_with(world.settings(), &policy).unwrap();
+    let enforced = [("kind", "cgroup"), ("state", "enforced")];
+    let all = |count: f64| count >= CUSTOMERS as f64;
+    agent
+        .wait_metric("gate25_workloads", &enforced, LIMIT, all)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+}
+
+#[test]
 fn ten_thousand_containers_that_send_at_once_leak_nothing() {
     const BIRTHS: usize = 10_000;
     const AT_ONCE: usize = 4;

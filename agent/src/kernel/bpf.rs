@@ -45,6 +45,7 @@ pub mod hooks;
 mod inherit;
 pub mod leftover;
 mod link;
+mod patience;
 pub mod pins;
 pub mod place;
 mod programs;

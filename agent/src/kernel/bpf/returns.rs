@@ -7,6 +7,7 @@ use gate25_common::names;
 use gate25_common::returns::ReturnCounters;
 
 use super::BpfError;
+use super::patience::patiently;
 use super::tables::{NO_REPLACE, absent_is_fine, present, present_is_fine, typed};
 
 /// Counters of the host and of customers. Reading needs no exclusive access.
@@ -49,14 +50,10 @@ impl ReturnTables {
 
     /// Gives a customer counters, unless it has them.
     pub(super) fn track(&mut self, id: CustomerId) -> Result<(), BpfError> {
-        let zero =
-            PerCpuValues::try_from(vec![ReturnCounters::ZERO; self.cpus]).map_err(|source| {
-                BpfError::Cpus {
-                    file: "per-CPU values",
-                    source,
-                }
-            })?;
-        let inserted = present_is_fine(self.customers.insert(id, zero, NO_REPLACE));
+        let inserted = patiently(|| {
+            let zero = PerCpuValues::try_from(vec![ReturnCounters::ZERO; self.cpus])?;
+            present_is_fine(self.customers.insert(id, zero, NO_REPLACE))
+        });
         inserted.map_err(|source| BpfError::Table {
             action: "write into",
             map: names::MAP_RETURN_CUSTOMERS,

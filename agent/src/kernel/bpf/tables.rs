@@ -16,6 +16,7 @@ use gate25_common::redirect::{Flow, Hindrances, Redirected};
 use crate::compile::Prefix;
 use crate::dataplane::{MapImage, Step};
 use crate::kernel::bpf::BpfError;
+use crate::kernel::bpf::patience::patiently;
 
 /// `BPF_NOEXIST`: what is counted stays.
 pub(super) const NO_REPLACE: u64 = 1;
@@ -109,27 +110,26 @@ impl PolicyTables {
         match step {
             Step::AddSet(set, prefixes) => prefixes
                 .iter()
-                .try_for_each(|prefix| self.prefixes.insert(&key(*set, prefix), prefix.value(), 0))
+                .try_for_each(|prefix| {
+                    let key = key(*set, prefix);
+                    patiently(|| self.prefixes.insert(&key, prefix.value(), 0))
+                })
                 .map_err(failed("write into", names::MAP_PREFIXES)),
             Step::RemoveSet(set, prefixes) => prefixes
                 .iter()
                 .try_for_each(|prefix| absent_is_fine(self.prefixes.remove(&key(*set, prefix))))
                 .map_err(failed("remove from", names::MAP_PREFIXES)),
-            Step::PutCustomer(id, policy) => self
-                .customers
-                .insert(id, **policy, 0)
+            Step::PutCustomer(id, policy) => patiently(|| self.customers.insert(id, **policy, 0))
                 .map_err(failed("write into", names::MAP_CUSTOMERS)),
             Step::RemoveCustomer(id) => absent_is_fine(self.customers.remove(id))
                 .map_err(failed("remove from", names::MAP_CUSTOMERS)),
-            Step::PutInterface(index, owner) => self
-                .interfaces
-                .insert(index, owner, 0)
-                .map_err(failed("write into", names::MAP_INTERFACES)),
+            Step::PutInterface(index, owner) => {
+                patiently(|| self.interfaces.insert(index, owner, 0))
+                    .map_err(failed("write into", names::MAP_INTERFACES))
+            }
             Step::RemoveInterface(index) => absent_is_fine(self.interfaces.remove(index))
                 .map_err(failed("remove from", names::MAP_INTERFACES)),
-            Step::PutCgroup(id, customer) => self
-                .cgroups
-                .insert(id, customer, 0)
+            Step::PutCgroup(id, customer) => patiently(|| self.cgroups.insert(id, customer, 0))
                 .map_err(failed("write into", names::MAP_CGROUPS)),
             Step::RemoveCgroup(id) => absent_is_fine(self.cgroups.remove(id))
                 .map_err(failed("remove from", names::MAP_CGROUPS)),
@@ -234,26 +234,21 @@ impl CounterTables {
 
     /// Gives a customer counters, unless it has them.
     pub(super) fn track(&mut self, id: CustomerId) -> Result<(), BpfError> {
-        let zero =
-            PerCpuValues::try_from(vec![CustomerCounters::ZERO; self.cpus]).map_err(|source| {
-                BpfError::Cpus {
-                    file: "per-CPU values",
-                    source,
-                }
-            })?;
-        present_is_fine(self.customers.insert(id, zero, NO_REPLACE)).map_err(|source| {
-            BpfError::Table {
-                action: "write into",
-                map: names::MAP_CUSTOMER_COUNTERS,
-                source,
-            }
+        let inserted = patiently(|| {
+            let zero = PerCpuValues::try_from(vec![CustomerCounters::ZERO; self.cpus])?;
+            present_is_fine(self.customers.insert(id, zero, NO_REPLACE))
+        });
+        inserted.map_err(|source| BpfError::Table {
+            action: "write into",
+            map: names::MAP_CUSTOMER_COUNTERS,
+            source,
         })?;
-        present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE)).map_err(|source| {
-            BpfError::Table {
-                action: "write into",
-                map: names::MAP_SKETCHES,
-                source,
-            }
+        let inserted =
+            patiently(|| present_is_fine(self.sketches.insert(id, Sketch::EMPTY, NO_REPLACE)));
+        inserted.map_err(|source| BpfError::Table {
+            action: "write into",
+            map: names::MAP_SKETCHES,
+            source,
         })
     }
 
