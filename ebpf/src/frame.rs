@@ -162,13 +162,17 @@ impl Frame for CopiedPacket {
 #[inline(always)]
 pub(crate) fn guarded(port: [u8; 2]) -> bool {
     let port = u16::from_ne_bytes(port);
-    let ports = GUARDED_PORTS.load();
     let count = GUARDED_COUNT.load();
-    // Constants to the verifier, which removes the comparisons beyond the count.
+    let first = (&raw const GUARDED_PORTS).cast::<u16>();
+    // The count is a constant to the verifier, which removes what is beyond it, loads included.
     let mut at = 0;
     while at < MAX_GUARDED_PORTS {
-        if at < count as usize && ports[at] == port {
-            return true;
+        if at < count as usize {
+            // SAFETY: within the array of this many numbers, which nobody writes.
+            let guarded = unsafe { first.wrapping_add(at).read_volatile() };
+            if guarded == port {
+                return true;
+            }
         }
         at += 1;
     }
@@ -179,7 +183,10 @@ pub(crate) fn guarded(port: [u8; 2]) -> bool {
 /// for the verifier: it goes through the network layer once and not once for every stack of tags.
 #[inline(always)]
 pub(crate) fn parse_frame(skb: *mut __sk_buff, late: u32) -> u64 {
-    let link = opaque(link_layer(skb, late));
+    let link = match packet::plain_link(&LinearFrame::new(skb, late)) {
+        Some(plain) => packed::pack_link(Ok(plain)),
+        None => opaque(link_layer(skb, late)),
+    };
     if packed::is_ip(link) {
         network_layer(skb, link, late)
     } else {

@@ -160,6 +160,12 @@ pub(crate) fn is_ip(packed: u64) -> bool {
     packed & KIND == IP
 }
 
+/// Whether it says that there is nothing to judge or to count.
+#[inline(always)]
+pub(crate) fn is_other(packed: u64) -> bool {
+    packed & KIND == OTHER
+}
+
 /// Whether it says that bytes could not be loaded.
 #[inline(always)]
 pub(crate) fn is_short(packed: u64) -> bool {

@@ -40,6 +40,10 @@ fn tc_ingress(ctx: TcContext) -> i32 {
         load_headers(&ctx);
         parsed = frame::parse_frame(skb, late);
     }
+    // Here already, since what follows takes longer to be called than this to be told.
+    if packed::is_other(parsed) {
+        return pass_seen(skb);
+    }
     match inspect(skb, parsed) {
         REDIRECT => finish(skb, parsed, redirect::redirect(skb, parsed, redirect::LED)),
         // It may go to the target itself.

@@ -13,7 +13,7 @@ use aya::maps::{MapData, MapError, RingBuf};
 use aya::programs::{Program, ProgramError, ProgramType, SchedClassifier};
 use aya::sys::{BpfHelper, is_helper_supported};
 use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
-use gate25_common::abi::{CustomerId, InterfaceOwner, MAX_GUARDED_PORTS, SkbLayout};
+use gate25_common::abi::{CustomerId, InterfaceOwner, MAX_GUARDED_PORTS};
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -32,12 +32,14 @@ use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::programs::Programs;
 use crate::kernel::bpf::responders::Responders;
 use crate::kernel::bpf::returns::ReturnTables;
+use crate::kernel::bpf::skb::SkbAccess;
 use crate::kernel::bpf::tables::{CounterTables, PolicyTables};
 use crate::kernel::cgroups::{CgroupError, Hierarchy};
 use crate::kernel::filter::FilterError;
 use crate::policy::RELAY_PORT;
 
 mod attachments;
+mod cast;
 pub mod debug_lines;
 pub mod events;
 pub mod features;
@@ -209,8 +211,8 @@ pub struct LoadOptions {
     pub notice: Vec<SocketAddr>,
     /// What becomes of packets that come back from guarded ports.
     pub returns: Returns,
-    /// Where the kernel keeps the state of its packets' checksums.
-    pub layout: SkbLayout,
+    /// How the state of a packet's checksum is read.
+    pub layout: SkbAccess,
     /// Whether the object with debug lines is taken.
     pub debug_lines: DebugLines,
     /// Where tables are pinned; `None` ties them to this process (tests).
@@ -245,6 +247,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
     };
     let mark = guard.map_or(0, Mark::get);
     let has_set_retval = u8::from(refusals_carry_an_error()?);
+    let object = cast::led(object(*debug_lines), layout);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(names::GLOBAL_GUARDED_PORTS, &ports, true)
@@ -252,7 +255,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
         .override_global(names::GLOBAL_HOST_OBSERVES, &observes, true)
         .override_global(names::GLOBAL_GUARD_MARK, &mark, true)
         .override_global(names::GLOBAL_TARGET_PORTS, &targets, true)
-        .override_global(names::GLOBAL_SKB_LAYOUT, layout, true)
+        .override_global(names::GLOBAL_SKB_LAYOUT, &layout.layout, true)
         .override_global(names::GLOBAL_BLOCK_RETURN, &block_return, true)
         .override_global(names::GLOBAL_HAS_SET_RETVAL, &has_set_retval, true);
     if let Some(pins) = pins {
@@ -260,7 +263,7 @@ pub fn load(options: &LoadOptions) -> Result<Ebpf, BpfError> {
             loader.map_pin_path(name, pins.map(name));
         }
     }
-    let mut ebpf = loader.load(object(*debug_lines)).map_err(load_error)?;
+    let mut ebpf = loader.load(object.bytes()).map_err(load_error)?;
     for name in names::PROGRAMS {
         load_program(&mut ebpf, name)?;
     }

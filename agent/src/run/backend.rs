@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use gate25_common::abi::SkbLayout;
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
@@ -16,7 +15,8 @@ use crate::features::Feature;
 use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events, skb};
+use crate::kernel::bpf::skb::{self, SkbAccess};
+use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
@@ -153,7 +153,7 @@ fn open_ebpf(
 ) -> anyhow::Result<Either> {
     privileges::require(&privileges::FOR_EBPF)?;
     let options = load_options(settings);
-    let sees_checksums = options.layout.is_known();
+    let sees_checksums = options.layout.layout.is_known();
     let mut bpf = Bpf::open(options, pins.clone(), attachment)?;
     let hook = bpf.hook();
     info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
@@ -357,7 +357,7 @@ fn load_options(settings: &Settings) -> LoadOptions {
 
 /// Where the kernel keeps the state of its packets' checksums. Without it a guest with a driver
 /// of its own can have the host write another port into a packet that has passed.
-fn checksum_layout() -> SkbLayout {
+fn checksum_layout() -> SkbAccess {
     match skb::running_kernel() {
         Ok(layout) => layout,
         Err(error) => {
@@ -366,7 +366,7 @@ fn checksum_layout() -> SkbLayout {
                 error,
                 "checksums that guests leave to the host are not watched"
             );
-            SkbLayout::UNKNOWN
+            SkbAccess::UNKNOWN
         }
     }
 }

@@ -120,3 +120,13 @@ pub const GLOBAL_HOST_OBSERVES: &str = "HOST_OBSERVES";
 /// Constant of the object: 1 where packets that come back to guests from guarded ports are judged,
 /// `u8`.
 pub const GLOBAL_BLOCK_RETURN: &str = "BLOCK_RETURN";
+
+/// What the number in [`CAST`] is known by.
+const MARK: u32 = 0x6761_7465;
+
+/// Four instructions that give 0, "a checksum may be still to come":
+/// `r0 = MARK; r0 &= 0; r0 &= 0; r0 ^= 0`. The agent puts others in their place, which look whether
+/// one is, where the kernel has a function that shows programs its own structure (6.2).
+pub const CAST: [u64; 4] = [(MARK as u64) << 32 | 0xb7, 0x57, 0x57, 0xa7];
+/// The first of [`CAST`] as a number for the assembler.
+pub const CAST_MARK: i32 = MARK as i32;

@@ -18,7 +18,7 @@ use crate::packet::network::{
 use crate::packet::tcp::{TCP_ACK, TCP_FIN, TCP_HEADER, TCP_JUDGED, TCP_RST, TCP_SYN};
 use crate::redirect::Motion;
 
-pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, link};
+pub use link::{ETHERTYPES_OF_TAGS, Link, PROTOCOL_LLC, link, plain_link};
 pub use network::{ipv4_route, network};
 pub use reply::{Reply, ToGuest};
 

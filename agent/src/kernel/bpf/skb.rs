@@ -17,6 +17,8 @@ const TYPE_RECORD: usize = 12;
 const MEMBER_RECORD: usize = 12;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
+const KIND_FUNCTION: u32 = 12;
+const CAST_FUNCTION: &str = "bpf_cast_to_kern_ctx";
 /// Anonymous structs within structs that are looked through.
 const MAX_NESTING: u32 = 8;
 
@@ -34,23 +36,47 @@ pub enum LayoutError {
     Member(&'static str),
 }
 
-/// Reads the layout of the running kernel.
+/// How programs get at the state of a packet's checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SkbAccess {
+    /// Where it is.
+    pub layout: SkbLayout,
+    /// The number of the kernel's function that shows programs the structure itself (6.2).
+    pub cast: Option<u32>,
+}
+
+impl SkbAccess {
+    /// The kernel does not tell.
+    pub const UNKNOWN: Self = Self {
+        layout: SkbLayout::UNKNOWN,
+        cast: None,
+    };
+}
+
+/// Reads the type information of the running kernel.
 ///
 /// # Errors
 ///
 /// [`LayoutError`].
-pub fn running_kernel() -> Result<SkbLayout, LayoutError> {
+pub fn running_kernel() -> Result<SkbAccess, LayoutError> {
     let btf = fs::read(Path::new(KERNEL_BTF)).map_err(LayoutError::Read)?;
-    layout(&btf)
+    access(&btf)
 }
 
-/// The layout that `btf`, in the machine's byte order, describes.
+/// What `btf`, in the machine's byte order, says.
 ///
 /// # Errors
 ///
 /// [`LayoutError::Form`], [`LayoutError::Member`].
-pub fn layout(btf: &[u8]) -> Result<SkbLayout, LayoutError> {
+pub fn access(btf: &[u8]) -> Result<SkbAccess, LayoutError> {
     let types = Types::parse(btf).ok_or(LayoutError::Form)?;
+    Ok(SkbAccess {
+        layout: layout_of(&types)?,
+        cast: types.function(CAST_FUNCTION),
+    })
+}
+
+fn layout_of(types: &Types<'_>) -> Result<SkbLayout, LayoutError> {
     let skb = types.structure("sk_buff").ok_or(LayoutError::Form)?;
     let mut members = BTreeMap::new();
     types
@@ -104,10 +130,20 @@ impl<'b> Types<'b> {
     }
 
     fn structure(&self, name: &str) -> Option<&'b [u8]> {
-        self.records.iter().copied().find(|record| {
-            kind_and_count(record).is_some_and(|(kind, _)| kind == KIND_STRUCT)
-                && word(record, 0).and_then(|at| self.name(at)) == Some(name.as_bytes())
-        })
+        let mut records = self.records.iter().copied();
+        records.find(|record| self.is(record, KIND_STRUCT, name))
+    }
+
+    /// The number of a function.
+    fn function(&self, name: &str) -> Option<u32> {
+        let mut records = self.records.iter();
+        let at = records.position(|record| self.is(record, KIND_FUNCTION, name))?;
+        u32::try_from(at).ok()
+    }
+
+    fn is(&self, record: &[u8], wanted: u32, name: &str) -> bool {
+        kind_and_count(record).is_some_and(|(kind, _)| kind == wanted)
+            && word(record, 0).and_then(|at| self.name(at)) == Some(name.as_bytes())
     }
 
     /// Collects the members of `record`, whose first bit is bit `base`, with the bit at which

@@ -42,6 +42,25 @@ pub enum Link {
     },
 }
 
+/// What [`link`] says of most frames that it finds IP in, told by one comparison.
+#[inline(always)]
+pub fn plain_link<F: Frame>(frame: &F) -> Option<Link> {
+    // More would be too many together with those that the frame may have had.
+    if frame.stripped_tags() > MAX_VLAN_TAGS {
+        return None;
+    }
+    let family = match ethertype(frame, ETHERNET_HEADER - 2) {
+        Ok(ETHERTYPE_IPV4) => Family::V4,
+        Ok(ETHERTYPE_IPV6) => Family::V6,
+        Ok(_) | Err(_) => return None,
+    };
+    Some(Link::Ip {
+        family,
+        network: ETHERNET_HEADER,
+        form: Form::Plain,
+    })
+}
+
 /// The first half of [`parse`]: looks through tags and SNAP headers.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! Ethernet, tags, LLC/SNAP.
 
 use gate25_common::address::{Address, Family};
-use gate25_common::packet::{Form, Malformed, ParseError, Parsed, parse};
+use gate25_common::packet::{Form, Malformed, ParseError, Parsed, link, parse, plain_link};
 use gate25_common::testing::frames::{
     Extension, GATEWAY_MAC, GUEST_MAC, IPV4, IPV6, Ipv4, Ipv6, MemoryFrame, OLD_TAG, SERVER_V4,
     SERVER_V6, SERVICE_TAG, Step, TAG, Tcp, ethernet,
@@ -47,6 +47,27 @@ fn too_deep(steps: &[Step]) {
         Malformed::VlanDepth,
         Family::V6,
     );
+}
+
+#[test]
+fn plain_link_says_what_link_says_or_nothing() {
+    let tag = Step::Tag(TAG, 5);
+    let stacks: [&[Step]; 5] = [&[], &[tag], &[tag, tag], &[Step::SNAP], &[tag, Step::SNAP]];
+    let mut told = 0;
+    for (steps, ethertype) in stacks
+        .into_iter()
+        .flat_map(|steps| [IPV4, IPV6, ARP, PPPOE_SESSION].map(|ethertype| (steps, ethertype)))
+    {
+        let bytes = ethernet(steps, ethertype, &v4());
+        for (length, stripped) in (0..=bytes.len()).flat_map(|it| [(it, 0), (it, 1), (it, 3)]) {
+            let frame = MemoryFrame::new(&bytes[..length]).stripped(stripped);
+            if let Some(plain) = plain_link(&frame) {
+                assert_eq!(link(&frame), Ok(plain), "{steps:?} {ethertype:#x} {length}");
+                told += 1;
+            }
+        }
+    }
+    assert!(told > 0, "nothing was told");
 }
 
 #[test]
