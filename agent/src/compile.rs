@@ -8,6 +8,7 @@ use std::sync::Arc;
 use gate25_common::abi::{self, CustomerId, CustomerPolicy, PrefixValue, Quarantine, SetId};
 use gate25_common::address::{Address, Family};
 use gate25_common::decide::CUSTOMER_SET;
+use gate25_common::filter::SetFilter;
 use gate25_common::redirect::Target;
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -67,6 +68,8 @@ pub struct PrefixSet {
     pub sources: Vec<Option<String>>,
     /// Its prefixes, sorted, each once.
     pub prefixes: Arc<[Prefix]>,
+    /// Which destinations it may hold.
+    pub filter: SetFilter,
 }
 
 /// A prefix of canonical addresses.
@@ -173,6 +176,12 @@ pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
 }
 
 impl Image {
+    /// Which destinations a set may hold.
+    #[must_use]
+    pub fn filter(&self, set: SetId) -> SetFilter {
+        self.sets.get(&set).map_or(SetFilter::ALL, |set| set.filter)
+    }
+
     fn customer(
         &mut self,
         policy: &Policy,
@@ -287,9 +296,14 @@ impl PrefixSet {
         }
         prefixes.sort_unstable();
         prefixes.dedup_by_key(|prefix| (prefix.address, prefix.length));
+        let kept = prefixes
+            .iter()
+            .map(|prefix: &Prefix| (prefix.address, prefix.length));
+        let filter = SetFilter::of(kept);
         Ok(Self {
             sources,
             prefixes: prefixes.into(),
+            filter,
         })
     }
 

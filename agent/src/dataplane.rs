@@ -70,7 +70,9 @@ impl MapImage {
                 let policy = customer
                     .to_kernel(wall_minus_boot, notice)
                     .ok_or_else(|| CapacityError::Exemptions(customer.id.clone()))?;
-                Ok((*id, policy))
+                let [profile, own] =
+                    [customer.profile_set, customer.customer_set].map(|set| image.filter(set));
+                Ok((*id, policy.with_filters(profile, own)))
             })
             .collect::<Result<_, _>>()?;
         let sets = image

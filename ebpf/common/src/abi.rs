@@ -3,6 +3,7 @@
 //! Whoever changes a type here raises [`crate::names::ABI_VERSION`].
 
 use crate::address::{Address, Family};
+use crate::filter::SetFilter;
 use crate::redirect::Target;
 
 /// Guarded ports that a host may have.
@@ -360,6 +361,8 @@ pub struct CustomerPolicy {
     pad: [u8; 4],
     profile_set: SetId,
     customer_set: SetId,
+    profile_filter: SetFilter,
+    customer_filter: SetFilter,
     /// By [`Family`].
     targets: [Target; 2],
     exemptions: [Exemption; MAX_EXEMPTIONS],
@@ -382,6 +385,8 @@ impl CustomerPolicy {
             pad: [0; 4],
             profile_set,
             customer_set,
+            profile_filter: SetFilter::ALL,
+            customer_filter: SetFilter::ALL,
             targets: [Target::NONE; 2],
             exemptions: [Exemption::EMPTY; MAX_EXEMPTIONS],
         }
@@ -391,6 +396,15 @@ impl CustomerPolicy {
     #[must_use]
     pub const fn with_targets(mut self, v4: Target, v6: Target) -> Self {
         self.targets = [v4, v6];
+        self
+    }
+
+    /// The same policy whose sets are not looked at for destinations that these filters, of the
+    /// profile's set and of the customer's, rule out.
+    #[must_use]
+    pub const fn with_filters(mut self, profile: SetFilter, customer: SetFilter) -> Self {
+        self.profile_filter = profile;
+        self.customer_filter = customer;
         self
     }
 
@@ -466,6 +480,18 @@ impl CustomerPolicy {
         self.customer_set
     }
 
+    /// Which destinations [`Self::profile_set`] may hold.
+    #[inline(always)]
+    pub const fn profile_filter(&self) -> &SetFilter {
+        &self.profile_filter
+    }
+
+    /// Which destinations [`Self::customer_set`] may hold.
+    #[inline(always)]
+    pub const fn customer_filter(&self) -> &SetFilter {
+        &self.customer_filter
+    }
+
     /// The exemption in `slot`, if the policy has that many.
     #[inline(always)]
     pub fn exemption(&self, slot: usize) -> Option<&Exemption> {
@@ -515,4 +541,4 @@ const _: () = assert!(size_of::<InterfaceOwner>() == 16);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);
 const _: () = assert!(size_of::<Exemption>() == 24);
-const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 2 * 20 + 24 * MAX_EXEMPTIONS);
+const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 2 * 48 + 2 * 20 + 24 * MAX_EXEMPTIONS);

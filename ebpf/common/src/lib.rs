@@ -10,6 +10,7 @@ pub mod abi;
 pub mod address;
 pub mod counters;
 pub mod decide;
+pub mod filter;
 pub mod names;
 pub mod packet;
 #[cfg(feature = "user")]

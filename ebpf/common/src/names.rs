@@ -2,7 +2,7 @@
 //! with what the built object holds. The kernel keeps at most 15 bytes of a name.
 
 /// Version of everything in [`crate::abi`] and [`crate::counters`]; names the folder of the pins.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The program on the host side of a guest's interface, in the direction that leaves the guest.
 pub const PROGRAM_TC_INGRESS: &str = "tc_ingress";

@@ -6,6 +6,7 @@ mod pure {
     mod decide;
     mod differential;
     mod evident;
+    mod filter;
     mod ipv4;
     mod ipv6;
     mod link;
