@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod bench;
 mod binaries;
 mod builds;
 mod cargo;
@@ -39,6 +40,8 @@ enum Command {
     Vm(vm::Options),
     /// Repeat the faults under the leak meter until the time is up.
     Soak(soak::Options),
+    /// Measure what gate25 costs, beside nftables and iptables with the same policy.
+    Bench(bench::Options),
     /// Feed the parser, the policy loader and the settings with anything.
     Fuzz(fuzz::Options),
     /// Check format, lints and shell scripts: the first tier of `test`.
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Soak(options) => soak::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Fuzz(options) => fuzz::command(&options),
         Command::Lint => test::run(&test::Options::only(test::Tier::Lint)),
         Command::Tenant { args } => gate25_tests::tenant(&args).map(|()| ExitCode::SUCCESS),

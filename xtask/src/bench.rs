@@ -1,0 +1,123 @@
+//! `bench`: what gate25 costs, measured side by side with what else does the same.
+
+mod control;
+mod figures;
+mod frames;
+mod lane;
+mod path;
+mod plot;
+mod program;
+mod report;
+mod rules;
+mod samples;
+mod scale;
+mod targets;
+
+use std::{env, process::ExitCode, time::Duration};
+
+use gate25_tests::Lab;
+
+use crate::{bench::figures::Figures, cargo, document};
+
+/// What to measure, and how to say it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Only these parts; all when none is named.
+    parts: Vec<Part>,
+    /// Take less than two minutes, for noisier figures.
+    #[arg(long)]
+    quick: bool,
+    /// Print one flat JSON object.
+    #[arg(long)]
+    json: bool,
+    /// Print the table of the document.
+    #[arg(long)]
+    markdown: bool,
+    /// Put the table into the document and draw its pictures.
+    #[arg(long, conflicts_with = "quick")]
+    publish: bool,
+}
+
+/// The document that holds the table.
+const DOCUMENT: &str = "tests/SPEED.md";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// Programs alone.
+    Program,
+    /// Packets on their way through a host.
+    Path,
+    /// The agent: starts, edits, new guests.
+    Control,
+}
+
+/// How often things are repeated.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pace {
+    /// Rounds in which everything has its turn.
+    pub(crate) rounds: u32,
+    /// Runs of a program in a turn.
+    pub(crate) runs: u32,
+    /// How long a turn of injected packets takes.
+    pub(crate) turn: Duration,
+    /// Whether policies of many sizes are measured.
+    pub(crate) growth: bool,
+    /// Starts of an agent.
+    pub(crate) starts: u32,
+    /// Edits of one exemption, and new guests.
+    pub(crate) edits: u32,
+}
+
+impl Pace {
+    const QUICK: Self = Self {
+        rounds: 7,
+        runs: 100_000,
+        turn: Duration::from_millis(50),
+        growth: false,
+        starts: 2,
+        edits: 8,
+    };
+    const FULL: Self = Self {
+        rounds: 25,
+        runs: 400_000,
+        turn: Duration::from_millis(200),
+        growth: true,
+        starts: 5,
+        edits: 50,
+    };
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    // Another agent than this checkout's is measured where somebody names one.
+    if env::var_os("GATE25_BIN").is_none() {
+        cargo::build()?;
+    }
+    let pace = if options.quick {
+        Pace::QUICK
+    } else {
+        Pace::FULL
+    };
+    let mut figures = Figures::default();
+    let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
+    if chosen(Part::Program) {
+        program::measure(&Lab::new("program")?, pace, &mut figures)?;
+    }
+    if chosen(Part::Path) {
+        path::measure(&Lab::new("path")?, pace, &mut figures)?;
+    }
+    if chosen(Part::Control) {
+        control::measure(&Lab::new("control")?, pace, &mut figures)?;
+    }
+    let table = report::markdown(&figures);
+    if options.publish {
+        document::publish(DOCUMENT, &(table.clone() + &report::pictures()))?;
+        plot::draw(&figures)?;
+    }
+    if options.json {
+        println!("{:#}", figures.json());
+    }
+    if options.markdown || !options.json {
+        println!("{table}");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,75 @@
+//! Figures of many rounds, and what is made of them.
+
+/// What the rounds of one measurement gave, in nanoseconds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Samples {
+    rounds: Vec<f64>,
+}
+
+/// What is told of them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Summary {
+    pub(crate) least: f64,
+    pub(crate) median: f64,
+    /// Half of the distance between the 10th and the 90th percentile.
+    pub(crate) spread: f64,
+}
+
+impl Samples {
+    pub(crate) fn push(&mut self, value: f64) {
+        self.rounds.push(value);
+    }
+
+    pub(crate) fn of(rounds: impl IntoIterator<Item = f64>) -> Self {
+        Self {
+            rounds: rounds.into_iter().collect(),
+        }
+    }
+
+    /// What each round cost more than the same round of `empty`.
+    pub(crate) fn over(&self, empty: &Self) -> Self {
+        let pairs = self.rounds.iter().zip(&empty.rounds);
+        Self::of(pairs.map(|(ours, empty)| ours - empty))
+    }
+
+    /// The value below which this share of the rounds lies, or is; none where there are none.
+    pub(crate) fn quantile(&self, share: f64) -> Option<f64> {
+        let mut sorted = self.rounds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().checked_sub(1)?;
+        let at = (share * last as f64).round() as usize;
+        sorted.get(at.min(last)).copied()
+    }
+
+    pub(crate) fn summary(&self) -> Option<Summary> {
+        let [least, low, median, high] = [0.0, 0.1, 0.5, 0.9].map(|share| self.quantile(share));
+        Some(Summary {
+            least: least?,
+            median: median?,
+            spread: (high? - low?) / 2.0,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn summary_of_rounds_is_least_median_and_half_of_the_inner_four_fifths() {
+        let samples = Samples::of((0..=10).rev().map(f64::from));
+        let expected = Summary {
+            least: 0.0,
+            median: 5.0,
+            spread: 4.0,
+        };
+        assert_eq!(samples.summary(), Some(expected));
+        assert_eq!(Samples::default().summary(), None);
+    }
+
+    #[test]
+    fn over_takes_the_rounds_in_pairs() {
+        let (ours, empty) = (Samples::of([30.0, 50.0]), Samples::of([20.0, 45.0]));
+        assert_eq!(ours.over(&empty).rounds, [10.0, 5.0]);
+    }
+}
