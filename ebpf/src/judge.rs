@@ -11,6 +11,7 @@ use gate25_common::abi::{
 use gate25_common::address::{Address, Family};
 use gate25_common::counters::{Add, Event, Report, Sketch, Uninterrupted};
 use gate25_common::decide::{self, Decision, HostMode, Reason, Subject, Tables, Verdict, decide};
+use gate25_common::filter::{Beginning, SetFilter};
 use gate25_common::packet::{Malformed, Segment, Tunnel};
 
 use crate::maps::{
@@ -334,6 +335,12 @@ impl Tables for KernelTables {
     }
 
     #[inline(always)]
+    fn may_hold(&self, filter: &SetFilter, beginning: Beginning) -> bool {
+        let (bits, v6) = beginning.parts();
+        filter_holds(filter, bits, v6) != RULED_OUT
+    }
+
+    #[inline(always)]
     fn rank(&self, exemption: &Exemption, slot: usize, destination: &Address, now: u64) -> u32 {
         let [a, b, c, d] = destination.words();
         let high = u64::from(a) | u64::from(b) << 32;
@@ -345,6 +352,26 @@ impl Tables for KernelTables {
     fn now(&self) -> u64 {
         // SAFETY: no arguments, no memory.
         unsafe { bpf_ktime_get_boot_ns() }
+    }
+}
+
+const RULED_OUT: u32 = 0;
+const MAY_HOLD: u32 = 1;
+
+/// [`SetFilter::may_hold`] as a function of its own for the verifier, which would otherwise go
+/// through all that follows once for each of its outcomes. (Pointers as arguments: kernel 5.13.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn filter_holds(filter: *const SetFilter, bits: u64, v6: u64) -> u32 {
+    // SAFETY: null, or within a value that RCU keeps while the program runs.
+    let Some(filter) = (unsafe { filter.as_ref() }) else {
+        // Nothing is ruled out.
+        return MAY_HOLD;
+    };
+    if filter.may_hold(Beginning::from_parts((bits, v6))) {
+        MAY_HOLD
+    } else {
+        RULED_OUT
     }
 }
 

@@ -110,7 +110,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     }
     let table = report::markdown(&figures);
     if options.publish {
-        document::publish(DOCUMENT, &table)?;
+        document::publish(DOCUMENT, &(table.clone() + &report::pictures()))?;
         plot::draw(&figures)?;
     }
     if options.json {

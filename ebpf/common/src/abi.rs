@@ -541,4 +541,4 @@ const _: () = assert!(size_of::<InterfaceOwner>() == 16);
 const _: () = assert!(size_of::<PrefixKey>() == 24);
 const _: () = assert!(size_of::<PrefixValue>() == 4);
 const _: () = assert!(size_of::<Exemption>() == 24);
-const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 2 * 40 + 2 * 20 + 24 * MAX_EXEMPTIONS);
+const _: () = assert!(size_of::<CustomerPolicy>() == 24 + 2 * 48 + 2 * 20 + 24 * MAX_EXEMPTIONS);

@@ -5,6 +5,7 @@ use crate::abi::{
     SetId,
 };
 use crate::address::{Address, Family};
+use crate::filter::{Beginning, SetFilter};
 use crate::packet::{Form, Malformed};
 
 /// What happens to a packet.
@@ -216,6 +217,11 @@ pub trait Tables {
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue>;
     /// Nanoseconds of `CLOCK_BOOTTIME`.
     fn now(&self) -> u64;
+    /// [`SetFilter::may_hold`]; the kernel's tables run it as a function of its own, for the verifier.
+    #[inline(always)]
+    fn may_hold(&self, filter: &SetFilter, beginning: Beginning) -> bool {
+        filter.may_hold(beginning)
+    }
     /// [`rank`] in these tables; the kernel's run it as a function of its own, since the verifier
     /// would otherwise follow all combinations of sixteen outcomes.
     #[inline(always)]
@@ -288,12 +294,13 @@ pub fn decide<T: Tables>(tables: &T, host: HostMode, subject: &Subject) -> Decis
         entry,
         malformed: None,
     };
-    if policy.profile_filter().may_hold(destination)
+    let beginning = Beginning::of(destination);
+    if tables.may_hold(policy.profile_filter(), beginning)
         && let Some(hit) = lookup(tables, policy.profile_set(), destination)
     {
         return allow(Reason::Allowlist, hit.entry());
     }
-    if policy.customer_filter().may_hold(destination)
+    if tables.may_hold(policy.customer_filter(), beginning)
         && let Some(hit) = lookup(tables, policy.customer_set(), destination)
     {
         return allow(Reason::Allowlist, hit.entry() | CUSTOMER_SET);

@@ -38,7 +38,7 @@ struct Picture {
 
 const PICTURES: [Picture; 2] = [
     Picture {
-        file: "tests/speed-customers.svg",
+        file: "speed-customers.svg",
         title: "What refusing a packet adds: customers, 10 prefixes each",
         axis: "customers",
         scales: &[
@@ -49,7 +49,7 @@ const PICTURES: [Picture; 2] = [
         size: |scale| scale.customers,
     },
     Picture {
-        file: "tests/speed-prefixes.svg",
+        file: "speed-prefixes.svg",
         title: "What refusing a packet adds: prefixes of 10 customers",
         axis: "prefixes",
         scales: &[
@@ -63,7 +63,12 @@ const PICTURES: [Picture; 2] = [
     },
 ];
 
-/// Draws them all, into the documents' folder.
+/// The pictures' files, in the document's folder, and their titles.
+pub(crate) fn files() -> impl Iterator<Item = (&'static str, &'static str)> {
+    PICTURES.iter().map(|picture| (picture.file, picture.title))
+}
+
+/// Draws them all, into the document's folder.
 pub(crate) fn draw(figures: &Figures) -> anyhow::Result<()> {
     for picture in &PICTURES {
         picture
@@ -103,7 +108,7 @@ impl Picture {
         if last <= first {
             anyhow::bail!("nothing was measured at more than one size");
         }
-        let path = root().join(self.file);
+        let path = root().join("tests").join(self.file);
         let area = SVGBackend::new(&path, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)

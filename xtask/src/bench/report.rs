@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use super::{
     figures::Figures,
     path::{Contender, Traffic, contender_name, scales},
+    plot,
     scale::Scale,
     targets::{self, shown},
 };
@@ -71,6 +72,13 @@ pub(crate) fn markdown(figures: &Figures) -> String {
         }
     }
     text
+}
+
+/// The pictures of [`super::plot`], for the document beside them.
+pub(crate) fn pictures() -> String {
+    plot::files()
+        .map(|(file, title)| format!("\n![{title}]({file})\n"))
+        .collect()
 }
 
 fn row(text: &mut String, figures: &Figures, what: &str, name: &str) {
