@@ -1,6 +1,5 @@
 //! Exemptions granted, prolonged and ended by the command, with the agent at work.
 #![cfg(feature = "root")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};

@@ -187,6 +187,7 @@ impl Lab {
 fn kind(outcome: &ReloadOutcome) -> &'static str {
     match outcome {
         ReloadOutcome::Applied { .. } => "applied",
+        ReloadOutcome::OnTrial { .. } => "on trial",
         ReloadOutcome::WouldApply { .. } => "would apply",
         ReloadOutcome::Unchanged => "unchanged",
         ReloadOutcome::Refused { .. } => "refused",
