@@ -16,7 +16,11 @@ use built::Built;
 #[test]
 fn lintian_finds_no_error_and_no_warning() {
     let deb = Built::of(1).deb;
-    let args = ["--allow-root", "--fail-on=error,warning", "--tag-display-limit=0"];
+    let args = [
+        "--allow-root",
+        "--fail-on=error,warning",
+        "--tag-display-limit=0",
+    ];
     let mut lintian = Command::new("lintian");
     let output = lintian.args(args).arg(deb).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -30,13 +34,22 @@ fn files_to_be_edited_are_the_settings_and_the_web_configuration_alone() {
     let conffiles: BTreeSet<&str> = conffiles.lines().collect();
     let expected = BTreeSet::from(["/etc/gate25/gate25.yaml", "/etc/gate25/web.yaml"]);
     assert_eq!(conffiles, expected);
-    let listed = said("rpm", &["--query", "--package", "--configfiles", path(&rpm)]);
+    let listed = said(
+        "rpm",
+        &["--query", "--package", "--configfiles", path(&rpm)],
+    );
     assert_eq!(listed.lines().collect::<BTreeSet<_>>(), expected);
     // %config(noreplace): 1 | 16.
     let format = "[%{FILEFLAGS} %{FILENAMES}\n]";
-    let flags = said("rpm", &["--query", "--package", "--queryformat", format, path(&rpm)]);
+    let flags = said(
+        "rpm",
+        &["--query", "--package", "--queryformat", format, path(&rpm)],
+    );
     for file in expected {
-        assert!(flags.lines().any(|line| line == format!("17 {file}")), "{flags}");
+        assert!(
+            flags.lines().any(|line| line == format!("17 {file}")),
+            "{flags}"
+        );
     }
     // The folder of the policy belongs to the operator.
     for file in files(&deb).keys() {
@@ -70,10 +83,17 @@ fn both_packages_hold_the_same_files_of_root_and_nothing_writable() {
     };
     let in_deb = files(&deb);
     for (file, mode) in &in_deb {
-        let expected = if file == "/usr/bin/gate25" { "-rwxr-xr-x" } else { "-rw-r--r--" };
+        let expected = if file == "/usr/bin/gate25" {
+            "-rwxr-xr-x"
+        } else {
+            "-rw-r--r--"
+        };
         assert_eq!(mode, expected, "{file}");
     }
-    let listed = said("rpm", &["--query", "--package", "--list", "--verbose", path(&rpm)]);
+    let listed = said(
+        "rpm",
+        &["--query", "--package", "--list", "--verbose", path(&rpm)],
+    );
     let mut in_rpm = BTreeSet::new();
     for line in listed.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -131,7 +151,10 @@ fn packages_of_the_same_sources_need_the_same() {
     let requires = said("rpm", &["--query", "--package", "--requires", path(&rpm)]);
     for needed in ["nftables", "systemd"] {
         assert!(depends.contains(needed), "{depends}");
-        assert!(requires.lines().any(|line| line.starts_with(needed)), "{requires}");
+        assert!(
+            requires.lines().any(|line| line.starts_with(needed)),
+            "{requires}"
+        );
     }
     assert!(depends.contains("libc6 (>= "), "{depends}");
     assert!(requires.contains("libc.so.6"), "{requires}");
@@ -182,6 +205,9 @@ fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{program} {args:?}: {text}{complaint}");
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {text}{complaint}"
+    );
     text.into_owned()
 }

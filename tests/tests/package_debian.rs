@@ -21,7 +21,12 @@ fn installed_package_observes_says_so_and_enforces_once_told() {
     let site = Site::booted();
     let machine = &site.machine;
     let said = machine.shell(&Built::of(1).bring(machine)).unwrap();
-    assert_eq!(said.code, Some(0), "{said:?}\n{}", machine.journal().unwrap());
+    assert_eq!(
+        said.code,
+        Some(0),
+        "{said:?}\n{}",
+        machine.journal().unwrap()
+    );
     for told in [
         "gate25 observes this host",
         "refuses nothing",
@@ -92,7 +97,10 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     let upgrade = Built::of(2).bring(machine);
     machine.succeed(&upgrade).unwrap();
     assert_ne!(machine.property("gate25", "MainPID").unwrap(), first);
-    assert_eq!(machine.succeed(&format!("cat {SETTINGS}")).unwrap(), settings);
+    assert_eq!(
+        machine.succeed(&format!("cat {SETTINGS}")).unwrap(),
+        settings
+    );
     site.wait_enforcing();
     sender.more(20).unwrap();
     // Installed again over itself, and a version back.
@@ -102,8 +110,14 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     sender.more(20).unwrap();
 
     let removal = machine.succeed("apt-get --yes remove gate25").unwrap();
-    assert!(removal.contains("stays closed until the next boot"), "{removal}");
-    assert!(removal.contains("`apt purge gate25` opens everything"), "{removal}");
+    assert!(
+        removal.contains("stays closed until the next boot"),
+        "{removal}"
+    );
+    assert!(
+        removal.contains("`apt purge gate25` opens everything"),
+        "{removal}"
+    );
     assert_eq!(machine.shell("command -v gate25").unwrap().out, "");
     sender.more(20).unwrap();
     // A new guest meets the guard.
@@ -129,7 +143,9 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     );
     // The operator's policy, and the folder that holds it.
     assert_eq!(left.unwrap(), "/etc/gate25\n");
-    machine.succeed("cat /etc/gate25/policy.d/policy.yaml").unwrap();
+    machine
+        .succeed("cat /etc/gate25/policy.d/policy.yaml")
+        .unwrap();
 }
 
 #[test]
@@ -179,7 +195,11 @@ fn settings_that_the_operator_changed_are_kept_whatever_is_installed() {
         Built::of(1).bring(machine),
     ] {
         machine.succeed(&words).unwrap();
-        assert_eq!(machine.succeed(&format!("cat {SETTINGS}")).unwrap(), changed, "{words}");
+        assert_eq!(
+            machine.succeed(&format!("cat {SETTINGS}")).unwrap(),
+            changed,
+            "{words}"
+        );
     }
     site.wait_enforcing();
 }

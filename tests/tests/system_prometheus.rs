@@ -52,7 +52,9 @@ fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_po
         assert_eq!(attempt.outcome, Outcome::Refused, "{to}");
     }
     host.exec("nft", &["flush ruleset"]).unwrap();
-    agent.write_policy("broken.yaml", "schema: 1\nnonsense: 1\n").unwrap();
+    agent
+        .write_policy("broken.yaml", "schema: 1\nnonsense: 1\n")
+        .unwrap();
     let mut troubled = calm;
     for (alert, customer) in [
         ("Gate25CustomerBurst", SPAMMER),
@@ -87,4 +89,3 @@ fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_po
     }
     assert_eq!(burst.finish().connected, 0);
 }
-

@@ -21,7 +21,9 @@ impl Built {
         let dir = env::var_os("GATE25_PACKAGES");
         let dir = dir.expect("GATE25_PACKAGES is set by `./xtask/x test package`");
         let dir = Path::new(&dir).join(revision.to_string());
-        let mut files = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut files = fs::read_dir(&dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path());
         let files: Vec<PathBuf> = files.by_ref().collect();
         let one = |ending: &str| {
             let named = |path: &&PathBuf| path.extension().is_some_and(|it| it == ending);

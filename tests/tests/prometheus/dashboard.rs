@@ -58,12 +58,18 @@ impl Dashboard {
             name,
             title: word(&json["title"]),
             uid: word(&json["uid"]),
-            panels: panels.iter().map(|panel| Panel::of(panel, customer)).collect(),
+            panels: panels
+                .iter()
+                .map(|panel| Panel::of(panel, customer))
+                .collect(),
         })
     }
 
     /// The panels that have something to show, each with the dashboard's uid.
-    pub(crate) fn panels_with_data(&self, prometheus: &Prometheus) -> anyhow::Result<BTreeSet<String>> {
+    pub(crate) fn panels_with_data(
+        &self,
+        prometheus: &Prometheus,
+    ) -> anyhow::Result<BTreeSet<String>> {
         let mut with_data = BTreeSet::new();
         for panel in &self.panels {
             for asked in &panel.asked {
