@@ -119,9 +119,9 @@ fn exemption_ends_on_time_with_the_agent_dead() {
     })
     .unwrap();
     let last = tally.last_connected.unwrap();
-    // nft takes whole seconds.
+    // nft takes whole seconds, and is given one.
     let early = ends.saturating_duration_since(last);
-    assert!(early < Duration::from_millis(1500), "{early:?} early");
+    assert!(early < Duration::from_millis(2500), "{early:?} early");
     let late = last.saturating_duration_since(ends);
     assert!(late < Duration::from_millis(200), "{late:?} late");
     drop(sender);

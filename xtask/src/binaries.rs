@@ -46,7 +46,9 @@ fn target_name(path: &Path) -> Option<String> {
 /// Builds targets of the lab's package, with the agent's own tests against the kernel where asked for.
 pub(crate) fn build(targets: &[String], agents_own: bool) -> anyhow::Result<Vec<Binary>> {
     let mut command = cargo("test");
-    command.args(["--no-run", "--message-format=json-render-diagnostics"]);
+    // Whatever they do themselves is emulated, too.
+    command.args(["--release", "--no-run"]);
+    command.arg("--message-format=json-render-diagnostics");
     command.args(["--package", "gate25-tests"]);
     for target in targets {
         command.args(["--test", target]);

@@ -14,8 +14,11 @@ use crate::cargo::{Count, LIMIT, cargo, display, root, target, wait};
 const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none";
 const KERNEL_TARGET: [&str; 4] = ["--package", "gate25-ebpf", "--target", "bpfel-unknown-none"];
 
+/// A workspace of its own.
+const FUZZ: [&str; 2] = ["--manifest-path", "tests/fuzz/Cargo.toml"];
+
 pub(crate) fn run() -> anyhow::Result<Count> {
-    let mut commands = vec![format(), host_lints()];
+    let mut commands = vec![format(&["--all"]), format(&FUZZ), host_lints()];
     commands.extend(kernel_lints());
     let mut count = Count::default();
     match shell_lints() {
@@ -41,9 +44,9 @@ pub(crate) fn run() -> anyhow::Result<Count> {
     Ok(count)
 }
 
-fn format() -> Command {
+fn format(what: &[&str]) -> Command {
     let mut command = cargo("fmt");
-    command.args(["--all", "--check"]);
+    command.args(what).arg("--check");
     command
 }
 

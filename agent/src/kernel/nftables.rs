@@ -19,7 +19,7 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use gate25_common::abi::CustomerId;
+use gate25_common::abi::{CustomerId, CustomerPolicy};
 use nix::errno::Errno;
 use nix::net::if_::{if_indextoname, if_nametoindex};
 
@@ -36,7 +36,7 @@ use crate::netfilter::{Commands, Signature};
 pub use figures::Counters;
 pub use names::{TABLE, interface_chain};
 pub use prefixes::{Addresses, Range, addresses};
-pub use ruleset::{Options, Reject};
+pub use ruleset::{Options, Reject, Times};
 pub use ruleset::{changes, concerning, hook, removal, renewals, replacement, unhook};
 
 /// What status and metrics call the way it hooks interfaces.
@@ -108,6 +108,9 @@ impl NftablesError {
     }
 }
 
+/// nft is done within a second, unless the change is a large one or the machine is busy.
+const ALLOWANCE: u64 = 1_000_000_000;
+
 /// What this backend cannot do, whatever the kernel.
 const LACKS: [Feature; 6] = [
     Feature::ContainerSockets,
@@ -131,6 +134,8 @@ pub struct Nftables {
     /// Customers by the next moment at which one of their exemptions begins.
     waiting: BTreeMap<CustomerId, u64>,
     slept: i64,
+    /// How long nft may take for the next change, in nanoseconds.
+    allowance: u64,
     /// When exemptions were last looked at.
     tried: Option<Instant>,
     /// The table as it was written.
@@ -160,6 +165,7 @@ impl Nftables {
             hooked: hooked.unwrap_or_default(),
             waiting: BTreeMap::new(),
             slept: slept()?,
+            allowance: ALLOWANCE,
             tried: None,
             known: Signature::default(),
         })
@@ -185,15 +191,21 @@ impl Nftables {
         u64::try_from(clock::boot()?).map_err(|_negative| NftablesError::BeforeBoot)
     }
 
+    fn times(&self) -> Result<Times, NftablesError> {
+        let now = Self::now()?;
+        let done = now.saturating_add(self.allowance);
+        Ok(Times { now, done })
+    }
+
     /// Writes the whole table.
     fn rebuild(&mut self, image: &MapImage) -> Result<(), NftablesError> {
-        let now = Self::now()?;
         let found = look(&self.nft)?;
         if found.is_none() {
             self.counters.lost();
         }
         let (existing, there) = found.unwrap_or_default();
-        let mut commands = replacement(&self.options, &existing, image, now);
+        let times = self.times()?;
+        let mut commands = replacement(&self.options, &existing, image, times);
         let mut hooked = BTreeSet::new();
         for index in &self.hooked {
             if existing.chains.contains(&names::interface_chain(*index)) {
@@ -208,14 +220,14 @@ impl Nftables {
         known.follow(&told);
         self.known = known;
         self.hooked = hooked;
-        self.wait(image, now);
+        self.wait(image, times, |_all| true);
         Ok(())
     }
 
     /// Changes what differs, and times exemptions that begin now, or all of them after a sleep.
     fn update(&mut self, before: &MapImage, image: &MapImage) -> Result<usize, NftablesError> {
         self.tried = Some(Instant::now());
-        let now = Self::now()?;
+        let times = self.times()?;
         let slept = slept()?;
         let has_slept = (slept - self.slept).abs() > SLEEP;
         let steps = plan(before, image)?;
@@ -224,18 +236,18 @@ impl Nftables {
                 .iter()
                 .any(|step| matches!(step, Step::PutCustomer(it, _) if it == id))
         };
-        let mut commands = changes(&self.options, &steps, (before, image), now);
+        let mut commands = changes(&self.options, &steps, (before, image), times);
         let due = image.customers.iter().filter(|(id, policy)| {
-            let begins = self.waiting.get(id).is_some_and(|at| *at <= now);
+            let begins = self.waiting.get(id).is_some_and(|at| *at <= times.now);
             (begins || has_slept && policy.has_exemptions()) && !put(id)
         });
-        let due = due.map(|(id, _)| *id).collect();
-        commands.append(renewals(&self.options, image, &due, now));
+        let due: BTreeSet<_> = due.map(|(id, _)| *id).collect();
+        commands.append(renewals(&self.options, image, &due, times));
         if !commands.is_empty() {
             self.carry_out(&commands)?;
         }
         self.slept = slept;
-        self.wait(image, now);
+        self.wait(image, times, |id| due.contains(id) || put(id));
         Ok(steps.iter().map(Step::writes).sum::<usize>() + due.len())
     }
 
@@ -247,12 +259,25 @@ impl Nftables {
         Ok(())
     }
 
-    fn wait(&mut self, image: &MapImage, now: u64) {
-        self.waiting = image
+    /// Notes when exemptions are to be looked at again, after a change of these customers: when one
+    /// begins, and at once where the change took longer than was allowed for, as it holds for longer
+    /// than it may.
+    fn wait(&mut self, image: &MapImage, times: Times, timed: impl Fn(&CustomerId) -> bool) {
+        let next = |(id, policy): (&CustomerId, &CustomerPolicy)| {
+            Some((*id, ruleset::next_start(policy, times.now)?))
+        };
+        self.waiting = image.customers.iter().filter_map(next).collect();
+        // Where the clock cannot be read, it is taken for late.
+        if Self::now().is_ok_and(|now| now <= times.done) {
+            self.allowance = ALLOWANCE;
+            return;
+        }
+        self.allowance = self.allowance.saturating_mul(2);
+        let late = image
             .customers
             .iter()
-            .filter_map(|(id, policy)| Some((*id, ruleset::next_start(policy, now)?)))
-            .collect();
+            .filter(|(id, policy)| timed(id) && policy.has_exemptions());
+        self.waiting.extend(late.map(|(id, _)| (*id, times.now)));
     }
 }
 
@@ -264,7 +289,7 @@ fn possible(
 ) -> Result<Options, NftablesError> {
     let existing = existing.cloned().unwrap_or_default();
     let check = |options: &Options| {
-        let probe = replacement(options, &existing, &MapImage::default(), 0);
+        let probe = replacement(options, &existing, &MapImage::default(), Times::default());
         nft.check(&probe)
     };
     let silent = Options {

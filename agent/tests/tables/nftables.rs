@@ -8,7 +8,7 @@ use gate25::compile::Prefix;
 use gate25::dataplane::{MapImage, Step};
 use gate25::guard::Mark;
 use gate25::kernel::nftables::{
-    Options, Range, Reject, addresses, changes, concerning, hook, renewals,
+    Options, Range, Reject, Times, addresses, changes, concerning, hook, renewals,
 };
 use gate25_common::abi::{
     Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, Mode, Quarantine,
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 const CUSTOMER: CustomerId = CustomerId::from_raw(0xc1);
 const SECOND: u64 = 1_000_000_000;
+const BEGINNING: Times = Times { now: 0, done: 0 };
 
 #[test]
 fn prefixes_of_ipv4_hold_mapped_and_nat64_addresses_too() {
@@ -111,7 +112,7 @@ fn interface_that_changes_hands_leaves_one_owner_for_the_other() {
             "elem": [[7, {"goto": {"target": chain}}]],
         }}})
     };
-    let commands = list(changes(&options(), &steps, (&before, &after), 0).to_json());
+    let commands = list(changes(&options(), &steps, (&before, &after), BEGINNING).to_json());
     assert_eq!(
         commands,
         [
@@ -127,16 +128,19 @@ fn interface_that_changes_hands_leaves_one_owner_for_the_other() {
 
 #[test]
 fn exemption_holds_for_whole_seconds_from_its_start_to_before_its_end() {
-    for (now, timeout) in [
-        (9 * SECOND, None),
-        (10 * SECOND, Some(20)),
-        (10 * SECOND + 1, Some(19)),
-        (29 * SECOND, Some(1)),
-        (29 * SECOND + 1, None),
-        (30 * SECOND, None),
+    for (now, done, timeout) in [
+        (9 * SECOND, 9 * SECOND, None),
+        (9 * SECOND, 10 * SECOND, None),
+        (10 * SECOND, 10 * SECOND, Some(20)),
+        (10 * SECOND, 10 * SECOND + 1, Some(19)),
+        (10 * SECOND, 14 * SECOND, Some(16)),
+        (29 * SECOND, 29 * SECOND, Some(1)),
+        (28 * SECOND, 29 * SECOND + 1, None),
+        (29 * SECOND, 31 * SECOND, None),
+        (30 * SECOND, 30 * SECOND, None),
     ] {
         let of = BTreeSet::from([CUSTOMER]);
-        let commands = list(renewals(&options(), &image(), &of, now).to_json());
+        let commands = list(renewals(&options(), &image(), &of, Times { now, done }).to_json());
         let gate = commands.iter().find_map(|command| {
             let element = &command["add"]["element"];
             (element["name"] == "e_00000000000000c1_0").then_some(&element["elem"])
@@ -147,7 +151,7 @@ fn exemption_holds_for_whole_seconds_from_its_start_to_before_its_end() {
                 {"elem": {"val": "ip6", "timeout": timeout}},
             ])
         });
-        assert_eq!(gate, expected.as_ref(), "at {now}");
+        assert_eq!(gate, expected.as_ref(), "at {now}, done {done}");
         let emptied = json!({"flush": {"set": {
             "family": "netdev", "table": "gate25", "name": "e_00000000000000c1_0",
         }}});
@@ -158,7 +162,7 @@ fn exemption_holds_for_whole_seconds_from_its_start_to_before_its_end() {
 #[test]
 fn customer_is_judged_by_allowlists_then_exemptions_then_profile() {
     let of = BTreeSet::from([CUSTOMER]);
-    let commands = list(renewals(&options(), &image(), &of, 0).to_json());
+    let commands = list(renewals(&options(), &image(), &of, BEGINNING).to_json());
     let rules: Vec<&Value> = commands
         .iter()
         .map(|command| &command["add"]["rule"])
@@ -196,7 +200,9 @@ fn host_that_observes_refuses_nothing() {
         ..options()
     };
     let of = BTreeSet::from([CUSTOMER]);
-    let commands = renewals(&observing, &image(), &of, 0).to_json().to_string();
+    let commands = renewals(&observing, &image(), &of, BEGINNING)
+        .to_json()
+        .to_string();
     assert!(commands.contains("observe_profile"), "{commands}");
     assert!(commands.contains("observe_malformed"), "{commands}");
     assert!(commands.contains("do_observe"), "{commands}");

@@ -151,13 +151,13 @@ impl Deciders {
     /// Puts other policies in the place of those there are.
     fn follow(&mut self, tables: MemoryTables) {
         self.kernel = Kernel::load(self.host);
+        self.kernel.listen(&[NOTICE, NOTICE_V6]);
         self.fill(tables);
     }
 
     /// The same where there were none of their customers and sets.
     pub(crate) fn fill(&mut self, tables: MemoryTables) {
         self.kernel.fill(LOOPBACK, &tables);
-        self.kernel.listen(&[NOTICE, NOTICE_V6]);
         self.untargeted = untargeted(&tables);
         self.tables = tables;
     }

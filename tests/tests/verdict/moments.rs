@@ -20,7 +20,7 @@ const CUSTOMER: CustomerId = CustomerId::from_raw(7);
 const EXEMPTIONS: u8 = 16;
 const MILLISECOND: u64 = 1_000_000;
 /// Element time-outs are whole seconds, and the kernel looks at them by its own ticks.
-const EARLY: u64 = 1_100 * MILLISECOND;
+const EARLY: u64 = 2_100 * MILLISECOND;
 /// All exemptions are over by then.
 const LENGTH: Duration = Duration::from_secs(7);
 

@@ -7,7 +7,7 @@ use gate25_common::packet::Malformed;
 use serde_json::{Value, json};
 
 use super::names::{self, Asked};
-use super::ruleset::Options;
+use super::ruleset::{Options, Times};
 use crate::dataplane::MapImage;
 use crate::netfilter::Commands;
 use crate::netfilter::expression::{Rule, attempt, count, equal, field, goto, meta};
@@ -20,7 +20,7 @@ pub(super) fn put_customer(
     options: &Options,
     (id, policy): (CustomerId, &CustomerPolicy),
     image: &MapImage,
-    now: u64,
+    times: Times,
 ) {
     for what in names::OF_CUSTOMER {
         commands.named("add", "counter", &names::of_customer(id, what));
@@ -31,7 +31,7 @@ pub(super) fn put_customer(
         commands.named("flush", "chain", name);
     }
     for (slot, exemption) in exemptions(policy).enumerate() {
-        put_gate(commands, &names::gate(id, slot), exemption, now);
+        put_gate(commands, &names::gate(id, slot), exemption, times);
     }
     for (name, rules) in chains {
         commands.rules(&name, rules);
@@ -39,18 +39,19 @@ pub(super) fn put_customer(
 }
 
 /// A set that holds something while the exemption does: rules that ask for it match no longer.
-fn put_gate(commands: &mut Commands, name: &str, exemption: &Exemption, now: u64) {
+fn put_gate(commands: &mut Commands, name: &str, exemption: &Exemption, times: Times) {
     let set = json!({"name": name, "type": "ether_type", "flags": ["timeout"]});
     commands.command("add", "set", set);
     commands.named("flush", "set", name);
-    if !exemption.active(now) {
+    if !exemption.active(times.now) {
         return;
     }
-    // nft's JSON knows whole seconds: rather too early than too late.
-    let seconds = (exemption.expires() - now) / NANOSECONDS;
-    if seconds == 0 {
+    // It is counted from when the kernel has it. nft's JSON knows whole seconds: rather too early than
+    // too late.
+    let left = exemption.expires().checked_sub(times.done);
+    let Some(seconds @ 1..) = left.map(|left| left / NANOSECONDS) else {
         return;
-    }
+    };
     let elements: Vec<Value> = ["ip", "ip6"]
         .map(|protocol| json!({"elem": {"val": protocol, "timeout": seconds}}))
         .into();

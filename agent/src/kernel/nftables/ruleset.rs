@@ -33,6 +33,15 @@ pub struct Options {
     pub reject: Reject,
 }
 
+/// Moments of a change, in nanoseconds on the boot clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Times {
+    /// When it is made up.
+    pub now: u64,
+    /// When the kernel has it, at the latest. What it gets then holds from then on.
+    pub done: u64,
+}
+
 /// How a refusal is carried out that is meant to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reject {
@@ -126,10 +135,14 @@ pub fn concerning(image: &MapImage) -> MapImage {
     part
 }
 
-/// Puts a whole table in the place of what is there, counters excepted. `now` is on the boot
-/// clock; `hooked` are the interfaces whose chains stay.
+/// Puts a whole table in the place of what is there, counters excepted.
 #[must_use]
-pub fn replacement(options: &Options, existing: &Existing, image: &MapImage, now: u64) -> Commands {
+pub fn replacement(
+    options: &Options,
+    existing: &Existing,
+    image: &MapImage,
+    times: Times,
+) -> Commands {
     let mut commands = Commands::of(TABLE);
     commands.make_table();
     clear(&mut commands, existing);
@@ -142,7 +155,7 @@ pub fn replacement(options: &Options, existing: &Existing, image: &MapImage, now
         add_set(&mut commands, *id, prefixes);
     }
     for (id, policy) in &image.customers {
-        put_customer(&mut commands, options, (*id, policy), image, now);
+        put_customer(&mut commands, options, (*id, policy), image, times);
     }
     for (index, owner) in &image.interfaces {
         put_interface(&mut commands, *index, *owner);
@@ -156,7 +169,7 @@ pub fn changes(
     options: &Options,
     steps: &[Step],
     (current, wanted): (&MapImage, &MapImage),
-    now: u64,
+    times: Times,
 ) -> Commands {
     let mut commands = Commands::of(TABLE);
     for step in steps {
@@ -164,7 +177,7 @@ pub fn changes(
             Step::AddSet(id, prefixes) => add_set(&mut commands, *id, prefixes),
             Step::RemoveSet(id, prefixes) => remove_set(&mut commands, *id, prefixes),
             Step::PutCustomer(id, policy) => {
-                put_customer(&mut commands, options, (*id, policy), wanted, now);
+                put_customer(&mut commands, options, (*id, policy), wanted, times);
                 if let Some(before) = current.customers.get(id) {
                     let slots = exemptions(policy).count()..exemptions(before).count();
                     remove_gates(&mut commands, *id, slots);
@@ -200,12 +213,12 @@ pub fn renewals(
     options: &Options,
     image: &MapImage,
     of: &BTreeSet<CustomerId>,
-    now: u64,
+    times: Times,
 ) -> Commands {
     let mut commands = Commands::of(TABLE);
     for id in of {
         if let Some(policy) = image.customers.get(id) {
-            put_customer(&mut commands, options, (*id, policy), image, now);
+            put_customer(&mut commands, options, (*id, policy), image, times);
         }
     }
     commands
