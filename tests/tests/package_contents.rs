@@ -11,11 +11,11 @@ use std::{
     process::Command,
 };
 
-use built::Built;
+use built::package;
 
 #[test]
 fn lintian_finds_no_error_and_no_warning() {
-    let deb = Built::of(1).deb;
+    let deb = package(1, "deb");
     let args = [
         "--allow-root",
         "--fail-on=error,warning",
@@ -29,7 +29,7 @@ fn lintian_finds_no_error_and_no_warning() {
 
 #[test]
 fn files_to_be_edited_are_the_settings_and_the_web_configuration_alone() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let conffiles = said("dpkg-deb", &["--info", path(&deb), "conffiles"]);
     let conffiles: BTreeSet<&str> = conffiles.lines().collect();
     let expected = BTreeSet::from(["/etc/gate25/gate25.yaml", "/etc/gate25/web.yaml"]);
@@ -59,7 +59,7 @@ fn files_to_be_edited_are_the_settings_and_the_web_configuration_alone() {
 
 #[test]
 fn shipped_settings_observe() {
-    let deb = Built::of(1).deb;
+    let deb = package(1, "deb");
     let text = said_by_shell(&format!(
         "dpkg-deb --fsys-tarfile {} | tar --extract --to-stdout ./etc/gate25/gate25.yaml",
         path(&deb)
@@ -71,7 +71,7 @@ fn shipped_settings_observe() {
 
 #[test]
 fn both_packages_hold_the_same_files_of_root_and_nothing_writable() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     // Where each family of distributions has them.
     let usual = |file: &str| {
         let file = file.replace("/usr/lib/systemd/", "/lib/systemd/");
@@ -133,7 +133,7 @@ fn every_command_has_its_page() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help");
-    let files = files(&Built::of(1).deb);
+    let files = files(&package(1, "deb"));
     let mut count = 0;
     for command in commands {
         let page = format!("/usr/share/man/man8/gate25-{command}.8.gz");
@@ -146,7 +146,7 @@ fn every_command_has_its_page() {
 
 #[test]
 fn packages_of_the_same_sources_need_the_same() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let depends = said("dpkg-deb", &["--field", path(&deb), "Depends"]);
     let requires = said("rpm", &["--query", "--package", "--requires", path(&rpm)]);
     for needed in ["nftables", "systemd"] {
@@ -162,7 +162,7 @@ fn packages_of_the_same_sources_need_the_same() {
 
 #[test]
 fn scripts_are_shell_without_anything_unusual() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let dir = tempfile::TempDir::new().unwrap();
     said("dpkg-deb", &["--control", path(&deb), path(dir.path())]);
     let scripts = ["postinst", "prerm", "postrm"].map(|name| dir.path().join(name));

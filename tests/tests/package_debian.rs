@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use gate25_tests::{Hosting, Machine, Outcome, PolicyText, Sender};
 
-use built::Built;
-use site::{SETTINGS, Site};
+use site::{SETTINGS, Site, bring};
 
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -20,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 fn installed_package_observes_says_so_and_enforces_once_told() {
     let site = Site::booted();
     let machine = &site.machine;
-    let said = machine.shell(&Built::of(1).bring(machine)).unwrap();
+    let said = machine.shell(&bring(machine, 1)).unwrap();
     assert_eq!(
         said.code,
         Some(0),
@@ -94,7 +93,7 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     let settings = machine.succeed(&format!("cat {SETTINGS}")).unwrap();
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
     let first = machine.property("gate25", "MainPID").unwrap();
-    let upgrade = Built::of(2).bring(machine);
+    let upgrade = bring(machine, 2);
     machine.succeed(&upgrade).unwrap();
     assert_ne!(machine.property("gate25", "MainPID").unwrap(), first);
     assert_eq!(
@@ -105,7 +104,7 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     sender.more(20).unwrap();
     // Installed again over itself, and a version back.
     machine.succeed(&format!("{upgrade} --reinstall")).unwrap();
-    machine.succeed(&Built::of(1).bring(machine)).unwrap();
+    machine.succeed(&bring(machine, 1)).unwrap();
     site.wait_enforcing();
     sender.more(20).unwrap();
 
@@ -153,7 +152,7 @@ fn package_unpacked_and_not_configured_opens_nothing_and_is_mended() {
     let site = Site::enforcing();
     let machine = &site.machine;
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let deb = Built::of(2).bring(machine);
+    let deb = bring(machine, 2);
     let deb = deb.split_whitespace().last().unwrap();
     machine.succeed(&format!("dpkg --unpack {deb}")).unwrap();
     assert_eq!(status(machine), "install ok unpacked");
@@ -190,9 +189,9 @@ fn settings_that_the_operator_changed_are_kept_whatever_is_installed() {
     let changed = machine.succeed(&format!("echo '# ours' >>{SETTINGS}; cat {SETTINGS}"));
     let changed = changed.unwrap();
     for words in [
-        Built::of(2).bring(machine),
+        bring(machine, 2),
         "apt-get --yes remove gate25".to_owned(),
-        Built::of(1).bring(machine),
+        bring(machine, 1),
     ] {
         machine.succeed(&words).unwrap();
         assert_eq!(

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use gate25_tests::{Hosting, Machine, Outcome, PolicyText, Sender, poll};
 
-use built::Built;
-use site::{PROMPT, SETTINGS, Site};
+use site::{PROMPT, SETTINGS, Site, bring};
 
 const PAUSE: Duration = Duration::from_millis(2);
 /// The unit's `WatchdogSec=`, and the time to start again.
@@ -29,7 +28,7 @@ const STARTERS: [&str; 4] = [
 #[test]
 fn boot_has_the_host_closed_before_anybody_starts_a_guest() {
     let mut site = Site::new();
-    let install = Built::of(1).bring(&site.machine);
+    let install = bring(&site.machine, 1);
     // As an image is built: nothing runs.
     let said = site.machine.in_root(&install).unwrap();
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -104,7 +103,7 @@ fn check_order(machine: &Machine) {
 fn agent_that_crashes_or_hangs_is_started_again_and_opens_nothing() {
     let site = Site::enforcing();
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    for (signal, limit) in [("KILL", PROMPT), ("SEGV", PROMPT), ("STOP", WATCHDOG)] {
+    for (signal, limit) in [("KILL", PROMPT), ("ABRT", PROMPT), ("STOP", WATCHDOG)] {
         let before = site.machine.property("gate25", "MainPID").unwrap();
         let words = format!("kill -{signal} {before}");
         site.machine.succeed(&words).unwrap();

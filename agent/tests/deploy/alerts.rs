@@ -27,6 +27,15 @@ fn names(rules: &[Value]) -> BTreeSet<String> {
     names.collect()
 }
 
+/// Files of promtool's tests.
+const TESTS: [&str; 2] = ["tests/alerts.yaml", "tests/days.yaml"];
+
+#[track_caller]
+fn tests(file: &str) -> Vec<Value> {
+    let value: Value = serde_yaml::from_str(&text(&format!("prometheus/{file}"))).unwrap();
+    value["tests"].as_array().unwrap().clone()
+}
+
 /// What dashboards and alerts may name: the catalogue, and what is recorded.
 #[track_caller]
 pub(super) fn known() -> Known {
@@ -84,9 +93,8 @@ fn every_alert_says_what_it_is_and_where_to_read_what_to_do() {
 
 #[test]
 fn every_alert_is_shown_to_fire_and_to_be_silent_or_waiting_before() {
-    let tests: Value = serde_yaml::from_str(&text("prometheus/tests/alerts.yaml")).unwrap();
     let (mut fires, mut waits) = (BTreeSet::new(), BTreeSet::new());
-    for test in tests["tests"].as_array().unwrap() {
+    for test in TESTS.iter().flat_map(|file| tests(file)) {
         for asked in test["promql_expr_test"].as_array().into_iter().flatten() {
             let query = asked["expr"].as_str().unwrap();
             let Some(name) = query.strip_prefix("ALERTS{alertname=\"") else {
@@ -122,7 +130,8 @@ fn promtool_accepts_the_rules_and_their_tests_pass() {
             "alerts.yaml",
         ),
         (&["check", "config", "--syntax-only"], "scrape.yaml"),
-        (&["test", "rules"], "tests/alerts.yaml"),
+        (&["test", "rules"], TESTS[0]),
+        (&["test", "rules"], TESTS[1]),
     ] {
         let mut promtool = Command::new("promtool");
         let file = deploy("prometheus").join(file);
