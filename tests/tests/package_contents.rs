@@ -11,12 +11,16 @@ use std::{
     process::Command,
 };
 
-use built::Built;
+use built::package;
 
 #[test]
 fn lintian_finds_no_error_and_no_warning() {
-    let deb = Built::of(1).deb;
-    let args = ["--allow-root", "--fail-on=error,warning", "--tag-display-limit=0"];
+    let deb = package(1, "deb");
+    let args = [
+        "--allow-root",
+        "--fail-on=error,warning",
+        "--tag-display-limit=0",
+    ];
     let mut lintian = Command::new("lintian");
     let output = lintian.args(args).arg(deb).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -25,18 +29,27 @@ fn lintian_finds_no_error_and_no_warning() {
 
 #[test]
 fn files_to_be_edited_are_the_settings_and_the_web_configuration_alone() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let conffiles = said("dpkg-deb", &["--info", path(&deb), "conffiles"]);
     let conffiles: BTreeSet<&str> = conffiles.lines().collect();
     let expected = BTreeSet::from(["/etc/gate25/gate25.yaml", "/etc/gate25/web.yaml"]);
     assert_eq!(conffiles, expected);
-    let listed = said("rpm", &["--query", "--package", "--configfiles", path(&rpm)]);
+    let listed = said(
+        "rpm",
+        &["--query", "--package", "--configfiles", path(&rpm)],
+    );
     assert_eq!(listed.lines().collect::<BTreeSet<_>>(), expected);
     // %config(noreplace): 1 | 16.
     let format = "[%{FILEFLAGS} %{FILENAMES}\n]";
-    let flags = said("rpm", &["--query", "--package", "--queryformat", format, path(&rpm)]);
+    let flags = said(
+        "rpm",
+        &["--query", "--package", "--queryformat", format, path(&rpm)],
+    );
     for file in expected {
-        assert!(flags.lines().any(|line| line == format!("17 {file}")), "{flags}");
+        assert!(
+            flags.lines().any(|line| line == format!("17 {file}")),
+            "{flags}"
+        );
     }
     // The folder of the policy belongs to the operator.
     for file in files(&deb).keys() {
@@ -46,7 +59,7 @@ fn files_to_be_edited_are_the_settings_and_the_web_configuration_alone() {
 
 #[test]
 fn shipped_settings_observe() {
-    let deb = Built::of(1).deb;
+    let deb = package(1, "deb");
     let text = said_by_shell(&format!(
         "dpkg-deb --fsys-tarfile {} | tar --extract --to-stdout ./etc/gate25/gate25.yaml",
         path(&deb)
@@ -58,7 +71,7 @@ fn shipped_settings_observe() {
 
 #[test]
 fn both_packages_hold_the_same_files_of_root_and_nothing_writable() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     // Where each family of distributions has them.
     let usual = |file: &str| {
         let file = file.replace("/usr/lib/systemd/", "/lib/systemd/");
@@ -70,10 +83,17 @@ fn both_packages_hold_the_same_files_of_root_and_nothing_writable() {
     };
     let in_deb = files(&deb);
     for (file, mode) in &in_deb {
-        let expected = if file == "/usr/bin/gate25" { "-rwxr-xr-x" } else { "-rw-r--r--" };
+        let expected = if file == "/usr/bin/gate25" {
+            "-rwxr-xr-x"
+        } else {
+            "-rw-r--r--"
+        };
         assert_eq!(mode, expected, "{file}");
     }
-    let listed = said("rpm", &["--query", "--package", "--list", "--verbose", path(&rpm)]);
+    let listed = said(
+        "rpm",
+        &["--query", "--package", "--list", "--verbose", path(&rpm)],
+    );
     let mut in_rpm = BTreeSet::new();
     for line in listed.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -113,7 +133,7 @@ fn every_command_has_its_page() {
         .take_while(|line| !line.is_empty())
         .filter_map(|line| line.split_whitespace().next())
         .filter(|name| *name != "help");
-    let files = files(&Built::of(1).deb);
+    let files = files(&package(1, "deb"));
     let mut count = 0;
     for command in commands {
         let page = format!("/usr/share/man/man8/gate25-{command}.8.gz");
@@ -126,12 +146,15 @@ fn every_command_has_its_page() {
 
 #[test]
 fn packages_of_the_same_sources_need_the_same() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let depends = said("dpkg-deb", &["--field", path(&deb), "Depends"]);
     let requires = said("rpm", &["--query", "--package", "--requires", path(&rpm)]);
     for needed in ["nftables", "systemd"] {
         assert!(depends.contains(needed), "{depends}");
-        assert!(requires.lines().any(|line| line.starts_with(needed)), "{requires}");
+        assert!(
+            requires.lines().any(|line| line.starts_with(needed)),
+            "{requires}"
+        );
     }
     assert!(depends.contains("libc6 (>= "), "{depends}");
     assert!(requires.contains("libc.so.6"), "{requires}");
@@ -139,7 +162,7 @@ fn packages_of_the_same_sources_need_the_same() {
 
 #[test]
 fn scripts_are_shell_without_anything_unusual() {
-    let Built { deb, rpm } = Built::of(1);
+    let (deb, rpm) = (package(1, "deb"), package(1, "rpm"));
     let dir = tempfile::TempDir::new().unwrap();
     said("dpkg-deb", &["--control", path(&deb), path(dir.path())]);
     let scripts = ["postinst", "prerm", "postrm"].map(|name| dir.path().join(name));
@@ -182,6 +205,9 @@ fn said(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap();
     let complaint = String::from_utf8_lossy(&output.stderr);
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{program} {args:?}: {text}{complaint}");
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {text}{complaint}"
+    );
     text.into_owned()
 }

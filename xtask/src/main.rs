@@ -67,7 +67,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }),
         Command::Dist(options) => dist::run(&options).map(|built| {
-            built.files().for_each(|file| println!("{}", file.display()));
+            built
+                .files()
+                .for_each(|file| println!("{}", file.display()));
             ExitCode::SUCCESS
         }),
         Command::Demo(options) => demo::run(&options),

@@ -14,13 +14,26 @@ use super::{deploy, text};
 fn rules(file: &str) -> Vec<Value> {
     let value: Value = serde_yaml::from_str(&text(file)).unwrap();
     let groups = value["groups"].as_array().unwrap();
-    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let rules = groups
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap());
     rules.cloned().collect()
 }
 
 fn names(rules: &[Value]) -> BTreeSet<String> {
-    let names = rules.iter().map(|rule| rule["alert"].as_str().unwrap().to_owned());
+    let names = rules
+        .iter()
+        .map(|rule| rule["alert"].as_str().unwrap().to_owned());
     names.collect()
+}
+
+/// Files of promtool's tests.
+const TESTS: [&str; 2] = ["tests/alerts.yaml", "tests/days.yaml"];
+
+#[track_caller]
+fn tests(file: &str) -> Vec<Value> {
+    let value: Value = serde_yaml::from_str(&text(&format!("prometheus/{file}"))).unwrap();
+    value["tests"].as_array().unwrap().clone()
 }
 
 /// What dashboards and alerts may name: the catalogue, and what is recorded.
@@ -53,9 +66,18 @@ fn every_alert_says_what_it_is_and_where_to_read_what_to_do() {
         let name = alert["alert"].as_str().unwrap();
         assert!(name.starts_with("Gate25"), "{name}");
         let severity = alert["labels"]["severity"].as_str().unwrap();
-        assert!(["page", "ticket", "info"].contains(&severity), "{name}: {severity}");
+        assert!(
+            ["page", "ticket", "info"].contains(&severity),
+            "{name}: {severity}"
+        );
         for annotation in ["summary", "description"] {
-            assert!(!alert["annotations"][annotation].as_str().unwrap().is_empty(), "{name}");
+            assert!(
+                !alert["annotations"][annotation]
+                    .as_str()
+                    .unwrap()
+                    .is_empty(),
+                "{name}"
+            );
         }
         let runbook = alert["annotations"]["runbook_url"].as_str().unwrap();
         let anchor = format!("deploy/prometheus/RUNBOOK.md#{}", name.to_lowercase());
@@ -63,14 +85,16 @@ fn every_alert_says_what_it_is_and_where_to_read_what_to_do() {
     }
     let runbook = text("prometheus/RUNBOOK.md");
     let headings = runbook.lines().filter_map(|line| line.strip_prefix("## "));
-    assert_eq!(headings.map(str::to_owned).collect::<BTreeSet<_>>(), names(&alerts));
+    assert_eq!(
+        headings.map(str::to_owned).collect::<BTreeSet<_>>(),
+        names(&alerts)
+    );
 }
 
 #[test]
 fn every_alert_is_shown_to_fire_and_to_be_silent_or_waiting_before() {
-    let tests: Value = serde_yaml::from_str(&text("prometheus/tests/alerts.yaml")).unwrap();
     let (mut fires, mut waits) = (BTreeSet::new(), BTreeSet::new());
-    for test in tests["tests"].as_array().unwrap() {
+    for test in TESTS.iter().flat_map(|file| tests(file)) {
         for asked in test["promql_expr_test"].as_array().into_iter().flatten() {
             let query = asked["expr"].as_str().unwrap();
             let Some(name) = query.strip_prefix("ALERTS{alertname=\"") else {
@@ -97,17 +121,28 @@ fn every_alert_is_shown_to_fire_and_to_be_silent_or_waiting_before() {
 #[test]
 fn promtool_accepts_the_rules_and_their_tests_pass() {
     for (args, file) in [
-        (&["check", "rules", "--lint=all", "--lint-fatal"][..], "rules.yaml"),
-        (&["check", "rules", "--lint=all", "--lint-fatal"], "alerts.yaml"),
+        (
+            &["check", "rules", "--lint=all", "--lint-fatal"][..],
+            "rules.yaml",
+        ),
+        (
+            &["check", "rules", "--lint=all", "--lint-fatal"],
+            "alerts.yaml",
+        ),
         (&["check", "config", "--syntax-only"], "scrape.yaml"),
-        (&["test", "rules"], "tests/alerts.yaml"),
+        (&["test", "rules"], TESTS[0]),
+        (&["test", "rules"], TESTS[1]),
     ] {
         let mut promtool = Command::new("promtool");
         let file = deploy("prometheus").join(file);
         let output = promtool.args(args).arg(&file).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {text}{complaint}", file.display());
+        assert!(
+            output.status.success(),
+            "{}: {text}{complaint}",
+            file.display()
+        );
     }
 }
 
@@ -146,13 +181,19 @@ fn routes_of_the_example_lead_every_alert_to_somebody() {
         .collect();
     let routes = config["route"]["routes"].as_array().unwrap();
     for route in routes.iter().chain([&config["route"]]) {
-        assert!(receivers.contains(route["receiver"].as_str().unwrap()), "{route}");
+        assert!(
+            receivers.contains(route["receiver"].as_str().unwrap()),
+            "{route}"
+        );
     }
     let alerts = names(&rules("prometheus/alerts.yaml"));
     let inhibited = config["inhibit_rules"].as_array().unwrap();
     for source in inhibited.iter().map(|rule| &rule["source_matchers"][0]) {
         let name = source.as_str().unwrap();
-        let name = name.strip_prefix("alertname=\"").unwrap().trim_end_matches('"');
+        let name = name
+            .strip_prefix("alertname=\"")
+            .unwrap()
+            .trim_end_matches('"');
         assert!(alerts.contains(name), "{name}");
     }
 }

@@ -87,7 +87,8 @@ fn panels_do_not_lie_on_one_another() {
     for dashboard in dashboards() {
         let mut taken = BTreeSet::new();
         for panel in dashboard["panels"].as_array().unwrap() {
-            let [x, y, w, h] = ["x", "y", "w", "h"].map(|it| panel["gridPos"][it].as_u64().unwrap());
+            let [x, y, w, h] =
+                ["x", "y", "w", "h"].map(|it| panel["gridPos"][it].as_u64().unwrap());
             assert!(x + w <= 24, "{panel}");
             for place in (x..x + w).flat_map(|x| (y..y + h).map(move |y| (x, y))) {
                 assert!(taken.insert(place), "{} at {place:?}", panel["title"]);

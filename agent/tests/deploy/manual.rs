@@ -35,7 +35,9 @@ fn known_in(map: Option<&str>) -> Vec<String> {
     let path: Arc<Path> = Arc::from(Path::new("gate25.yaml"));
     let diagnostics = settings::parse(&path, text.as_bytes()).unwrap_err();
     let unknown = diagnostics.iter().find(|one| one.code == "unknown-key");
-    let help = unknown.and_then(|one| one.help.as_deref()).unwrap_or_default();
+    let help = unknown
+        .and_then(|one| one.help.as_deref())
+        .unwrap_or_default();
     let Some(known) = help.strip_prefix("known here: ") else {
         return Vec::new();
     };
@@ -87,7 +89,12 @@ fn maps_in<'s>(schema: &'s Value, value: &'s Value) -> Vec<&'s Value> {
     if value["properties"].is_object() {
         found.push(value);
     }
-    found.extend(value.get("items").into_iter().flat_map(|items| maps_in(schema, items)));
+    found.extend(
+        value
+            .get("items")
+            .into_iter()
+            .flat_map(|items| maps_in(schema, items)),
+    );
     for key in ["anyOf", "allOf", "oneOf"] {
         let choices = value[key].as_array().into_iter().flatten();
         found.extend(choices.flat_map(|choice| maps_in(schema, choice)));
@@ -107,6 +114,9 @@ fn pages_are_roff_that_man_reads_without_a_warning() {
             .output()
             .unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && complaint.is_empty(), "{page}: {complaint}");
+        assert!(
+            output.status.success() && complaint.is_empty(),
+            "{page}: {complaint}"
+        );
     }
 }

@@ -42,7 +42,10 @@ impl Known {
     /// What a recording rule adds. Its labels are those of what it is made of, at most.
     pub(crate) fn record(&mut self, name: &str, query: &str) {
         let used = Used::of(query);
-        let labels = used.metrics.iter().flat_map(|metric| self.0[metric].clone());
+        let labels = used
+            .metrics
+            .iter()
+            .flat_map(|metric| self.0[metric].clone());
         let labels = labels.collect();
         assert!(self.0.insert(name.to_owned(), labels).is_none(), "{name}");
     }
@@ -63,7 +66,11 @@ impl Known {
             let known = self.0[&metric].contains(&label) || OF_TARGETS.contains(&label.as_str());
             assert!(known, "{metric} has no label {label}: {query}");
         }
-        let mut labels: BTreeSet<&str> = metrics.iter().flat_map(|it| self.0[it].iter()).map(String::as_str).collect();
+        let mut labels: BTreeSet<&str> = metrics
+            .iter()
+            .flat_map(|it| self.0[it].iter())
+            .map(String::as_str)
+            .collect();
         labels.extend(OF_TARGETS);
         for label in grouped {
             assert!(labels.contains(label.as_str()), "no label {label}: {query}");
@@ -104,7 +111,8 @@ impl Used {
 
     fn grouping(&mut self, modifier: Option<&LabelModifier>) {
         if let Some(modifier) = modifier {
-            self.grouped.extend(modifier.labels().labels.iter().cloned());
+            self.grouped
+                .extend(modifier.labels().labels.iter().cloned());
         }
     }
 }

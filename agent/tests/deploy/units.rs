@@ -72,11 +72,17 @@ fn agent_starts_before_whoever_starts_guests_and_waits_for_no_network() {
         assert!(before.contains(starter), "{starter}");
     }
     let after = unit.words("Unit", "After");
-    for earlier in ["nftables.service", "gate25-guard.service", "machine.slice", "local-fs.target"] {
+    for earlier in [
+        "nftables.service",
+        "gate25-guard.service",
+        "machine.slice",
+        "local-fs.target",
+    ] {
         assert!(after.contains(earlier), "{earlier}");
     }
     for waited in after.iter().chain(&unit.words("Unit", "Requires")) {
-        let is_network = waited.contains("network") || waited.contains("online") || waited.contains("time");
+        let is_network =
+            waited.contains("network") || waited.contains("online") || waited.contains("time");
         assert!(!is_network, "{waited}");
     }
     assert!(before.is_disjoint(&after));
@@ -86,11 +92,21 @@ fn agent_starts_before_whoever_starts_guests_and_waits_for_no_network() {
 #[test]
 fn agent_is_bound_to_no_other_unit() {
     let unit = agent();
-    for key in ["Requires", "Requisite", "BindsTo", "PartOf", "PropagatesStopTo", "StopPropagatedFrom"] {
+    for key in [
+        "Requires",
+        "Requisite",
+        "BindsTo",
+        "PartOf",
+        "PropagatesStopTo",
+        "StopPropagatedFrom",
+    ] {
         assert_eq!(unit.words("Unit", key), BTreeSet::new(), "{key}");
     }
     // Only the machine's end stops it.
-    assert_eq!(unit.words("Unit", "Conflicts"), BTreeSet::from(["shutdown.target"]));
+    assert_eq!(
+        unit.words("Unit", "Conflicts"),
+        BTreeSet::from(["shutdown.target"])
+    );
 }
 
 #[test]
@@ -98,12 +114,23 @@ fn guard_is_loaded_between_nftables_and_everything_that_boots() {
     let unit = guard();
     assert!(unit.words("Unit", "After").contains("nftables.service"));
     let before = unit.words("Unit", "Before");
-    for later in ["sysinit.target", "gate25.service", "network-pre.target", "libvirtd.service"] {
+    for later in [
+        "sysinit.target",
+        "gate25.service",
+        "network-pre.target",
+        "libvirtd.service",
+    ] {
         assert!(before.contains(later), "{later}");
     }
-    assert_eq!(unit.words("Unit", "PartOf"), BTreeSet::from(["nftables.service"]));
+    assert_eq!(
+        unit.words("Unit", "PartOf"),
+        BTreeSet::from(["nftables.service"])
+    );
     let wanted = unit.words("Install", "WantedBy");
-    assert_eq!(wanted, BTreeSet::from(["nftables.service", "sysinit.target"]));
+    assert_eq!(
+        wanted,
+        BTreeSet::from(["nftables.service", "sysinit.target"])
+    );
 }
 
 #[test]
@@ -112,12 +139,21 @@ fn agent_has_the_capabilities_that_it_needs_and_no_more() {
     let three = BTreeSet::from(["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
     assert_eq!(unit.words("Service", "AmbientCapabilities"), three);
     assert_eq!(unit.words("Service", "CapabilityBoundingSet"), three);
-    assert_eq!((unit.value("User"), unit.value("Group")), ("gate25", "gate25"));
+    assert_eq!(
+        (unit.value("User"), unit.value("Group")),
+        ("gate25", "gate25")
+    );
     assert_eq!(unit.value("NoNewPrivileges"), "yes");
     // It would make the BPF filesystem read-only.
-    assert_eq!(unit.words("Service", "ProtectKernelTunables"), BTreeSet::new());
+    assert_eq!(
+        unit.words("Service", "ProtectKernelTunables"),
+        BTreeSet::new()
+    );
     assert!(unit.words("Service", "SystemCallFilter").contains("bpf"));
-    assert!(unit.words("Service", "RestrictAddressFamilies").contains("AF_NETLINK"));
+    assert!(
+        unit.words("Service", "RestrictAddressFamilies")
+            .contains("AF_NETLINK")
+    );
 }
 
 #[test]
@@ -126,7 +162,10 @@ fn agent_is_started_again_whatever_ends_it() {
     assert_eq!(unit.value("Type"), "notify");
     assert_eq!(unit.value("Restart"), "always");
     assert_eq!(unit.value("WatchdogSec"), "30s");
-    assert_eq!(unit.words("Unit", "StartLimitIntervalSec"), BTreeSet::from(["0"]));
+    assert_eq!(
+        unit.words("Unit", "StartLimitIntervalSec"),
+        BTreeSet::from(["0"])
+    );
     assert_eq!(unit.value("ExecReload"), "/usr/bin/gate25 reload --wait");
     assert_eq!(unit.value("ExecStartPre"), "+/usr/bin/gate25 prepare");
 }
@@ -138,7 +177,10 @@ fn guard_that_is_kept_is_not_in_a_folder_of_the_agents_user() {
     let kept = guard();
     for key in ["ExecStart", "ExecReload"] {
         let words = kept.words("Service", key);
-        let file = words.iter().find(|word| word.starts_with("/var/lib/")).unwrap();
+        let file = words
+            .iter()
+            .find(|word| word.starts_with("/var/lib/"))
+            .unwrap();
         assert!(!file.starts_with(&format!("/var/lib/{agents}/")), "{file}");
     }
     assert_eq!(agents, "gate25");
@@ -154,5 +196,8 @@ fn agents_unit_is_exposed_no_more_than_three() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}");
-    assert!(text.contains("Overall exposure level for gate25.service"), "{text}");
+    assert!(
+        text.contains("Overall exposure level for gate25.service"),
+        "{text}"
+    );
 }

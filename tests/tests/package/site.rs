@@ -1,10 +1,10 @@
 //! A machine on the hypervisor's network, and a guest of its.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use gate25_tests::{Guest, Hosting, Machine, Outcome, PolicyText, World, connect};
 
-use super::built::Built;
+use super::built::package;
 
 /// The settings that the package ships.
 pub(crate) const SETTINGS: &str = "/etc/gate25/gate25.yaml";
@@ -49,7 +49,7 @@ impl Site {
     #[track_caller]
     pub(crate) fn enforcing() -> Self {
         let mut site = Self::booted();
-        let install = Built::of(1).bring(&site.machine);
+        let install = bring(&site.machine, 1);
         site.machine.succeed(&install).unwrap();
         site.write_policy(&PolicyText::default());
         site.enforce();
@@ -97,4 +97,13 @@ impl Site {
     pub(crate) fn leaked(&self) -> u64 {
         self.world.witness.packets().unwrap() - self.before
     }
+}
+
+/// Puts the package of a revision onto a machine; the words that install it there.
+#[track_caller]
+pub(crate) fn bring(machine: &Machine, revision: u32) -> String {
+    let deb = package(revision, "deb");
+    let path = format!("/root/{}", deb.file_name().unwrap().to_string_lossy());
+    machine.write(&path, fs::read(&deb).unwrap()).unwrap();
+    format!("apt-get --quiet --yes --allow-downgrades install {path}")
 }

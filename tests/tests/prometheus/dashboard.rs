@@ -1,11 +1,15 @@
 //! A dashboard as Grafana reads it, and what its panels ask.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::Context as _;
+use gate25_tests::poll;
 use serde_json::Value;
 
 use super::server::{Prometheus, deploy};
+
+/// How long a busy machine may take to be scraped twice.
+const PROMPT: Duration = Duration::from_secs(60);
 
 /// A dashboard for one host, customer and job.
 #[derive(Debug)]
@@ -13,7 +17,6 @@ pub(crate) struct Dashboard {
     /// Its file, without the ending.
     pub(crate) name: &'static str,
     pub(crate) title: String,
-    uid: String,
     pub(crate) panels: Vec<Panel>,
 }
 
@@ -47,8 +50,6 @@ pub(crate) struct Asked {
 }
 
 impl Dashboard {
-    pub(crate) const NAMES: [&'static str; 3] = ["host", "fleet", "customer"];
-
     /// Reads one, and fills in what somebody would choose.
     pub(crate) fn read(name: &'static str, customer: &str) -> anyhow::Result<Self> {
         let text = fs::read_to_string(deploy(&format!("grafana/{name}.json")))?;
@@ -57,22 +58,27 @@ impl Dashboard {
         Ok(Self {
             name,
             title: word(&json["title"]),
-            uid: word(&json["uid"]),
-            panels: panels.iter().map(|panel| Panel::of(panel, customer)).collect(),
+            panels: panels
+                .iter()
+                .map(|panel| Panel::of(panel, customer))
+                .collect(),
         })
     }
 
-    /// The panels that have something to show, each with the dashboard's uid.
-    pub(crate) fn panels_with_data(&self, prometheus: &Prometheus) -> anyhow::Result<BTreeSet<String>> {
-        let mut with_data = BTreeSet::new();
-        for panel in &self.panels {
-            for asked in &panel.asked {
-                if !prometheus.query(&asked.query)?.is_empty() {
-                    with_data.insert(format!("{}: {}", self.uid, panel.title));
+    /// Waits until these panels have something to show; every query is asked, and answered.
+    pub(crate) fn wait_data(&self, prometheus: &Prometheus, panels: &[&str]) -> anyhow::Result<()> {
+        let what = format!("data for {panels:?}");
+        poll(&what, PROMPT, || {
+            let mut with_data = BTreeSet::new();
+            for panel in &self.panels {
+                for asked in &panel.asked {
+                    if !prometheus.query(&asked.query)?.is_empty() {
+                        with_data.insert(panel.title.as_str());
+                    }
                 }
             }
-        }
-        Ok(with_data)
+            Ok(panels.iter().all(|it| with_data.contains(it)).then_some(()))
+        })
     }
 }
 

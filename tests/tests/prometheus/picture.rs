@@ -29,7 +29,10 @@ pub(crate) fn publish(dashboard: &Dashboard, prometheus: &Prometheus) -> anyhow:
 }
 
 fn draw(dashboard: &Dashboard, prometheus: &Prometheus) -> anyhow::Result<String> {
-    let bottoms = dashboard.panels.iter().map(|it| it.place.y + it.place.height);
+    let bottoms = dashboard
+        .panels
+        .iter()
+        .map(|it| it.place.y + it.place.height);
     let height = bottoms.fold(0.0, f64::max) * ROW + 40.0;
     let width = 24.0 * COLUMN + GAP;
     let mut svg = format!(
@@ -41,11 +44,25 @@ fn draw(dashboard: &Dashboard, prometheus: &Prometheus) -> anyhow::Result<String
     for panel in &dashboard.panels {
         let frame = Frame::of(panel.place);
         if panel.kind == "row" {
-            label(&mut svg, frame.x + 4.0, frame.y + 22.0, 13.0, "#444", &panel.title)?;
+            label(
+                &mut svg,
+                frame.x + 4.0,
+                frame.y + 22.0,
+                13.0,
+                "#444",
+                &panel.title,
+            )?;
             continue;
         }
         frame.outline(&mut svg)?;
-        label(&mut svg, frame.x + 8.0, frame.y + 16.0, 11.5, "#222", &panel.title)?;
+        label(
+            &mut svg,
+            frame.x + 8.0,
+            frame.y + 16.0,
+            11.5,
+            "#222",
+            &panel.title,
+        )?;
         match panel.kind.as_str() {
             "timeseries" => curves(&mut svg, panel, frame, prometheus)?,
             "stat" => figure(&mut svg, panel, frame, prometheus)?,
@@ -77,7 +94,12 @@ impl Frame {
     }
 
     fn outline(self, svg: &mut String) -> std::fmt::Result {
-        let Self { x, y, width, height } = self;
+        let Self {
+            x,
+            y,
+            width,
+            height,
+        } = self;
         writeln!(
             svg,
             "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\" rx=\"3\" fill=\"#fff\" stroke=\"#d5d8dc\"/>"
@@ -88,7 +110,12 @@ impl Frame {
 /// The points of a series, in time.
 type Curve = (String, Vec<(f64, f64)>);
 
-fn curves(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus) -> anyhow::Result<()> {
+fn curves(
+    svg: &mut String,
+    panel: &Panel,
+    frame: Frame,
+    prometheus: &Prometheus,
+) -> anyhow::Result<()> {
     let mut found: Vec<Curve> = Vec::new();
     for asked in &panel.asked {
         for series in prometheus.curves(&asked.query)? {
@@ -97,7 +124,11 @@ fn curves(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus
             found.push((name(&asked.legend, &series["metric"]), points));
         }
     }
-    let highest = found.iter().flat_map(|it| &it.1).map(|it| it.1).fold(0.0, f64::max);
+    let highest = found
+        .iter()
+        .flat_map(|it| &it.1)
+        .map(|it| it.1)
+        .fold(0.0, f64::max);
     let top = if highest > 0.0 { highest * 1.05 } else { 1.0 };
     let Span { from, to } = prometheus.span()?;
     let plot = Frame {
@@ -114,7 +145,14 @@ fn curves(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus
             plot.x,
             plot.x + plot.width
         )?;
-        label(svg, frame.x + 6.0, y + 4.0, 9.5, "#777", &shown(top * part, &panel.unit))?;
+        label(
+            svg,
+            frame.x + 6.0,
+            y + 4.0,
+            9.5,
+            "#777",
+            &shown(top * part, &panel.unit),
+        )?;
     }
     let mut legend = frame.x + 8.0;
     for (index, (name, points)) in found.iter().enumerate() {
@@ -132,7 +170,14 @@ fn curves(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus
         )?;
         let end = legend + 14.0 + name.chars().count() as f64 * 6.2;
         if end < frame.x + frame.width {
-            label(svg, legend, frame.y + frame.height - 8.0, 10.0, colour, &format!("● {name}"))?;
+            label(
+                svg,
+                legend,
+                frame.y + frame.height - 8.0,
+                10.0,
+                colour,
+                &format!("● {name}"),
+            )?;
         }
         legend = end + 8.0;
     }
@@ -147,7 +192,12 @@ fn point(pair: &Value) -> Option<(f64, f64)> {
     value.is_finite().then_some((pair[0].as_f64()?, value))
 }
 
-fn figure(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus) -> anyhow::Result<()> {
+fn figure(
+    svg: &mut String,
+    panel: &Panel,
+    frame: Frame,
+    prometheus: &Prometheus,
+) -> anyhow::Result<()> {
     let mut text = None;
     for asked in &panel.asked {
         if let Some(series) = prometheus.query(&asked.query)?.first() {
@@ -167,7 +217,12 @@ fn figure(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus
     Ok(())
 }
 
-fn rows(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus) -> anyhow::Result<()> {
+fn rows(
+    svg: &mut String,
+    panel: &Panel,
+    frame: Frame,
+    prometheus: &Prometheus,
+) -> anyhow::Result<()> {
     let mut found: Vec<(f64, String)> = Vec::new();
     for asked in &panel.asked {
         for series in prometheus.query(&asked.query)? {
@@ -180,7 +235,14 @@ fn rows(svg: &mut String, panel: &Panel, frame: Frame, prometheus: &Prometheus) 
     for (index, (value, name)) in found.iter().take(fit).enumerate() {
         let y = frame.y + 38.0 + index as f64 * LINE;
         label(svg, frame.x + 10.0, y, 11.0, "#333", name)?;
-        label(svg, frame.x + frame.width - 90.0, y, 11.0, "#333", &shown(*value, &panel.unit))?;
+        label(
+            svg,
+            frame.x + frame.width - 90.0,
+            y,
+            11.0,
+            "#333",
+            &shown(*value, &panel.unit),
+        )?;
     }
     if found.is_empty() {
         nothing(svg, frame)?;
@@ -192,9 +254,22 @@ fn nothing(svg: &mut String, frame: Frame) -> std::fmt::Result {
     label(svg, frame.x + 12.0, frame.y + 46.0, 11.0, "#999", "no data")
 }
 
-fn label(svg: &mut String, x: f64, y: f64, size: f64, colour: &str, text: &str) -> std::fmt::Result {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
-    writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" fill=\"{colour}\">{text}</text>")
+fn label(
+    svg: &mut String,
+    x: f64,
+    y: f64,
+    size: f64,
+    colour: &str,
+    text: &str,
+) -> std::fmt::Result {
+    let text = text
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
+    writeln!(
+        svg,
+        "<text x=\"{x:.1}\" y=\"{y:.1}\" font-size=\"{size}\" fill=\"{colour}\">{text}</text>"
+    )
 }
 
 /// What a series is called: by the legend, or by its labels.
