@@ -1,6 +1,5 @@
 //! A real Prometheus scrapes the agent, on the rules, the alerts and the queries of dashboards that are shipped.
 #![cfg(feature = "root")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 #[path = "prometheus/dashboard.rs"]
 mod dashboard;

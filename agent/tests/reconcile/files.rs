@@ -192,6 +192,5 @@ fn kind(outcome: &ReloadOutcome) -> &'static str {
         ReloadOutcome::Unchanged => "unchanged",
         ReloadOutcome::Refused { .. } => "refused",
         ReloadOutcome::Shrunk { .. } => "shrunk",
-        ReloadOutcome::OnTrial { .. } => "on trial",
     }
 }

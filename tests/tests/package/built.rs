@@ -10,7 +10,7 @@ use std::{
 #[track_caller]
 pub(crate) fn package(revision: u32, ending: &str) -> PathBuf {
     let dir = env::var_os("GATE25_PACKAGES");
-    let dir = dir.expect("GATE25_PACKAGES is set by `./xtask/x test package`");
+    let dir = dir.unwrap_or_else(|| panic!("`./xtask/x test package` sets GATE25_PACKAGES"));
     let dir = Path::new(&dir).join(revision.to_string());
     let entries = fs::read_dir(&dir).unwrap();
     let files = entries.map(|entry| entry.unwrap().path());

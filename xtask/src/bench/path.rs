@@ -150,7 +150,12 @@ impl Contender {
     const fn knows_prefixes(self) -> bool {
         match self {
             Self::Iptables => false,
-            other => other.grows(),
+            Self::Gate25
+            | Self::Gate25Guarded
+            | Self::Gate25Nft
+            | Self::NftMap
+            | Self::NftSet
+            | Self::Ipset => self.grows(),
         }
     }
 }
