@@ -19,10 +19,11 @@ use super::netns::deadline;
 
 #[test]
 fn disk_that_fills_up_keeps_the_earlier_set_and_nothing_else() {
-    on_file_system("tmpfs", "size=32k,mode=0700", |dir| {
+    // Three sets at once: the last one, the one before, and the new one.
+    on_file_system("tmpfs", "size=64k,mode=0700", |dir| {
         let store = LastKnownGood::open(dir).unwrap();
         assert_eq!(store.save(&set(1, 6_000)).unwrap(), Saved::Written);
-        let error = store.save(&set(2, 30_000)).unwrap_err();
+        let error = store.save(&set(2, 60_000)).unwrap_err();
         assert_eq!(kind(&error), io::ErrorKind::StorageFull, "{error:?}");
         assert_eq!(store.load().unwrap(), Some(set(1, 6_000)));
         assert_eq!(fs::read_dir(dir).unwrap().count(), 1);
