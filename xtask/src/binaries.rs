@@ -22,9 +22,13 @@ pub(crate) struct Binary {
 
 /// The test targets of the lab's package that start with a tier's prefix.
 pub(crate) fn targets(prefix: &str) -> anyhow::Result<Vec<String>> {
-    let dir = root().join("tests/tests");
+    targets_in(&root().join("tests/tests"), prefix)
+}
+
+/// The targets whose files in `dir` start with a prefix.
+pub(crate) fn targets_in(dir: &Path, prefix: &str) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
         let path = entry
             .with_context(|| format!("read {}", dir.display()))?
             .path();

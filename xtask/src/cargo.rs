@@ -7,7 +7,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitCode, ExitStatus, Stdio},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -154,6 +154,16 @@ pub(crate) fn count_tests(mut command: Command, limit: Duration) -> anyhow::Resu
         count.failed = 1;
     }
     Ok(count)
+}
+
+/// Prints the last line of a run, and says how it ends: a run without a test has failed.
+pub(crate) fn close(count: Count) -> ExitCode {
+    println!("{}", closing_line(count));
+    if count.failed == 0 && count.passed > 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// The last line of a command's output.

@@ -1,10 +1,18 @@
 //! Fuzzing by cargo-fuzz: each target counts as one test.
 
-use std::{fs, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 
-use crate::cargo::{Count, LIMIT, cargo, display, root, target, wait};
+use crate::{
+    binaries,
+    cargo::{Count, LIMIT, cargo, close, display, root, target, wait},
+};
 
 /// In the short run, for each target.
 const SHORT: u64 = 15;
@@ -33,21 +41,15 @@ impl Options {
 }
 
 /// Runs the targets and says how many held.
-pub(crate) fn command(options: &Options) -> anyhow::Result<std::process::ExitCode> {
-    let count = run(options)?;
-    println!("{} passed, {} failed", count.passed, count.failed);
-    Ok(if count.failed == 0 && count.passed > 0 {
-        std::process::ExitCode::SUCCESS
-    } else {
-        std::process::ExitCode::FAILURE
-    })
+pub(crate) fn command(options: &Options) -> anyhow::Result<ExitCode> {
+    run(options).map(close)
 }
 
 /// Runs each target on its corpus and on what grows from it. What is found is kept below the target
 /// folder; the corpus in the repository is for people to extend.
 pub(crate) fn run(options: &Options) -> anyhow::Result<Count> {
     let mut count = Count::default();
-    for name in targets()? {
+    for name in binaries::targets_in(&folder().join("targets"), "")? {
         if let Some(filter) = &options.filter
             && !name.contains(filter.as_str())
         {
@@ -94,21 +96,4 @@ fn fuzz(name: &str, seconds: u64) -> anyhow::Result<bool> {
 
 fn folder() -> PathBuf {
     root().join("tests/fuzz")
-}
-
-/// The programs of the fuzzing crate.
-fn targets() -> anyhow::Result<Vec<String>> {
-    let dir = folder().join("targets");
-    let mut names = Vec::new();
-    for entry in fs::read_dir(&dir).with_context(|| format!("read {}", dir.display()))? {
-        let path = entry
-            .with_context(|| format!("read {}", dir.display()))?
-            .path();
-        let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) else {
-            bail!("the name of {} is not text", path.display());
-        };
-        names.push(name.to_owned());
-    }
-    names.sort();
-    Ok(names)
 }

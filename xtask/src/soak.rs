@@ -9,7 +9,7 @@ use anyhow::bail;
 
 use crate::{
     binaries,
-    cargo::{self, Count, LIMIT, cargo, closing_line, count_tests},
+    cargo::{self, Count, LIMIT, cargo, close, count_tests},
     document,
     ledger::{self, Ledger},
 };
@@ -102,12 +102,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
             document::publish(ledger::DOCUMENT, &table)?;
         }
     }
-    println!("{}", closing_line(all));
-    Ok(if all.failed == 0 && all.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(close(all))
 }
 
 /// How long a test may take so that all that wait for their turn end in time; nothing where there

@@ -11,7 +11,7 @@ use clap::ValueEnum as _;
 
 use crate::{
     binaries, builds,
-    cargo::{self, Count, LIMIT, cargo, closing_line, count_tests, target},
+    cargo::{self, Count, LIMIT, cargo, close, closing_line, count_tests, target},
     dist, document, fuzz,
     kernels::{self, Series},
     ledger::{self, Ledger},
@@ -117,12 +117,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     for line in lines {
         println!("{line}");
     }
-    println!("{}", closing_line(all));
-    Ok(if all.failed == 0 && all.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(close(all))
 }
 
 /// A tier that cannot be run, or runs nothing, has failed.

@@ -14,7 +14,7 @@ use gate25_tests::{Files, Kernel, Lab, Patience, Testbed};
 
 use crate::{
     binaries::{self, Binary},
-    cargo::{self, Count, closing_line, summary},
+    cargo::{self, Count, close, closing_line, summary},
     document,
     kernels::{self, Series},
     ledger::Ledger,
@@ -120,12 +120,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if let Some(table) = ledger.table()? {
         println!("\n{table}");
     }
-    println!("{}", closing_line(count));
-    Ok(if count.failed == 0 && count.passed > 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(close(count))
 }
 
 /// Runs the tiers on each kernel in turn.

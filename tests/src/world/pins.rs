@@ -125,11 +125,11 @@ impl World {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         poll("a container's veth to be known as such", PROMPT, || {
             // An entry that is not there yet is an error of bpftool's.
-            let text = host.exec("bpftool", &words).unwrap_or_default();
-            let value = text.split_once("\"value\":[").map(|(_, value)| value);
-            let counting = value.and_then(|value| value.split(',').nth(8));
-            let counting = counting.map(|byte| byte.trim_matches(['"', ']', '}']));
-            Ok((counting == Some(REFUSED_ONLY)).then_some(()))
+            let Ok(told) = host.exec("bpftool", &words) else {
+                return Ok(None);
+            };
+            let counting = &told_by_bpftool(&told)?["value"][8];
+            Ok((counting == REFUSED_ONLY).then_some(()))
         })
     }
 }
