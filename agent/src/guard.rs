@@ -121,6 +121,15 @@ impl Guard {
         self.mark
     }
 
+    /// The same guard on a host that does not only observe.
+    #[must_use]
+    pub fn refusing(&self) -> Self {
+        Self {
+            mode: HostMode::Policy,
+            ..self.clone()
+        }
+    }
+
     /// Patterns of guests' interfaces that it does not cover: nftables knows names and their
     /// beginnings only.
     #[must_use]

@@ -33,43 +33,121 @@ const DURING: &str = "2026-11-15T00:00:00Z";
 
 #[test]
 fn guard_that_is_kept_is_printed_where_the_settings_are_not_valid() {
-    let dir = TempDir::new().unwrap();
-    let (config, kept) = (
-        dir.path().join("gate25.yaml"),
-        dir.path().join("var/guard.json"),
-    );
-    let print = |settings: &str| {
-        std::fs::write(&config, settings).unwrap();
-        let command = ["guard", "--print", "--config"];
-        let output = Command::new(env!("CARGO_BIN_EXE_gate25"))
-            .args(command)
-            .arg(&config)
-            .arg("--keep")
-            .arg(&kept)
-            .output()
-            .unwrap();
-        let code = output.status.code();
-        (stdout(&output), code)
-    };
-    let broken = "schema: 1\nguard_mark: 3\n";
+    let guard = KeptGuard::new();
     let valid = "schema: 1\nguarded_ports: [25, 2525]\n";
-    let (of_nobody, code) = print(broken);
+    let (of_nobody, code) = guard.print(BROKEN);
     assert_eq!(code, Some(1));
     assert!(
         of_nobody.contains("tap*") && of_nobody.contains("\"set\":[25]"),
         "{of_nobody}"
     );
-    assert!(!kept.exists(), "settings that are not valid leave nothing");
-    let (own, code) = print(valid);
+    assert!(
+        !guard.file.exists(),
+        "settings that are not valid leave nothing"
+    );
+    let (own, code) = guard.print(valid);
     assert_eq!(code, Some(0));
     assert!(own.contains("\"set\":[25,2525]"), "{own}");
-    assert_eq!(std::fs::read_to_string(&kept).unwrap(), own);
-    assert_eq!(print(broken), (own.clone(), Some(1)));
+    assert_eq!(std::fs::read_to_string(&guard.file).unwrap(), own);
+    assert_eq!(guard.print(BROKEN), (own.clone(), Some(1)));
     // A guard that nobody wants is kept as that.
-    let (removal, code) = print("schema: 1\nguard: false\n");
+    let (removal, code) = guard.print("schema: 1\nguard: false\n");
     assert_eq!(code, Some(0));
     assert!(!removal.contains("tap*"), "{removal}");
-    assert_eq!(print(broken), (removal, Some(1)));
+    assert_eq!(guard.print(BROKEN), (removal, Some(1)));
+}
+
+#[test]
+fn guard_that_is_kept_without_printing_is_that_of_the_last_valid_settings() {
+    let guard = KeptGuard::new();
+    let policy = "schema: 1\nguarded_ports: [25, 2525]\n";
+    let (expected, _) = guard.print(policy);
+    std::fs::remove_file(&guard.file).unwrap();
+    assert_eq!(guard.run(&[], policy), (String::new(), Some(0)));
+    assert_eq!(std::fs::read_to_string(&guard.file).unwrap(), expected);
+    assert_eq!(guard.run(&[], BROKEN), (String::new(), Some(1)));
+    assert_eq!(std::fs::read_to_string(&guard.file).unwrap(), expected);
+}
+
+#[test]
+fn guard_of_an_observing_host_refuses_where_broken_settings_do_not_say_observe() {
+    const RULES: &str = "interfaces: {match: [\"nic*\"]}\n";
+    let guard = KeptGuard::new();
+    let observing = format!("schema: 1\nenforcement: observe\n{RULES}");
+    let (printed, code) = guard.print(&observing);
+    assert_eq!(code, Some(0));
+    assert!(!printed.contains("drop"), "{printed}");
+    // Somebody has mistyped something on a host that never refused anything.
+    let (kept, code) = guard.print(&format!("{observing}guard_mark: 3\n"));
+    assert_eq!((kept, code), (printed, Some(1)));
+    // Or has just told it to refuse, or nobody knows.
+    for broken in [
+        format!("schema: 1\nenforcement: policy\n{RULES}guard_mark: 3\n"),
+        BROKEN.to_owned(),
+        "schema: 1\nenforcement: [\n".to_owned(),
+        String::new(),
+    ] {
+        let (kept, code) = guard.print(&broken);
+        assert_eq!(code, Some(1), "{broken}");
+        assert!(kept.contains("drop") && kept.contains("nic*"), "{broken}: {kept}");
+    }
+    // Once it has refused, it refuses.
+    let policy = format!("schema: 1\nenforcement: policy\n{RULES}");
+    let (refusing, _) = guard.print(&policy);
+    let (kept, _) = guard.print(&format!("{observing}guard_mark: 3\n"));
+    assert_eq!(kept, refusing);
+}
+
+#[test]
+fn settings_that_others_may_write_are_not_kept() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let guard = KeptGuard::new();
+    let (refusing, _) = guard.print("schema: 1\n");
+    std::fs::set_permissions(&guard.config, std::fs::Permissions::from_mode(0o666)).unwrap();
+    for theirs in ["schema: 1\nguard: false\n", "schema: 1\nenforcement: observe\n"] {
+        assert_eq!(guard.print(theirs), (refusing.clone(), Some(1)));
+        assert_eq!(std::fs::read_to_string(&guard.file).unwrap(), refusing);
+    }
+}
+
+const BROKEN: &str = "schema: 1\nguard_mark: 3\n";
+
+/// Settings, and where the guard is kept.
+struct KeptGuard {
+    config: std::path::PathBuf,
+    file: std::path::PathBuf,
+    #[expect(dead_code, reason = "kept for what its drop does")]
+    dir: TempDir,
+}
+
+impl KeptGuard {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        Self {
+            config: dir.path().join("gate25.yaml"),
+            file: dir.path().join("var/guard.json"),
+            dir,
+        }
+    }
+
+    fn print(&self, settings: &str) -> (String, Option<i32>) {
+        self.run(&["--print"], settings)
+    }
+
+    fn run(&self, words: &[&str], settings: &str) -> (String, Option<i32>) {
+        std::fs::write(&self.config, settings).unwrap();
+        let output = Command::new(env!("CARGO_BIN_EXE_gate25"))
+            .arg("guard")
+            .args(words)
+            .arg("--config")
+            .arg(&self.config)
+            .arg("--keep")
+            .arg(&self.file)
+            .output()
+            .unwrap();
+        let code = output.status.code();
+        (stdout(&output), code)
+    }
 }
 
 #[test]

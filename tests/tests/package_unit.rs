@@ -216,6 +216,24 @@ fn settings_that_are_not_valid_start_no_agent_and_leave_what_was_there() {
 }
 
 #[test]
+fn guard_after_a_boot_with_broken_settings_is_that_of_the_last_start() {
+    // Installed to observe, then told to enforce: the guard's unit has started under the one, the agent
+    // under the other.
+    let site = Site::enforcing();
+    let machine = &site.machine;
+    machine
+        .succeed("systemctl stop gate25 && gate25 teardown && nft flush ruleset")
+        .unwrap();
+    site.check_reached(Outcome::Connected);
+    machine
+        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
+        .unwrap();
+    let failed = machine.shell("systemctl restart gate25-guard").unwrap();
+    assert_ne!(failed.code, Some(0), "{failed:?}");
+    site.check_reached(Outcome::TimedOut);
+}
+
+#[test]
 fn unit_is_exposed_no_more_than_it_must_be() {
     let site = Site::enforcing();
     let limit = "systemd-analyze security --no-pager --threshold=30 gate25.service";

@@ -167,7 +167,20 @@ fn agent_is_started_again_whatever_ends_it() {
         BTreeSet::from(["0"])
     );
     assert_eq!(unit.value("ExecReload"), "/usr/bin/gate25 reload --wait");
-    assert_eq!(unit.value("ExecStartPre"), "+/usr/bin/gate25 prepare");
+}
+
+/// A boot with settings that are not valid has the guard of the last ones that were.
+#[test]
+fn agent_has_its_folders_and_the_guard_kept_before_each_start() {
+    let (agent, guard) = (agent(), guard());
+    let key = ("Service".to_owned(), "ExecStartPre".to_owned());
+    let before = &agent.0[&key];
+    let file = "/var/lib/gate25-guard/guard.json";
+    let keep = format!("-+/usr/bin/gate25 guard --keep {file}");
+    assert_eq!(before[..], ["+/usr/bin/gate25 prepare".to_owned(), keep]);
+    assert!(guard.value("ExecStart").contains(&format!("--keep {file})")));
+    let mounts = agent.words("Unit", "RequiresMountsFor");
+    assert!(mounts.contains("/var/lib/gate25-guard"), "{mounts:?}");
 }
 
 /// What root loads lies where the agent's user may not write.
