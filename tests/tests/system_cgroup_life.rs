@@ -77,6 +77,36 @@ fn root_that_appears_after_the_start_is_judged() {
 }
 
 #[test]
+fn start_that_runs_the_set_before_its_files_follows_cgroups_as_deep_as_that_needs() {
+    let world = World::new().unwrap();
+    let reseller = world.containers.root.child("reseller").unwrap();
+    let closed = world.container_in(reseller.child("tenant").unwrap());
+    let closed = closed.unwrap();
+    let free = world.container_in(reseller.child("own").unwrap()).unwrap();
+    let shallow = PolicyText::default()
+        .container("c-1", &world.below("reseller"))
+        .exempt("c-1");
+    let deep = shallow
+        .clone()
+        .container("c-2", &world.below("reseller/tenant"));
+    let mut agent = start(&world, &deep);
+    world.check_contained(&closed.tenant).unwrap();
+    // Files that need less depth are there, valid, and held.
+    agent.apply_policy("policy.yaml", &shallow.text()).unwrap();
+    let undone = agent.command(&["undo"]).unwrap();
+    assert_eq!(undone.code, Some(0), "{undone:?}");
+    world.check_contained(&closed.tenant).unwrap();
+    agent.stop().unwrap();
+    let before = world.witness.settled().unwrap();
+    agent.restart().unwrap();
+    world
+        .check_contained(&closed.tenant)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    assert_eq!(world.witness.packets().unwrap(), before);
+    world.check_free(&free.tenant).unwrap();
+}
+
+#[test]
 fn ten_thousand_cgroups_are_found_and_followed() {
     const COUNT: usize = 10_000;
     let world = World::new().unwrap();

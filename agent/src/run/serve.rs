@@ -118,10 +118,10 @@ impl<D: Dataplane> Agent<D> {
         self.kept_policy();
         self.load();
         let loaded = loading(&mut self.files).await?;
-        let next = loaded.set.as_ref().ok();
-        let next = next.or_else(|| self.reconciler.fallback());
-        let depth = self.containers.depth_for(next);
-        self.list_to(depth);
+        // Which of them runs is not known yet: valid files may be held, have lost too much or not fit.
+        let either = [loaded.set.as_ref().ok(), self.reconciler.fallback()];
+        let depths = either.map(|set| self.containers.depth_for(set));
+        self.list_to(depths.into_iter().max().unwrap_or_default());
         let cgroups = &self.reconciler.inventory().cgroups;
         if let Some(found) = self
             .containers
@@ -539,6 +539,7 @@ impl<D: Dataplane> Agent<D> {
         } = loaded;
         self.files = Files::Idle(files);
         let now = Timestamp::now();
+        let before = self.running();
         match self.reloads.serving.take() {
             None => {
                 let outcome = self.reconciler.files(loaded, Occasion::Watch, now);
@@ -561,6 +562,10 @@ impl<D: Dataplane> Agent<D> {
                 // Whoever asked may be gone.
                 let _gone = request.reply.send(outcome);
             }
+        }
+        // Also where that is the set before, instead of these files.
+        if self.running() != before {
+            self.policy_changed();
         }
         if std::mem::take(&mut self.reloads.again) || !self.reloads.waiting.is_empty() {
             self.load();
@@ -585,7 +590,11 @@ impl<D: Dataplane> Agent<D> {
             self.store.save(stored, self.trials.base());
             self.report_trial();
         }
-        self.policy_changed();
+    }
+
+    /// Tells one policy that was put into the kernel from any other.
+    fn running(&self) -> u64 {
+        self.status.read(|status| status.generation)
     }
 
     /// What depends on the policy is led where it should be.
