@@ -107,16 +107,22 @@ pub enum Command {
         execution: Execution,
         /// How long it may run unless somebody confirms; for good, where nothing is said.
         confirm_within: Option<Duration>,
+        /// Whether files that were undone are taken over.
+        undone: Undone,
         /// What came of it, once the tables are written.
         reply: oneshot::Sender<ReloadOutcome>,
     },
     /// Keep what is on trial.
     Confirm {
+        /// Whether it is done.
+        execution: Execution,
         /// What came of it.
         reply: oneshot::Sender<TrialOutcome>,
     },
     /// Go back to what ran before the last change.
     Undo {
+        /// Whether it is done.
+        execution: Execution,
         /// What came of it, once the tables are written.
         reply: oneshot::Sender<TrialOutcome>,
     },
@@ -141,6 +147,15 @@ pub enum Shrink {
     Refused,
     /// Somebody said that it is meant.
     Accepted,
+}
+
+/// What becomes of files that were undone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Undone {
+    /// They stay so.
+    Held,
+    /// Somebody wants them all the same.
+    Taken,
 }
 
 /// Whether a change is carried out.
@@ -174,6 +189,8 @@ pub enum ReloadOutcome {
         writes: usize,
         /// When the set before runs again.
         ends: Timestamp,
+        /// Identifies that set.
+        base: SetHash,
     },
     /// The files would be taken over.
     WouldApply {
@@ -184,6 +201,11 @@ pub enum ReloadOutcome {
     },
     /// The files are those that run.
     Unchanged,
+    /// The files are those that were undone, and stay so.
+    Held {
+        /// Since when.
+        since: Timestamp,
+    },
     /// The files are refused; the running policy stays.
     Refused {
         /// Why, in one line.
@@ -221,6 +243,15 @@ pub enum TrialOutcome {
     Undone {
         /// Identifies it.
         hash: SetHash,
+    },
+    /// It would stay.
+    WouldConfirm,
+    /// The set before would run.
+    WouldUndo {
+        /// Identifies it.
+        hash: SetHash,
+        /// When it was accepted.
+        accepted: Timestamp,
     },
     /// Nothing has changed; why.
     Refused(String),

@@ -50,11 +50,12 @@ impl Source {
 }
 
 /// What can be complained of besides enforcement.
-pub const SUBJECTS: [&str; 12] = [
+pub const SUBJECTS: [&str; 13] = [
     "backend",
     "cgroup watches",
     "cgroups",
     "guard",
+    "lost trial",
     "namespaces",
     "notice",
     "other backend",

@@ -43,6 +43,12 @@ fn change_that_nobody_confirms_is_undone_and_stays_so_until_the_files_change() {
     scene.check_closed();
     assert_eq!(scene.value(HELD), 1.0);
     scene.check_source("undone");
+    // The same change can be tried again.
+    scene.begin("10m");
+    scene.world.check_open(&scene.guest).unwrap();
+    let undone = scene.agent.command(&["undo"]).unwrap();
+    assert_eq!(undone.code, Some(0), "{undone:?}");
+    scene.check_closed();
     let more = with_exemption().customer("c-3", "tap103i0").text();
     scene.agent.apply_policy(FILE, &more).unwrap();
     scene.world.check_open(&scene.guest).unwrap();
@@ -71,6 +77,12 @@ fn change_that_is_confirmed_stays() {
     let again = scene.agent.command(&["confirm"]).unwrap();
     assert_eq!(again.code, Some(1), "{again:?}");
     assert!(again.err.contains("nothing is on trial"), "{again:?}");
+    // What somebody has decided about is no change that could be tried.
+    let nothing = ["reload", "--confirm-within", "1s"];
+    let nothing = scene.agent.command(&nothing).unwrap();
+    assert_eq!(nothing.code, Some(0), "{nothing:?}");
+    assert!(nothing.out.contains("nothing is on trial"), "{nothing:?}");
+    assert_eq!(scene.value(END), 0.0);
     scene.check_others_unharmed();
 }
 
@@ -89,6 +101,10 @@ fn undo_goes_back_once_with_a_trial_and_without() {
             scene.begin("10m");
         }
         scene.world.check_open(&scene.guest).unwrap();
+        let would = scene.agent.command(&["undo", "--dry-run"]).unwrap();
+        assert_eq!(would.code, Some(0), "{would:?}");
+        assert!(would.out.contains("would run"), "{would:?}");
+        scene.world.check_open(&scene.guest).unwrap();
         let undone = scene.agent.command(&["undo"]).unwrap();
         assert_eq!(undone.code, Some(0), "{undone:?}");
         scene.check_closed();
@@ -96,8 +112,14 @@ fn undo_goes_back_once_with_a_trial_and_without() {
         let again = scene.agent.command(&["undo"]).unwrap();
         assert_eq!(again.code, Some(1), "{again:?}");
         assert!(again.err.contains("undone already"), "{again:?}");
-        // Whoever asks for the files gets them.
-        let taken = scene.agent.command(&["reload", "--wait"]).unwrap();
+        // Whoever has files read has not asked for these.
+        let held = scene.agent.command(&["reload", "--wait"]).unwrap();
+        assert_eq!(held.code, Some(1), "{held:?}");
+        assert!(held.out.contains("--take-undone"), "{held:?}");
+        assert_eq!(scene.value(HELD), 1.0);
+        scene.check_closed();
+        let take = ["reload", "--wait", "--take-undone"];
+        let taken = scene.agent.command(&take).unwrap();
         assert_eq!(taken.code, Some(0), "{taken:?}");
         assert_eq!(scene.value(HELD), 0.0);
     }
@@ -171,6 +193,100 @@ fn files_that_change_during_a_trial_are_undone_with_it_and_files_put_back_end_it
     scene.wait(HELD, 1.0);
     assert_eq!(scene.value("gate25_policy_customers"), 2.0);
     scene.check_closed();
+    scene.check_others_unharmed();
+}
+
+#[test]
+fn change_during_a_trial_is_told_that_it_is_undone_with_the_rest() {
+    let scene = Scene::new("reload: {quiet_time: 5s}\n");
+    scene
+        .agent
+        .write_policy(FILE, &with_exemption().text())
+        .unwrap();
+    scene.begin("10m");
+    let revoke = ["exempt", "revoke", "c-2-exemption"];
+    for more in [&[][..], &["--delete", "--wait"]] {
+        let revoked = scene.agent.command(&[&revoke, more].concat()).unwrap();
+        assert_eq!(revoked.code, Some(0), "{revoked:?}");
+        assert!(revoked.out.contains("on trial"), "{revoked:?}");
+        assert!(revoked.out.contains("gate25 confirm"), "{revoked:?}");
+    }
+    let accepted = scene.agent.command(&["reload"]).unwrap();
+    assert!(accepted.out.contains("on trial"), "{accepted:?}");
+}
+
+#[test]
+fn undo_goes_back_to_what_ran_before_or_not_at_all() {
+    let scene = Scene::new("");
+    let hypervisor = &scene.world.hosting.hypervisor;
+    scene.wait_kept();
+    hypervisor
+        .exec("mount", &["--bind", "/var/lib/gate25", "/var/lib/gate25"])
+        .unwrap();
+    let read_only = ["-o", "remount,bind,ro", "/var/lib/gate25"];
+    hypervisor.exec("mount", &read_only).unwrap();
+    let third = with_exemption().customer("c-3", "tap103i0").text();
+    for text in [with_exemption().text(), third] {
+        scene.agent.apply_policy(FILE, &text).unwrap();
+    }
+    // On disk is the first set, before the second.
+    let refused = scene.agent.command(&["undo"]).unwrap();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.err.contains("is not kept"), "{refused:?}");
+    assert_eq!(scene.value("gate25_policy_customers"), 3.0);
+    scene.world.check_open(&scene.guest).unwrap();
+    scene.check_others_unharmed();
+}
+
+#[test]
+fn trial_whose_files_are_refused_at_a_start_is_undone_at_its_end_and_not_forgotten() {
+    let mut scene = Scene::new("");
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
+    scene.begin("6s");
+    scene.agent.signal(Signal::SIGKILL).unwrap();
+    scene
+        .agent
+        .write_policy(FILE, "schema: 1\nprofils: []\n")
+        .unwrap();
+    scene.agent.restart_unready().unwrap();
+    scene.wait(HELD, 1.0);
+    scene.check_source("undone");
+    scene.check_closed();
+    // Mended after the end, and nobody has confirmed them.
+    scene
+        .agent
+        .write_policy(FILE, &with_exemption().text())
+        .unwrap();
+    let held = scene.agent.command(&["reload", "--wait"]).unwrap();
+    assert_eq!(held.code, Some(1), "{held:?}");
+    assert!(held.out.contains("held"), "{held:?}");
+    scene.check_closed();
+    scene.check_others_unharmed();
+}
+
+#[test]
+fn trial_that_cannot_be_read_at_a_start_is_told_of() {
+    let mut scene = Scene::new("");
+    scene
+        .agent
+        .apply_policy(FILE, &with_exemption().text())
+        .unwrap();
+    scene.begin("10m");
+    scene.agent.stop().unwrap();
+    let damage = "echo damaged >/var/lib/gate25/trial.json";
+    let hypervisor = &scene.world.hosting.hypervisor;
+    hypervisor.exec("sh", &["-c", damage]).unwrap();
+    scene.agent.restart().unwrap();
+    // A change or two later, too.
+    scene.agent.apply_policy(FILE, &base().text()).unwrap();
+    let status = scene.agent.command(&["status"]).unwrap();
+    assert!(
+        status.out.contains("a trial of an earlier start is lost"),
+        "{status:?}"
+    );
     scene.check_others_unharmed();
 }
 
@@ -274,6 +390,14 @@ impl Scene {
             .unwrap();
         assert_eq!(begun.code, Some(0), "{begun:?}\n{}", self.agent.log());
         assert!(begun.out.contains("on trial until"), "{begun:?}");
+    }
+
+    #[track_caller]
+    fn wait_kept(&self) {
+        poll("the policy to be kept", LIMIT, || {
+            Ok(self.agent.log().contains("policy kept").then_some(()))
+        })
+        .unwrap();
     }
 
     #[track_caller]

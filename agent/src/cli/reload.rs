@@ -3,12 +3,12 @@
 use std::io;
 use std::process::ExitCode;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::cli::term::term;
 use crate::control::client::Client;
-use crate::control::messages::{Reload, ReloadRequest, TrialRequest};
+use crate::control::messages::{OnTrial, Reload, ReloadRequest, TrialRequest};
 
 /// Has the agent read the policy files now
 ///
@@ -22,6 +22,9 @@ pub struct Args {
     /// Take a set over even if it lost much of the running one
     #[arg(long)]
     pub accept_shrink: bool,
+    /// Take over files that were undone, too
+    #[arg(long)]
+    pub take_undone: bool,
     /// Only say what would come of it
     #[arg(long)]
     pub dry_run: bool,
@@ -58,6 +61,7 @@ pub fn run(
             accept_shrink: args.accept_shrink,
             dry_run: args.dry_run,
             wait: args.wait,
+            take_undone: args.take_undone,
         }),
     };
     let outcome = match asked {
@@ -66,7 +70,12 @@ pub fn run(
     };
     match reader {
         Reader::Programs => console.json(&outcome)?,
-        Reader::People => print(&outcome, console)?,
+        Reader::People => {
+            print(&outcome, console)?;
+            if args.confirm_within.is_some() && outcome == Reload::Unchanged {
+                writeln!(console.out, "nothing is on trial: `gate25 undo` goes back all the same")?;
+            }
+        }
     }
     Ok(code(&outcome))
 }
@@ -74,20 +83,41 @@ pub fn run(
 /// How a command exits that had the files read.
 pub(super) fn code(outcome: &Reload) -> ExitCode {
     match outcome {
-        Reload::Accepted
+        Reload::Accepted { .. }
         | Reload::Applied { .. }
         | Reload::OnTrial { .. }
         | Reload::WouldApply { .. }
         | Reload::Unchanged => ExitCode::SUCCESS,
-        Reload::Refused { .. } | Reload::Shrunk { .. } => ExitCode::from(FAILED),
+        Reload::Held { .. } | Reload::Refused { .. } | Reload::Shrunk { .. } => {
+            ExitCode::from(FAILED)
+        }
     }
+}
+
+/// What is said of a change that is undone with others unless somebody confirms them.
+pub(super) fn joins(ends: Timestamp) -> String {
+    format!("on trial with what was before, undone at {ends} unless `gate25 confirm` is run by then")
+}
+
+fn held(since: Timestamp) -> String {
+    format!(
+        "held: what the files say was undone at {since}, and the set before runs until they change; \
+         `gate25 reload --take-undone` takes them over"
+    )
 }
 
 /// Says what became of it.
 pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<()> {
     let out = &mut console.out;
     match outcome {
-        Reload::Accepted => writeln!(out, "accepted: the agent reads the files"),
+        Reload::Accepted { trial } => {
+            writeln!(out, "accepted: the agent reads the files")?;
+            match trial {
+                None => Ok(()),
+                Some(OnTrial::Running { ends }) => writeln!(out, "{}", joins(*ends)),
+                Some(OnTrial::Undone { at }) => writeln!(out, "{}", held(*at)),
+            }
+        }
         Reload::Applied {
             generation,
             hash,
@@ -101,6 +131,7 @@ pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<(
             hash,
             writes,
             ends,
+            base,
         } => {
             writeln!(
                 out,
@@ -108,13 +139,14 @@ pub(super) fn print(outcome: &Reload, console: &mut Console<'_>) -> io::Result<(
             )?;
             writeln!(
                 out,
-                "unless `gate25 confirm` is run by then, the set before runs again"
+                "unless `gate25 confirm` is run by then, the set before runs again, hash {base}"
             )
         }
         Reload::WouldApply { hash, writes } => {
             writeln!(out, "valid: {writes} table writes, hash {hash}")
         }
         Reload::Unchanged => writeln!(out, "unchanged: these files are in force"),
+        Reload::Held { since } => writeln!(out, "{}", held(*since)),
         Reload::Refused {
             message,
             diagnostics,

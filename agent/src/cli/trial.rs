@@ -5,12 +5,15 @@ use std::process::ExitCode;
 
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::control::client::{Client, ClientError};
-use crate::control::messages::Trial;
+use crate::control::messages::{DecisionRequest, Trial};
 use crate::diagnostic::escape;
 
-/// How to print.
+/// How it is done.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
+    /// Only say what would come of it
+    #[arg(long)]
+    pub dry_run: bool,
     /// Print one JSON object
     #[arg(short, long)]
     pub json: bool,
@@ -41,7 +44,7 @@ pub fn undo(
 }
 
 fn ask(
-    what: fn(&Client) -> Result<Trial, ClientError>,
+    what: fn(&Client, &DecisionRequest) -> Result<Trial, ClientError>,
     args: &Args,
     surroundings: &Surroundings<'_>,
     console: &mut Console<'_>,
@@ -51,7 +54,10 @@ fn ask(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    let outcome = match what(&Client::new(&settings.control.socket)) {
+    let request = DecisionRequest {
+        dry_run: args.dry_run,
+    };
+    let outcome = match what(&Client::new(&settings.control.socket), &request) {
         Ok(outcome) => outcome,
         Err(error) => return console.no_answer(&error),
     };
@@ -63,14 +69,22 @@ fn ask(
                 writeln!(console.out, "undone: the set before runs, hash {hash}")?;
                 writeln!(
                     console.out,
-                    "the files are not taken over until they change, or by `gate25 reload --wait`"
+                    "the files are not taken over until they change, or by `gate25 reload --take-undone`"
                 )?;
             }
+            Trial::WouldConfirm => writeln!(console.out, "the files would stay in force")?,
+            Trial::WouldUndo { hash, accepted } => writeln!(
+                console.out,
+                "the set before would run, accepted at {accepted}, hash {hash}"
+            )?,
             Trial::Refused { message } => console.say(&escape(message))?,
         },
     }
     Ok(match outcome {
-        Trial::Confirmed | Trial::Undone { .. } => ExitCode::SUCCESS,
+        Trial::Confirmed
+        | Trial::Undone { .. }
+        | Trial::WouldConfirm
+        | Trial::WouldUndo { .. } => ExitCode::SUCCESS,
         Trial::Refused { .. } => ExitCode::from(FAILED),
     })
 }

@@ -19,7 +19,7 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::messages::{
-    BypassRequest, Customers, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
+    BypassRequest, Customers, DecisionRequest, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
     Trial, TrialRequest, Workloads,
 };
 
@@ -242,16 +242,16 @@ impl Client {
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn confirm(&self) -> Result<Trial, ClientError> {
-        self.ask(Method::POST, "/v1/confirm", None::<&()>)
+    pub fn confirm(&self, request: &DecisionRequest) -> Result<Trial, ClientError> {
+        self.ask(Method::POST, "/v1/confirm", Some(request))
     }
 
     /// Has it go back to what ran before the last change.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub fn undo(&self) -> Result<Trial, ClientError> {
-        self.ask(Method::POST, "/v1/undo", None::<&()>)
+    pub fn undo(&self, request: &DecisionRequest) -> Result<Trial, ClientError> {
+        self.ask(Method::POST, "/v1/undo", Some(request))
     }
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

@@ -375,6 +375,18 @@ pub struct ReloadRequest {
     pub wait: bool,
 }
 
+    /// Take over files that were undone.
+    #[serde(default)]
+    pub take_undone: bool,
+}
+
+/// `POST /v1/confirm`, `POST /v1/undo`: a body may be left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DecisionRequest {
+    /// Only say what would come of it.
+    #[serde(default)]
+    pub dry_run: bool,
 /// `POST /v1/trial`: the files are read, and gone back from unless somebody confirms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -391,7 +403,11 @@ pub struct TrialRequest {
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Reload {
     /// The agent will read the files; nobody waited.
-    Accepted,
+    Accepted {
+        /// What they join, or are held back by; none of both, most of the time.
+        #[serde(default)]
+        trial: Option<OnTrial>,
+    },
     /// The files are in force.
     Applied {
         /// Of the policy now running.
@@ -413,6 +429,8 @@ pub enum Reload {
         ends: Timestamp,
     },
     /// The files would be taken over.
+        /// Identifies that set.
+        base: String,
     WouldApply {
         /// Identifies the files.
         hash: String,
@@ -423,6 +441,11 @@ pub enum Reload {
     Unchanged,
     /// The files are refused; the running policy stays.
     Refused {
+    /// The files are those that were undone, and stay so.
+    Held {
+        /// Since when.
+        since: Timestamp,
+    },
         /// Why, in one line.
         message: String,
         /// Everything that is wrong.
@@ -469,6 +492,15 @@ pub enum Trial {
     },
     /// Nothing has changed.
     Refused {
+    /// It would stay.
+    WouldConfirm,
+    /// The set before would run.
+    WouldUndo {
+        /// Identifies it.
+        hash: String,
+        /// When it was accepted.
+        accepted: Timestamp,
+    },
         /// Why, in one line.
         message: String,
     },

@@ -20,8 +20,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::messages::{self, Failure, Reload, ReloadRequest, TrialRequest};
-use super::{Agent, BypassRequest, Command, Execution, Shrink, view};
+use super::messages::{self, DecisionRequest, Failure, Reload, ReloadRequest, TrialRequest};
+use super::{Agent, BypassRequest, Command, Execution, Shrink, Undone, view};
 use crate::chain::in_full;
 use crate::figures::{Figures, FiguresError};
 
@@ -118,15 +118,12 @@ async fn policy(State(desk): State<Desk>) -> Response {
 }
 
 async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
-    let request = match body.is_empty() {
-        true => Ok(ReloadRequest::default()),
-        false => request(&body),
-    };
     let ReloadRequest {
         accept_shrink,
         dry_run,
         wait,
-    } = match request {
+        take_undone,
+    } = match request_or_default(&body) {
         Ok(request) => request,
         Err(refused) => return *refused,
     };
@@ -134,15 +131,19 @@ async fn reload(State(desk): State<Desk>, body: Bytes) -> Response {
     let command = Command::Reload {
         confirm_within: None,
         shrink: shrink(accept_shrink),
-        execution: match dry_run {
-            true => Execution::DryRun,
-            false => Execution::Apply,
+        execution: execution(dry_run),
+        undone: match take_undone {
+            true => Undone::Taken,
+            false => Undone::Held,
         },
         reply,
     };
     if !wait && !dry_run {
         return match desk.send(command).await {
-            Ok(()) => message(StatusCode::ACCEPTED, &Reload::Accepted),
+            Ok(()) => {
+                let trial = desk.agent.status.read(view::on_trial);
+                message(StatusCode::ACCEPTED, &Reload::Accepted { trial })
+            }
             Err(busy) => busy,
         };
     }
@@ -169,6 +170,8 @@ async fn trial(State(desk): State<Desk>, body: Bytes) -> Response {
         confirm_within: Some(Duration::from_secs(seconds)),
         shrink: shrink(accept_shrink),
         execution: Execution::Apply,
+        // Whoever tries them again has heard that they were undone.
+        undone: Undone::Taken,
         reply,
     };
     match desk.ask(command, answer).await {
@@ -184,9 +187,21 @@ fn shrink(accepted: bool) -> Shrink {
     }
 }
 
-async fn confirm(State(desk): State<Desk>) -> Response {
+fn execution(dry_run: bool) -> Execution {
+    match dry_run {
+        true => Execution::DryRun,
+        false => Execution::Apply,
+    }
+}
+
+async fn confirm(State(desk): State<Desk>, body: Bytes) -> Response {
+    let execution = match request_or_default(&body) {
+        Ok(DecisionRequest { dry_run }) => execution(dry_run),
+        Err(refused) => return *refused,
+    };
     let (reply, answer) = oneshot::channel();
-    match desk.ask(Command::Confirm { reply }, answer).await {
+    let command = Command::Confirm { execution, reply };
+    match desk.ask(command, answer).await {
         Ok(outcome) => success(&view::trial(outcome)),
         Err(busy) => busy,
     }
@@ -221,11 +236,23 @@ async fn bypass(State(desk): State<Desk>, body: Bytes) -> Response {
     }
 }
 
-async fn undo(State(desk): State<Desk>) -> Response {
+async fn undo(State(desk): State<Desk>, body: Bytes) -> Response {
+    let execution = match request_or_default(&body) {
+        Ok(DecisionRequest { dry_run }) => execution(dry_run),
+        Err(refused) => return *refused,
+    };
     let (reply, answer) = oneshot::channel();
-    match desk.ask(Command::Undo { reply }, answer).await {
+    match desk.ask(Command::Undo { execution, reply }, answer).await {
         Ok(outcome) => success(&view::trial(outcome)),
         Err(busy) => busy,
+    }
+}
+
+/// The same where nothing asks for what is usual.
+fn request_or_default<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, Box<Response>> {
+    match body.is_empty() {
+        true => Ok(T::default()),
+        false => request(body),
     }
 }
 

@@ -118,10 +118,7 @@ pub(super) fn status(
             successful: reload_successful,
             last_success: reload_success,
         },
-        trial: trial.map(|trial| match trial {
-            status::Trial::Running { ends } => OnTrial::Running { ends },
-            status::Trial::Undone { at } => OnTrial::Undone { at },
-        }),
+        trial: trial.map(phase),
         repairs,
         guard_repairs,
         tables: tables(&entries),
@@ -291,17 +288,20 @@ pub(super) fn reload(outcome: ReloadOutcome) -> Reload {
             ends,
         } => Reload::OnTrial {
             generation,
+            base,
             hash: hash.to_string(),
             writes: writes as u64,
             ends,
         },
         ReloadOutcome::WouldApply { hash, writes } => Reload::WouldApply {
+            base: base.to_string(),
             hash: hash.to_string(),
             writes: writes as u64,
         },
         ReloadOutcome::Unchanged => Reload::Unchanged,
         ReloadOutcome::Refused {
             message,
+        ReloadOutcome::Held { since } => Reload::Held { since },
             diagnostics,
         } => Reload::Refused {
             message,
@@ -331,6 +331,18 @@ pub(crate) fn bypassed(bypass: &bypass::Bypass, now: Timestamp) -> Option<Bypass
 
 /// What became of a set on trial.
 pub(super) fn trial(outcome: TrialOutcome) -> Trial {
+/// Whether what runs is on trial, or was gone back to.
+pub(super) fn on_trial(status: &status::Status) -> Option<OnTrial> {
+    status.trial.map(phase)
+}
+
+fn phase(trial: status::Trial) -> OnTrial {
+    match trial {
+        status::Trial::Running { ends } => OnTrial::Running { ends },
+        status::Trial::Undone { at } => OnTrial::Undone { at },
+    }
+}
+
     match outcome {
         TrialOutcome::Confirmed => Trial::Confirmed,
         TrialOutcome::Undone { hash } => Trial::Undone {
@@ -338,6 +350,11 @@ pub(super) fn trial(outcome: TrialOutcome) -> Trial {
         },
         TrialOutcome::Refused(message) => Trial::Refused { message },
     }
+        TrialOutcome::WouldConfirm => Trial::WouldConfirm,
+        TrialOutcome::WouldUndo { hash, accepted } => Trial::WouldUndo {
+            hash: hash.to_string(),
+            accepted,
+        },
 }
 
 fn diagnostic(one: &diagnostic::Diagnostic) -> Diagnostic {

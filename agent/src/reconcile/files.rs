@@ -67,7 +67,10 @@ impl<D: Dataplane> Reconciler<D> {
         let outcome = self.judge(loaded, shrink, now);
         let applied = matches!(outcome, ReloadOutcome::Applied { .. });
         if applied {
-            self.held = None;
+            if let Some(files) = self.held.take() {
+                let taken = Some(files) == hash;
+                info!(%files, taken, "no files are held any more");
+            }
         } else {
             self.fall_back();
         }
@@ -86,6 +89,12 @@ impl<D: Dataplane> Reconciler<D> {
     /// These files were undone: they stay so until they change or somebody asks for them.
     pub fn hold(&mut self, files: SetHash) {
         self.held = Some(files);
+    }
+
+    /// Whether these files were undone, and stay so.
+    pub fn holds(&self, loaded: &Result<Accepted, SourceError>) -> bool {
+        let hash = hash_of(loaded);
+        hash.is_some() && hash == self.held
     }
 
     /// Runs a set that ran before; `files` are held from now on.

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
-use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
+use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, Undone};
 use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
@@ -104,6 +104,7 @@ struct Request {
     execution: Execution,
     /// How long the files are on trial, if they are to be.
     confirm_within: Option<Duration>,
+    undone: Undone,
     reply: oneshot::Sender<ReloadOutcome>,
 }
 
@@ -142,6 +143,9 @@ impl<D: Dataplane> Agent<D> {
     fn kept_policy(&mut self) {
         let stored = self.store.load();
         self.reconciler.complain("state", self.store.complaint());
+        if let Some(stored) = &stored {
+            self.trials.accepted(stored.hash, stored.accepted);
+        }
         let stored = self.resume_trial().or(stored);
         let (Some(stored), Files::Idle(files)) = (stored, &mut self.files) else {
             return;
@@ -477,18 +481,20 @@ impl<D: Dataplane> Agent<D> {
                 shrink,
                 execution,
                 confirm_within,
+                undone,
                 reply,
             } => {
                 self.reloads.waiting.push(Request {
                     shrink,
                     execution,
                     confirm_within,
+                    undone,
                     reply,
                 });
                 self.load();
             }
-            Command::Confirm { reply } => self.confirm(reply),
-            Command::Undo { reply } => self.undo(Some(reply)),
+            Command::Confirm { execution, reply } => self.confirm(execution, reply),
+            Command::Undo { execution, reply } => self.undo(execution, Some(reply)),
             Command::Bypass { request, reply } => {
                 let _gone = reply.send(self.bypass(&request));
             }
@@ -517,7 +523,7 @@ impl<D: Dataplane> Agent<D> {
                     .serving
                     .as_ref()
                     .and_then(|it| it.confirm_within);
-                let running = self.reconciler.running_files();
+                let running = self.reconciler.policy().map(|running| running.hash);
                 let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
                     let (set, noted) = trial::read(&mut files, beginning.as_ref());
@@ -540,15 +546,22 @@ impl<D: Dataplane> Agent<D> {
         self.files = Files::Idle(files);
         let now = Timestamp::now();
         let before = self.running();
+        let ran = self.reconciler.policy().map(|running| running.hash);
         match self.reloads.serving.take() {
             None => {
                 let outcome = self.reconciler.files(loaded, Occasion::Watch, now);
                 self.took_over(&outcome);
             }
             Some(request) => {
-                let outcome = match (request.execution, noted) {
-                    (_, Some(Err(error))) => refused_trial(&error),
-                    (Execution::Apply, noted) => {
+                let held = match request.undone {
+                    Undone::Held => self.trials.undone().filter(|_| self.reconciler.holds(&loaded)),
+                    Undone::Taken => None,
+                };
+                let outcome = match (held, request.execution, noted) {
+                    (Some(since), _, _) => held_back(since),
+                    (None, _, Some(Err(TrialError::NothingNew))) => ReloadOutcome::Unchanged,
+                    (None, _, Some(Err(error))) => refused_trial(&error),
+                    (None, Execution::Apply, noted) => {
                         let occasion = Occasion::Request(request.shrink);
                         let outcome = self.reconciler.files(loaded, occasion, now);
                         match noted {
@@ -556,15 +569,16 @@ impl<D: Dataplane> Agent<D> {
                             Some(Err(_)) | None => outcome,
                         }
                     }
-                    (Execution::DryRun, _) => self.reconciler.rehearse(loaded, request.shrink, now),
+                    (None, Execution::DryRun, _) => self.reconciler.rehearse(loaded, request.shrink, now),
                 };
                 self.took_over(&outcome);
                 // Whoever asked may be gone.
-                let _gone = request.reply.send(outcome);
+                let _gone = request.reply.send(self.trials.joined(outcome, self.running()));
             }
         }
         // Also where that is the set before, instead of these files.
         if self.running() != before {
+            self.trials.ran_before(ran, self.reconciler.policy());
             self.policy_changed();
         }
         if std::mem::take(&mut self.reloads.again) || !self.reloads.waiting.is_empty() {
@@ -578,6 +592,7 @@ impl<D: Dataplane> Agent<D> {
             ReloadOutcome::Applied { .. } | ReloadOutcome::OnTrial { .. } => {}
             ReloadOutcome::WouldApply { .. }
             | ReloadOutcome::Unchanged
+            | ReloadOutcome::Held { .. }
             | ReloadOutcome::Refused { .. }
             | ReloadOutcome::Shrunk { .. } => return,
         }
@@ -611,6 +626,12 @@ impl<D: Dataplane> Agent<D> {
         }
         self.sweeper.now();
     }
+}
+
+/// Files that were undone are not in force because somebody has had others read.
+fn held_back(since: Timestamp) -> ReloadOutcome {
+    warn!(%since, "the files were undone and are held: not taken over");
+    ReloadOutcome::Held { since }
 }
 
 /// Why files that were to be on trial were not taken over.

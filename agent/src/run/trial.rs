@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::serve::Agent;
 use crate::chain::in_full;
 use crate::clock::{self, ClockError};
-use crate::control::{ReloadOutcome, TrialOutcome};
+use crate::control::{Execution, ReloadOutcome, TrialOutcome};
 use crate::dataplane::Dataplane;
 use crate::policy::loader::SetHash;
 use crate::source::{Accepted, PolicyFiles, SourceError};
@@ -24,6 +24,10 @@ use crate::status::{self, Source};
 
 /// What is complained of while a set is on trial, or undone.
 const SUBJECT: &str = "trial";
+/// What is complained of where it is not known any more what was on trial.
+const LOST: &str = "lost trial";
+/// A set that was accepted within this time may be put on trial: somebody has just saved it.
+const JUST_NOW: SignedDuration = SignedDuration::from_mins(5);
 /// Waits no longer than this without looking at the clock: it counts suspended time, timers do not.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -32,6 +36,10 @@ const LOOK: Duration = Duration::from_secs(60);
 pub(super) enum TrialError {
     #[error("no set that ran before is kept: there is nothing to go back to")]
     Nothing,
+    #[error("the set that ran before, {0}, is not kept: there is nothing to go back to")]
+    Gone(SetHash),
+    #[error("these files are in force, and not only since a moment ago")]
+    NothingNew,
     #[error("the running set is not on disk yet, so that nothing would be gone back to: try again")]
     Unkept,
     #[error("no files are in force: there is nothing to go back from")]
@@ -60,21 +68,38 @@ pub(super) struct Trials {
     keeping: Option<JoinHandle<Result<(), StateError>>>,
     outdated: bool,
     job: Option<Job>,
+    /// Identifies the set that ran before the one that runs, as far as this start knows.
+    before: Option<SetHash>,
+    /// The running set, and when it was accepted, unless somebody has decided about it since.
+    accepted: Option<(SetHash, Timestamp)>,
 }
 
 enum Job {
-    Undo(JoinHandle<Result<Accepted, TrialError>>, Option<Reply>),
-    Confirm(JoinHandle<Result<(), StateError>>, Reply),
+    Undo(
+        JoinHandle<Result<Back, TrialError>>,
+        Execution,
+        Option<Reply>,
+    ),
+    /// What is confirmed, and nothing that has changed meanwhile.
+    Confirm(JoinHandle<Result<(), StateError>>, Trial, Reply),
 }
+
+/// What is gone back to.
+pub(super) struct Back {
+    set: Accepted,
+    /// When it was accepted.
+    accepted: Timestamp,
+}
+
 
 /// What is next.
 pub(super) enum Next {
     /// Nobody has confirmed in time.
     Due,
     /// The set to go back to was read, and whoever asked is to be told.
-    Back(Result<Accepted, TrialError>, Option<Reply>),
+    Back(Result<Back, TrialError>, Execution, Option<Reply>),
     /// It is noted that the set stays.
-    Confirmed(Result<(), StateError>, Reply),
+    Confirmed(Result<(), StateError>, Trial, Reply),
     /// What is on disk is as it should be, or why not.
     Kept(Option<String>),
 }
@@ -84,8 +109,12 @@ pub(super) enum Next {
 pub(super) struct Beginning {
     directory: PathBuf,
     within: Duration,
-    /// Identifies the files that run.
+    /// Identifies the set that runs.
     running: Option<SetHash>,
+    /// Whether somebody has saved that just now.
+    is_new: bool,
+    /// Identifies the set that ran before, as far as that is known.
+    before: Option<SetHash>,
     /// What an earlier trial that is not over goes back to.
     base: Option<SetHash>,
 }
@@ -97,8 +126,9 @@ impl Beginning {
         let kept = LastKnownGood::open(&self.directory)?;
         let base = match self.base {
             Some(base) => base,
+            None if files == running && !self.is_new => return Err(TrialError::NothingNew),
             // They have been in force for a moment: on trial is what they changed.
-            None if files == running => before(&kept, running)?.hash,
+            None if files == running => before(&kept, self.before, running)?.hash,
             None => kept
                 .load()?
                 .map(|set| set.hash)
@@ -137,6 +167,8 @@ impl Trials {
             keeping: None,
             outdated: false,
             job: None,
+            before: None,
+            accepted: None,
         }
     }
 
@@ -157,7 +189,78 @@ impl Trials {
             directory: self.directory.clone(),
             within,
             running,
+            is_new: self.is_new(running),
+            before: self.before,
             base: self.base(),
+        }
+    }
+
+    /// Takes note of the running set and when it was accepted.
+    pub(super) fn accepted(&mut self, set: SetHash, at: Timestamp) {
+        self.accepted = Some((set, at));
+    }
+
+    /// Whether somebody has saved the running set just now, and nobody has confirmed it.
+    fn is_new(&self, running: Option<SetHash>) -> bool {
+        self.accepted.is_some_and(|(set, at)| {
+            let age = Timestamp::now().duration_since(at);
+            Some(set) == running && !age.is_negative() && age <= JUST_NOW
+        })
+    }
+
+    /// Takes note that another set runs than before.
+    pub(super) fn ran_before(&mut self, before: Option<SetHash>, running: Option<&Accepted>) {
+        let Some(running) = running else {
+            return;
+        };
+        if before.is_some() && before != Some(running.hash) {
+            self.before = before;
+        }
+        if self.accepted.is_none_or(|(set, _)| set != running.hash) {
+            self.accepted(running.hash, Timestamp::now());
+        }
+    }
+
+    /// Since when files are held that were undone.
+    pub(super) fn undone(&self) -> Option<Timestamp> {
+        match &self.trial {
+            Some(Trial {
+                phase: Phase::Undone { at },
+                ..
+            }) => Some(*at),
+            Some(Trial {
+                phase: Phase::Running(_),
+                ..
+            })
+            | None => None,
+        }
+    }
+
+    /// Whoever has files read while a set is on trial hears that they will be undone with it.
+    pub(super) fn joined(&self, outcome: ReloadOutcome, generation: u64) -> ReloadOutcome {
+        let Some(Trial {
+            base,
+            files,
+            phase: Phase::Running(Deadline { ends, .. }),
+        }) = &self.trial
+        else {
+            return outcome;
+        };
+        let writes = match outcome {
+            ReloadOutcome::Applied { writes, .. } => writes,
+            ReloadOutcome::Unchanged => 0,
+            ReloadOutcome::OnTrial { .. }
+            | ReloadOutcome::WouldApply { .. }
+            | ReloadOutcome::Held { .. }
+            | ReloadOutcome::Refused { .. }
+            | ReloadOutcome::Shrunk { .. } => return outcome,
+        };
+        ReloadOutcome::OnTrial {
+            generation,
+            hash: *files,
+            writes,
+            ends: *ends,
+            base: *base,
         }
     }
 
@@ -213,17 +316,23 @@ impl Trials {
     }
 
     /// Begins to go back. `running` identifies the files that run.
-    fn undo(&mut self, running: SetHash, reply: Option<Reply>) {
+    fn undo(&mut self, running: SetHash, execution: Execution, reply: Option<Reply>) {
         let (directory, policy_dir) = (self.directory.clone(), self.policy_dir.clone());
-        let wanted = self.base();
+        let (wanted, ran_before) = (self.base(), self.before);
         let task = tokio::task::spawn_blocking(move || {
             let kept = LastKnownGood::open(&directory)?;
             let set = match wanted {
                 Some(base) => set_of(&kept, base)?,
-                None => before(&kept, running)?,
+                None => before(&kept, ran_before, running)?,
             };
             let now = Timestamp::now();
-            let accepted = PolicyFiles::new(policy_dir).load_stored(&set, now)?;
+            let back = Back {
+                set: PolicyFiles::new(policy_dir).load_stored(&set, now)?,
+                accepted: set.accepted,
+            };
+            if execution == Execution::DryRun {
+                return Ok(back);
+            }
             let undone = Trial {
                 base: set.hash,
                 files: running,
@@ -236,9 +345,9 @@ impl Trials {
                     "not noted that a change was undone"
                 );
             }
-            Ok(accepted)
+            Ok(back)
         });
-        self.job = Some(Job::Undo(task, reply));
+        self.job = Some(Job::Undo(task, execution, reply));
     }
 
     /// How long it is until nobody has confirmed in time; `None` without a trial.
@@ -275,17 +384,20 @@ impl Trials {
             return Next::Kept(failed);
         }
         match &mut self.job {
-            Some(Job::Undo(task, _)) => {
+            Some(Job::Undo(task, execution, _)) => {
                 let read = task.await.unwrap_or_else(|error| Err(error.into()));
+                let execution = *execution;
                 match self.job.take() {
-                    Some(Job::Undo(_, reply)) => Next::Back(read, reply),
-                    Some(Job::Confirm(..)) | None => Next::Back(read, None),
+                    Some(Job::Undo(_, execution, reply)) => Next::Back(read, execution, reply),
+                    Some(Job::Confirm(..)) | None => Next::Back(read, execution, None),
                 }
             }
-            Some(Job::Confirm(task, _)) => {
+            Some(Job::Confirm(task, ..)) => {
                 let noted = task.await;
                 match (noted, self.job.take()) {
-                    (Ok(noted), Some(Job::Confirm(_, reply))) => Next::Confirmed(noted, reply),
+                    (Ok(noted), Some(Job::Confirm(_, trial, reply))) => {
+                        Next::Confirmed(noted, trial, reply)
+                    }
                     (Ok(_) | Err(_), Some(_) | None) => Next::Kept(Some(
                         "the task that notes a confirmation was cut short".to_owned(),
                     )),
@@ -305,18 +417,29 @@ impl Trials {
     }
 }
 
-/// The set with this hash, which is either of those that are kept.
+/// The set with this hash, which is either of those that are kept, whatever is wrong with the other.
 fn set_of(kept: &LastKnownGood, hash: SetHash) -> Result<StoredSet, TrialError> {
-    for set in [kept.previous()?, kept.load()?] {
-        if let Some(set) = set.filter(|set| set.hash == hash) {
-            return Ok(set);
+    let mut unreadable = None;
+    for set in [kept.previous(), kept.load()] {
+        match set {
+            Ok(Some(set)) if set.hash == hash => return Ok(set),
+            Ok(_) => {}
+            Err(error) => unreadable = Some(error),
         }
     }
-    Err(TrialError::Nothing)
+    Err(unreadable.map_or(TrialError::Gone(hash), Into::into))
 }
 
-/// The set that ran before the one that runs, which may not be saved yet.
-fn before(kept: &LastKnownGood, running: SetHash) -> Result<StoredSet, TrialError> {
+/// The set that ran before the one that runs, which may not be saved yet: the one that this start
+/// knows to have, be another one kept or not, or else what an earlier start has left.
+fn before(
+    kept: &LastKnownGood,
+    known: Option<SetHash>,
+    running: SetHash,
+) -> Result<StoredSet, TrialError> {
+    if let Some(known) = known {
+        return set_of(kept, known);
+    }
     match kept.load()? {
         Some(set) if set.hash != running => Ok(set),
         Some(_) | None => kept.previous()?.ok_or(TrialError::Nothing),
@@ -334,7 +457,7 @@ impl<D: Dataplane> Agent<D> {
                 let error = in_full(&error);
                 error!(error, "a trial of an earlier start cannot be gone on with");
                 let complaint = format!("a trial of an earlier start is lost: {error}");
-                self.reconciler.complain(SUBJECT, Some(complaint));
+                self.reconciler.complain(LOST, Some(complaint));
                 return None;
             }
         };
@@ -364,6 +487,7 @@ impl<D: Dataplane> Agent<D> {
             ReloadOutcome::Unchanged => (trial.files, 0),
             refused @ (ReloadOutcome::WouldApply { .. }
             | ReloadOutcome::OnTrial { .. }
+            | ReloadOutcome::Held { .. }
             | ReloadOutcome::Refused { .. }
             | ReloadOutcome::Shrunk { .. }) => {
                 // What was noted before the attempt.
@@ -379,7 +503,8 @@ impl<D: Dataplane> Agent<D> {
                 return outcome;
             }
         };
-        info!(%ends, %hash, "policy on trial");
+        let base = trial.base;
+        info!(%ends, %hash, %base, "policy on trial");
         self.trials.set(Some(trial));
         self.report_trial();
         ReloadOutcome::OnTrial {
@@ -387,15 +512,16 @@ impl<D: Dataplane> Agent<D> {
             hash,
             writes,
             ends,
+            base,
         }
     }
 
-    pub(super) fn confirm(&mut self, reply: Reply) {
+    pub(super) fn confirm(&mut self, execution: Execution, reply: Reply) {
         let refuse = |why: &str, reply: Reply| {
             // Whoever asked may be gone.
             let _gone = reply.send(TrialOutcome::Refused(why.to_owned()));
         };
-        let deadline = match &self.trials.trial {
+        let (trial, deadline) = match &self.trials.trial {
             _ if self.trials.job.is_some() => return refuse("another request is under way", reply),
             None => return refuse("nothing is on trial", reply),
             Some(Trial {
@@ -403,25 +529,31 @@ impl<D: Dataplane> Agent<D> {
                 ..
             }) => {
                 let why = format!(
-                    "it is too late: the change was undone at {at}; `gate25 reload --wait` takes the files \
-                     over"
+                    "it is too late: the change was undone at {at}; `gate25 reload --take-undone` takes the \
+                     files over"
                 );
                 return refuse(&why, reply);
             }
-            Some(Trial {
-                phase: Phase::Running(deadline),
-                ..
-            }) => deadline,
+            Some(
+                trial @ Trial {
+                    phase: Phase::Running(deadline),
+                    ..
+                },
+            ) => (trial.clone(), deadline),
         };
         if is_over(deadline) {
             return refuse("it is too late: the change is being undone", reply);
         }
+        if execution == Execution::DryRun {
+            let _gone = reply.send(TrialOutcome::WouldConfirm);
+            return;
+        }
         let directory = self.trials.directory.clone();
         let task = tokio::task::spawn_blocking(move || Trial::forget(&directory));
-        self.trials.job = Some(Job::Confirm(task, reply));
+        self.trials.job = Some(Job::Confirm(task, trial, reply));
     }
 
-    pub(super) fn undo(&mut self, reply: Option<Reply>) {
+    pub(super) fn undo(&mut self, execution: Execution, reply: Option<Reply>) {
         let running = self.reconciler.policy();
         let running = running
             .filter(|it| it.source == Source::Files)
@@ -436,16 +568,31 @@ impl<D: Dataplane> Agent<D> {
                 _,
             ) => format!("the last change was undone already, at {at}"),
             (_, None) => TrialError::NoFiles.to_string(),
-            (_, Some(running)) => return self.trials.undo(running, reply),
+            (_, Some(running)) => return self.trials.undo(running, execution, reply),
         };
         match reply {
             Some(reply) => {
                 let _gone = reply.send(TrialOutcome::Refused(why));
             }
             None => {
-                // At the deadline, without files in force: the set before may run already.
-                warn!(why, "nothing to go back from");
-                self.trials.set(None);
+                // At the deadline, without files in force: those on trial were refused at this start. Once
+                // they are mended, nobody will have confirmed them.
+                warn!(why, "the files on trial stay undone");
+                let at = Timestamp::now();
+                let undone = self.trials.trial.clone().map(|trial| Trial {
+                    phase: Phase::Undone { at },
+                    ..trial
+                });
+                if let Some(Trial { base, files, .. }) = &undone {
+                    self.reconciler.hold(*files);
+                    let runs = self.reconciler.policy().filter(|it| it.hash == *base);
+                    if let Some(set) = runs.cloned()
+                        && let Err(error) = self.reconciler.go_back(set, *files)
+                    {
+                        warn!(error = in_full(&error), "the set before runs by its earlier name");
+                    }
+                }
+                self.trials.set(undone);
                 self.report_trial();
             }
         }
@@ -455,23 +602,45 @@ impl<D: Dataplane> Agent<D> {
         match next {
             Next::Due => {
                 warn!("nobody has confirmed the policy on trial in time");
-                self.undo(None);
+                self.undo(Execution::Apply, None);
             }
-            Next::Back(read, reply) => self.go_back(read, reply),
-            Next::Confirmed(Ok(()), reply) => {
+            Next::Back(Ok(Back { set, accepted }), Execution::DryRun, reply) => {
+                let hash = set.hash;
+                if let Some(reply) = reply {
+                    let _gone = reply.send(TrialOutcome::WouldUndo { hash, accepted });
+                }
+            }
+            Next::Back(Err(error), Execution::DryRun, reply) => {
+                if let Some(reply) = reply {
+                    let _gone = reply.send(TrialOutcome::Refused(in_full(&error)));
+                }
+            }
+            Next::Back(read, Execution::Apply, reply) => {
+                self.go_back(read.map(|back| back.set), reply);
+            }
+            Next::Confirmed(Ok(()), trial, reply) if self.trials.trial.as_ref() != Some(&trial) => {
+                // On disk is nothing any more, although something is on trial.
+                self.trials.keep();
+                let why = "the files on trial have changed meanwhile: what is on trial now is not confirmed";
+                let _gone = reply.send(TrialOutcome::Refused(why.to_owned()));
+            }
+            Next::Confirmed(Ok(()), _, reply) => {
                 info!("policy confirmed");
-                self.trials.trial = None;
+                self.trials.accepted = None;
+                self.trials.set(None);
                 self.report_trial();
                 let _gone = reply.send(TrialOutcome::Confirmed);
             }
-            Next::Confirmed(Err(error), reply) => {
+            Next::Confirmed(Err(error), _, reply) => {
                 let why = format!("not confirmed, the trial goes on: {}", in_full(&error));
                 error!("{why}");
                 let _gone = reply.send(TrialOutcome::Refused(why));
             }
             Next::Kept(failed) => {
-                if let Some(error) = &failed {
-                    error!(error, "the state of the trial is not kept");
+                match &failed {
+                    Some(error) => error!(error, "the state of the trial is not kept"),
+                    // What is on disk is what is known.
+                    None => self.reconciler.complain(LOST, None),
                 }
                 self.trial_unkept = failed;
                 self.report_trial();
@@ -490,6 +659,7 @@ impl<D: Dataplane> Agent<D> {
                         let phase = Phase::Undone {
                             at: Timestamp::now(),
                         };
+                        self.trials.accepted = None;
                         self.trials.set(Some(Trial { base, files, phase }));
                         self.policy_changed();
                         TrialOutcome::Undone { hash: base }
@@ -532,7 +702,7 @@ impl<D: Dataplane> Agent<D> {
                 let at = *at;
                 let why = format!(
                     "the policy's files are not in force: what they say was undone at {at}; change them, or \
-                     `gate25 reload` takes them over"
+                     `gate25 reload --take-undone` takes them over"
                 );
                 (Some(status::Trial::Undone { at }), Some(why))
             }
@@ -568,4 +738,61 @@ pub(super) fn read(
         (Err(_), _) | (_, None) => None,
     };
     (loaded, noted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const RUNNING: SetHash = SetHash([3; 32]);
+
+    fn set(byte: u8) -> StoredSet {
+        StoredSet {
+            files: Arc::from([]),
+            hash: SetHash([byte; 32]),
+            accepted: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    /// Of two sets that were kept, the second is the last one.
+    fn kept() -> (TempDir, LastKnownGood) {
+        let dir = TempDir::new().unwrap();
+        let kept = LastKnownGood::open(dir.path()).unwrap();
+        for byte in [1, 2] {
+            kept.save(&set(byte)).unwrap();
+        }
+        (dir, kept)
+    }
+
+    #[test]
+    fn set_is_found_whatever_is_wrong_with_the_other() {
+        for (name, left) in [("previous.json", 2), ("last-known-good.json", 1)] {
+            let (dir, kept) = kept();
+            fs::write(dir.path().join(name), "damaged").unwrap();
+            let found = set_of(&kept, SetHash([left; 32])).unwrap();
+            assert_eq!(found, set(left), "{name}");
+            let lost = set_of(&kept, SetHash([3 - left; 32]));
+            assert!(matches!(lost, Err(TrialError::State(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn set_before_is_the_one_that_ran_and_no_other_that_is_kept() {
+        let (_dir, kept) = kept();
+        for known in [1, 2] {
+            let hash = SetHash([known; 32]);
+            assert_eq!(before(&kept, Some(hash), RUNNING).unwrap().hash, hash);
+        }
+        let gone = SetHash([9; 32]);
+        let none = before(&kept, Some(gone), RUNNING);
+        assert!(matches!(none, Err(TrialError::Gone(hash)) if hash == gone));
+        // What an earlier start has left.
+        assert_eq!(before(&kept, None, RUNNING).unwrap(), set(2));
+        assert_eq!(before(&kept, None, SetHash([2; 32])).unwrap(), set(1));
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command as Process, Output};
 use std::sync::Arc;
 
-use gate25::control::{Command, ReloadOutcome, RunningPolicy, TrialOutcome};
+use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, TrialOutcome, Undone};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::state::{LastKnownGood, StoredSet};
@@ -174,12 +174,48 @@ async fn reload_that_nobody_answers_exits_4() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn reload_of_files_that_were_undone_fails_and_says_how_to_take_them() {
+    let lab = Lab::with(Enforcement::Policy, |command| {
+        let Command::Reload { undone, reply, .. } = command else {
+            return;
+        };
+        let since = "2026-11-23T08:00:00Z".parse().unwrap();
+        let _gone = reply.send(match undone {
+            Undone::Held => ReloadOutcome::Held { since },
+            Undone::Taken => ReloadOutcome::Unchanged,
+        });
+    })
+    .await;
+    let held = lab.gate25(&["reload", "--wait"]).await;
+    assert_eq!(held.status.code(), Some(1));
+    let text = stdout(&held);
+    assert!(
+        text.contains("undone at 2026-11-23T08:00:00Z") && text.contains("--take-undone"),
+        "{text}"
+    );
+    let taken = lab.gate25(&["reload", "--wait", "--take-undone"]).await;
+    assert_eq!(taken.status.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn confirm_and_undo_exit_by_what_came_of_it() {
     let lab = Lab::with(Enforcement::Policy, |command| match command {
-        Command::Confirm { reply } => {
-            let _gone = reply.send(TrialOutcome::Confirmed);
+        Command::Confirm { execution, reply } => {
+            let _gone = reply.send(match execution {
+                Execution::Apply => TrialOutcome::Confirmed,
+                Execution::DryRun => TrialOutcome::WouldConfirm,
+            });
         }
-        Command::Undo { reply } => {
+        Command::Undo {
+            execution: Execution::DryRun,
+            reply,
+        } => {
+            let _gone = reply.send(TrialOutcome::WouldUndo {
+                hash: SetHash([1; 32]),
+                accepted: "2026-11-23T08:00:00Z".parse().unwrap(),
+            });
+        }
+        Command::Undo { reply, .. } => {
             let why = "nothing is on trial".to_owned();
             let _gone = reply.send(TrialOutcome::Refused(why));
         }
@@ -193,6 +229,14 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
     assert_eq!(undone.status.code(), Some(1));
     let said = String::from_utf8_lossy(&undone.stderr);
     assert!(said.contains("nothing is on trial"), "{said}");
+    for (words, told) in [
+        (["undo", "--dry-run"], "accepted at 2026-11-23T08:00:00Z"),
+        (["confirm", "--dry-run"], "would stay in force"),
+    ] {
+        let output = lab.gate25(&words).await;
+        assert_eq!(output.status.code(), Some(0));
+        assert!(stdout(&output).contains(told), "{output:?}");
+    }
     let dry = ["reload", "--confirm-within", "5m", "--dry-run"];
     assert_eq!(lab.gate25(&dry).await.status.code(), Some(2));
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, TrialOutcome};
+use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, TrialOutcome, Undone};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::source::SourceError;
@@ -163,6 +163,7 @@ async fn reload_passes_on_what_was_asked_and_answers_what_came_of_it() {
             shrink,
             execution,
             confirm_within: None,
+            undone: Undone::Held,
             reply,
         } = command
         else {
@@ -198,7 +199,7 @@ async fn reload_passes_on_what_was_asked_and_answers_what_came_of_it() {
     );
     assert_eq!(
         lab.post("/v1/reload", "").await,
-        (202, json!({"outcome": "accepted"}))
+        (202, json!({"outcome": "accepted", "trial": null}))
     );
 }
 
@@ -239,6 +240,7 @@ async fn trial_is_begun_kept_and_undone_as_asked() {
     let lab = Lab::with(Enforcement::Policy, |command| match command {
         Command::Reload {
             confirm_within: Some(within),
+            undone: Undone::Taken,
             reply,
             ..
         } => {
@@ -248,12 +250,13 @@ async fn trial_is_begun_kept_and_undone_as_asked() {
                 hash: SetHash([1; 32]),
                 writes: within.as_secs() as usize,
                 ends,
+                base: SetHash([2; 32]),
             });
         }
-        Command::Confirm { reply } => {
+        Command::Confirm { reply, .. } => {
             let _gone = reply.send(TrialOutcome::Confirmed);
         }
-        Command::Undo { reply } => {
+        Command::Undo { reply, .. } => {
             let why = "nothing is on trial".to_owned();
             let _gone = reply.send(TrialOutcome::Refused(why));
         }
@@ -265,6 +268,7 @@ async fn trial_is_begun_kept_and_undone_as_asked() {
     let hash = "01".repeat(32);
     let on_trial = json!({
         "outcome": "on_trial", "generation": 4, "hash": hash, "writes": 300, "ends": "2026-11-23T09:00:00Z",
+        "base": "02".repeat(32),
     });
     let body = r#"{"seconds": 300}"#;
     assert_eq!(lab.post("/v1/trial", body).await, (200, on_trial));

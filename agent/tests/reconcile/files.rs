@@ -194,3 +194,4 @@ fn kind(outcome: &ReloadOutcome) -> &'static str {
         ReloadOutcome::Shrunk { .. } => "shrunk",
     }
 }
+        ReloadOutcome::Held { .. } => "held",

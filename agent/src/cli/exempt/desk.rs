@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
@@ -15,7 +16,7 @@ use super::{How, reader};
 use crate::cli::console::{Console, FAILED, Layout, Reader, Surroundings, USAGE};
 use crate::cli::reload;
 use crate::control::client::Client;
-use crate::control::messages::{Reload, ReloadRequest};
+use crate::control::messages::{OnTrial, Reload, ReloadRequest};
 use crate::diagnostic::{Diagnostic, escape, quoted};
 use crate::policy::changes::{Change, Kind};
 use crate::policy::directory::{self, is_policy_path};
@@ -24,6 +25,9 @@ use crate::policy::loader::{Circumstances, Loader, Purpose, SourceFile};
 use crate::policy::{ANY, Destinations, Exemption, Policy};
 use crate::trust::Trust;
 use crate::yaml::read::close;
+
+/// How long an agent may take to say whether something is on trial.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 pub(super) struct Desk<'a> {
     how: How,
@@ -49,6 +53,8 @@ struct Report<'a> {
     agent: Option<&'a Reload>,
     /// Why the agent did not say.
     agent_error: Option<String>,
+    /// What the edit is undone with unless somebody confirms; none, most of the time.
+    trial: Option<OnTrial>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -247,6 +253,7 @@ impl<'a> Desk<'a> {
                 diff: None,
                 agent: None,
                 agent_error: None,
+                trial: None,
             })?,
         }
         Ok(ExitCode::SUCCESS)
@@ -365,7 +372,14 @@ impl<'a> Desk<'a> {
                 console.json(&report)?;
             }
             (Reader::People, Some(outcome)) => reload::print(outcome, console)?,
-            (Reader::People, None) => {}
+            (Reader::People, None) => {
+                if let Some(OnTrial::Running { ends }) = report.trial {
+                    writeln!(console.out, "{}", reload::joins(ends))?;
+                }
+            }
+        }
+        if answer.is_none() {
+            report.trial = self.trial();
         }
         Ok(code)
     }
@@ -377,6 +391,13 @@ fn report<'a>(outcome: Outcome, id: &'a str, edited: &Edited, diff: String) -> R
         outcome,
         id,
         file: Some(escape(&edited.file.to_string_lossy())),
+
+    /// What the edit joins, if the agent tells: whoever may write files need not be one whom it answers.
+    fn trial(&self) -> Option<OnTrial> {
+        let client = Client::new(&self.socket).patient(PATIENCE);
+        let trial = client.status().ok()?.trial;
+        trial.filter(|trial| matches!(trial, OnTrial::Running { .. }))
+    }
         starts: exemption.and_then(|it| it.starts),
         expires: exemption.map(|it| it.expires),
         diff: Some(diff),
@@ -390,6 +411,7 @@ fn unified(edited: &Edited) -> String {
     let after = String::from_utf8_lossy(&edited.after);
     let file = edited.file.display();
     let (old, new) = (format!("a/{file}"), format!("b/{file}"));
+        trial: None,
     let old = match edited.before {
         Some(_) => old.as_str(),
         None => "/dev/null",
