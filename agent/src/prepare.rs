@@ -1,8 +1,9 @@
 //! Folders made ready for an agent that is not root: what only root may do, before each start.
 //!
-//! The user may be in somebody else's hands by the second time. So whatever lies in his folders is
-//! held open while it is looked at and given away, links are not followed, and nothing is given
-//! away that has another name elsewhere.
+//! The user may be in somebody else's hands by the second time. So root alone decides which folders
+//! are his: what leads there can be written by nobody else. Whatever lies in them is held open while
+//! it is looked at and given away, links are not followed, and nothing is given away that has another
+//! name elsewhere.
 
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions, Permissions};
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::kernel::bpf::pins::{OWN_FOLDER, PinsError, mount_if_missing};
 use crate::state;
+use crate::trust::{Keepers, TrustError};
 
 /// Levels of folders below gate25's on the BPF filesystem.
 const MAX_LEVELS: usize = 8;
@@ -63,6 +65,9 @@ pub enum PrepareError {
         /// What it is.
         path: PathBuf,
     },
+    /// Somebody else may have put it there.
+    #[error("what leads to a folder that is given away must be root's alone")]
+    Exposed(#[from] TrustError),
     /// A file operation failed.
     #[error("{action} {}", path.display())]
     Io {
@@ -85,8 +90,12 @@ impl Identity {
         mount_if_missing(filesystem)?;
         self.let_through(filesystem)?;
         let folder = filesystem.join(OWN_FOLDER);
-        make(&folder, 0o700)?;
-        let opened = open(&folder, libc::O_DIRECTORY)?;
+        let (way, opened) = make(&folder, 0o700)?;
+        match way {
+            // Whoever made it was root, or an agent's user.
+            Way::OfRoot => {}
+            Way::Shared => self.judge(&opened, &folder)?,
+        }
         self.take(&opened, &folder, 0)
     }
 
@@ -95,8 +104,8 @@ impl Identity {
     /// # Errors
     /// [`PrepareError`].
     pub fn open_state(self, directory: &Path) -> Result<(), PrepareError> {
-        make(directory, 0o700)?;
-        self.take_flat(directory, 0o700, |name| {
+        let (_, folder) = make(directory, 0o700)?;
+        self.take_flat(&folder, directory, 0o700, |name| {
             state::NAMES.iter().any(|known| name == *known)
         })
     }
@@ -109,8 +118,8 @@ impl Identity {
         let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
             return Ok(());
         };
-        make(folder, 0o755)?;
-        self.take_flat(folder, 0o755, |found| found == name)
+        let (_, opened) = make(folder, 0o755)?;
+        self.take_flat(&opened, folder, 0o755, |found| found == name)
     }
 
     fn let_through(self, filesystem: &Path) -> Result<(), PrepareError> {
@@ -158,18 +167,19 @@ impl Identity {
         self.keep_to_himself(folder, path, 0o700)
     }
 
-    /// Takes a folder that holds nothing but files with names that are `known`.
+    /// Takes an open folder that holds nothing but files with names that are `known`.
     fn take_flat(
         self,
+        folder: &File,
         path: &Path,
         mode: u32,
         known: impl Fn(&OsStr) -> bool,
     ) -> Result<(), PrepareError> {
-        let folder = open(path, libc::O_DIRECTORY)?;
         if self.has(&folder.metadata().map_err(failed("look at", path))?) {
             return Ok(());
         }
-        let link = descriptor(&folder);
+        self.judge(folder, path)?;
+        let link = descriptor(folder);
         let mut files = Vec::new();
         for entry in fs::read_dir(&link).map_err(failed("list", path))? {
             let name = entry.map_err(failed("list", path))?.file_name();
@@ -186,7 +196,16 @@ impl Identity {
         for (path, file) in files {
             self.give(&file, &path)?;
         }
-        self.keep_to_himself(&folder, path, mode)
+        self.keep_to_himself(folder, path, mode)
+    }
+
+    /// A folder that is given away was root's, or is the user's already.
+    fn judge(self, folder: &File, path: &Path) -> Result<(), PrepareError> {
+        let metadata = folder.metadata().map_err(failed("look at", path))?;
+        let judged = Keepers::new(self.user, Vec::new())
+            .alone()
+            .judge(path, &metadata);
+        judged.map_err(|exposed| TrustError::from(exposed).into())
     }
 
     fn has(self, metadata: &Metadata) -> bool {
@@ -207,13 +226,49 @@ impl Identity {
     }
 }
 
-fn make(path: &Path, mode: u32) -> Result<(), PrepareError> {
-    if path.is_dir() {
-        return Ok(());
+/// What leads to a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Root alone adds entries to the folder that it is in.
+    OfRoot,
+    /// So may others, but none that has this name already.
+    Shared,
+}
+
+/// Opens a folder that nobody but root can have put there or elsewhere, made if it is missing, with
+/// what leads to it.
+fn make(path: &Path, mode: u32) -> Result<(Way, File), PrepareError> {
+    let path = std::path::absolute(path).map_err(failed("find", path))?;
+    let root = Keepers::new(0, Vec::new()).alone();
+    let mut missing = Vec::new();
+    for folder in path.ancestors() {
+        match fs::symlink_metadata(folder) {
+            Ok(_) => {
+                root.judge_way(folder)?;
+                break;
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => missing.push(folder),
+            Err(source) => return Err(failed("look at", folder)(source)),
+        }
     }
-    let mut builder = DirBuilder::new();
-    builder.recursive(true).mode(mode);
-    builder.create(path).map_err(failed("create folder", path))
+    for folder in missing.into_iter().rev() {
+        let mode = if folder == path { mode } else { 0o755 };
+        // What has come meanwhile makes it fail.
+        let made = DirBuilder::new().mode(mode).create(folder);
+        made.map_err(failed("create folder", folder))?;
+        root.judge_way(folder)?;
+        // Whatever the umask is.
+        fs::set_permissions(folder, Permissions::from_mode(mode))
+            .map_err(failed("set the mode of", folder))?;
+    }
+    root.judge_way(&path)?;
+    let opened = open(&path, libc::O_DIRECTORY | libc::O_NOFOLLOW)?;
+    let parent = path.parent().unwrap_or(&path);
+    let way = match root.judge(parent, &look(parent)?) {
+        Ok(()) => Way::OfRoot,
+        Err(_exposed) => Way::Shared,
+    };
+    Ok((way, opened))
 }
 
 fn open(path: &Path, flags: libc::c_int) -> Result<File, PrepareError> {

@@ -51,9 +51,8 @@ pub fn run(
             return Ok(ExitCode::from(FAILED));
         }
     };
-    // They say what is given away.
-    let keepers = Keepers::new(identity.user, vec![identity.group]);
-    let trust = Trust::Keepers(keepers);
+    // They say what is given away, and not the one whom it is given to.
+    let trust = Trust::Keepers(Keepers::new(0, Vec::new()));
     let settings = match files::settings(surroundings.config, surroundings.missing, &trust) {
         Ok(loaded) => loaded.settings,
         Err(diagnostics) => return console.refuse_beside(surroundings.colour, &diagnostics),

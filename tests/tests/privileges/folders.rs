@@ -210,6 +210,110 @@ fn pins_that_the_agents_user_has_led_elsewhere_are_not_given_away() {
 }
 
 #[test]
+fn folders_that_the_agents_user_can_lead_to_are_not_given_away() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let config = agent.config();
+    let rest = fs::read_to_string(&config).unwrap();
+    // In a folder of the user's: a link of his to root's folder, one on the way to it, and one by his
+    // name for a folder that is to be made. In a folder that everybody may write: another's.
+    host.exec(
+        "sh",
+        &[
+            "-ec",
+            "mkdir /run/theirs /run/owned /run/owned/inner /run/open
+             ln -s /run/owned /run/theirs/link
+             ln -s /run/owned /run/root-link
+             chown -h 59025:59025 /run/theirs /run/theirs/link
+             chmod 1777 /run/open
+             mkdir /run/open/strangers && chown 59026:59026 /run/open/strangers",
+        ],
+    )
+    .unwrap();
+    let id = User::AGENT.to_string();
+    for folder in [
+        "/run/theirs/link",
+        "/run/theirs/link/inner",
+        "/run/theirs/new",
+        "/run/theirs/link/new",
+        "/run/root-link",
+        "/run/open/strangers",
+    ] {
+        for line in [
+            format!("state_dir: {folder}"),
+            format!("control: {{socket: {folder}/s}}"),
+        ] {
+            fs::write(&config, format!("{rest}{line}\n")).unwrap();
+            let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
+            assert_eq!(said.code, Some(1), "{line}: {said:?}");
+        }
+    }
+    let owners = host.exec("stat", &["-c", "%u", "/run/owned", "/run/owned/inner"]);
+    assert_eq!(owners.unwrap(), "0\n0\n");
+    let stranger = host.exec("stat", &["-c", "%u", "/run/open/strangers"]);
+    assert_eq!(stranger.unwrap().trim(), User::STRANGER.to_string());
+    // Folders of root's on the way are made.
+    fs::write(&config, format!("{rest}state_dir: /run/new/state\n")).unwrap();
+    let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let made = host.exec("stat", &["-c", "%u %a", "/run/new", "/run/new/state"]);
+    assert_eq!(made.unwrap(), format!("0 755\n{id} 700\n"));
+}
+
+#[test]
+fn pins_folder_that_leads_elsewhere_is_not_given_away() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    agent.stop().unwrap();
+    // As whoever may, where the filesystem is mounted for everybody.
+    host.exec(
+        "sh",
+        &[
+            "-ec",
+            &format!("mv {PINS} /sys/fs/bpf/others && ln -s /sys/fs/bpf/others {PINS}"),
+        ],
+    )
+    .unwrap();
+    let id = User::AGENT.to_string();
+    let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    let owner = host.exec("stat", &["-c", "%u", "/sys/fs/bpf/others"]);
+    assert_eq!(owner.unwrap().trim(), "0");
+}
+
+#[test]
+fn settings_of_the_agents_user_say_nothing_of_what_root_gives_away() {
+    let world = World::new().unwrap();
+    let host = &world.hosting.hypervisor;
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let config = agent.config();
+    host.exec("mkdir", &["/run/wanted"]).unwrap();
+    let rest = fs::read_to_string(&config).unwrap();
+    fs::write(&config, format!("{rest}state_dir: /run/wanted\n")).unwrap();
+    let id = User::AGENT.to_string();
+    std::os::unix::fs::chown(&config, Some(User::AGENT), None).unwrap();
+    let said = prepare(&agent, host, &["--user", &id, "--group", &id]);
+    assert_eq!(said.code, Some(1), "{said:?}");
+    assert!(said.err.contains("chown root"), "{said:?}");
+    let owner = host.exec("stat", &["-c", "%u", "/run/wanted"]).unwrap();
+    assert_eq!(owner.trim(), "0");
+}
+
+#[test]
 fn pins_folder_that_somebody_else_made_is_not_gone_by() {
     for (mode, owner) in [("0777", "0"), ("0700", "59026")] {
         let world = World::new().unwrap();
