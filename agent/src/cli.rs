@@ -5,6 +5,7 @@ pub mod check;
 pub mod console;
 pub mod diff;
 pub mod doctor;
+pub mod enforcement;
 pub mod exempt;
 pub mod explain;
 mod files;

@@ -11,7 +11,7 @@ use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
-    bypass, check, diff, doctor, exempt, guard, list, metrics, pages, prepare, reload, schema,
+    bypass, check, diff, doctor, enforcement, exempt, guard, list, metrics, pages, prepare, reload, schema,
     status, teardown, trial,
 };
 use gate25::diagnostic::terminal::{Colour, render};
@@ -67,6 +67,9 @@ enum Command {
     Metrics(metrics::Args),
     /// Prints the JSON schema of policy files
     Schema,
+    /// Prints whether the settings say `observe` or `policy`
+    #[command(hide = true)]
+    Enforcement,
     #[command(hide = true)]
     Pages(pages::Args),
 }
@@ -120,6 +123,7 @@ fn main() -> ExitCode {
         Command::Schema => schema::run(&mut io::stdout().lock())
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
+        Command::Enforcement => asking(&cli, enforcement::run),
         Command::Pages(args) => pages::run(args, Cli::command()).map_err(Into::into),
     };
     outcome.unwrap_or_else(|error| {

@@ -350,12 +350,20 @@ fn extend_moves_the_end_on_and_never_back() {
         assert!(said.contains(reason), "{said}");
         assert_eq!(lab.read("a.yaml"), expected);
     }
-    // One that was revoked holds again, from now on.
+    // One that was revoked holds again, from now on, if somebody says so.
     assert_eq!(lab.exempt(&["revoke", "news"]).status.code(), Some(0));
-    assert_eq!(
-        lab.exempt(&["extend", "news", "--by", "1h"]).status.code(),
-        Some(0)
+    let (revoked, end) = (lab.read("a.yaml"), expiry(&lab.read("a.yaml")));
+    let extend = ["extend", "news", "--by", "1h"];
+    let refused = lab.exempt(&extend);
+    let said = text(&refused.stderr) + &text(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains(&end.to_string()) && said.contains("--again"),
+        "{said}"
     );
+    assert_eq!(lab.read("a.yaml"), revoked);
+    let again = [&extend[..], &["--again"]].concat();
+    assert_eq!(lab.exempt(&again).status.code(), Some(0));
     let term = expiry(&lab.read("a.yaml")).duration_since(Timestamp::now());
     assert!(term <= SignedDuration::from_hours(1), "{term:?}");
     assert!(term > SignedDuration::from_mins(58), "{term:?}");

@@ -49,6 +49,23 @@ fn installed_package_observes_says_so_and_enforces_once_told() {
     assert!(doctor.out.contains("nothing is wrong"), "{doctor:?}");
 }
 
+#[test]
+fn package_installed_on_settings_that_enforce_says_that_it_does() {
+    let site = Site::booted();
+    let machine = &site.machine;
+    let settings = "schema: 1\nenforcement: policy\n";
+    machine.write(SETTINGS, settings).unwrap();
+    let install = format!(
+        "{} -o Dpkg::Options::=--force-confold",
+        bring(machine, 1)
+    );
+    let said = machine.shell(&install).unwrap();
+    assert_eq!(said.code, Some(0), "{said:?}");
+    assert!(said.out.contains("ENFORCES"), "{said:?}");
+    assert!(!said.out.contains("refuses nothing"), "{said:?}");
+    site.check_reached(Outcome::Refused);
+}
+
 /// The agent runs as its user with three capabilities, in a sandbox, and its files are its own.
 #[track_caller]
 fn check_confined(machine: &Machine) {
@@ -75,7 +92,7 @@ fn check_confined(machine: &Machine) {
     );
     let expected = "\
 /etc/gate25/gate25.yaml 644 root:root
-/etc/gate25/policy.d 755 root:root
+/etc/gate25/policy.d 750 root:gate25
 /etc/gate25/web.yaml 640 root:gate25
 /var/lib/gate25 700 gate25:gate25
 /var/lib/gate25-guard 755 root:root

@@ -92,6 +92,9 @@ pub struct ExtendArgs {
     /// How much longer it holds: from its end on, or from now on if it has ended
     #[arg(long = "by", value_name = "TERM", value_parser = term)]
     pub term: Option<SignedDuration>,
+    /// Have one hold again that has ended, or was revoked
+    #[arg(long)]
+    pub again: bool,
     /// The ticket it is prolonged under, instead of the one in the file
     #[arg(long, value_parser = ask::words)]
     pub ticket: Option<String>,
@@ -272,6 +275,7 @@ fn extend(
         id,
         until,
         term,
+        again,
         ticket,
         approved_by,
         how,
@@ -289,6 +293,10 @@ fn extend(
     };
     let exemption = go_on!(desk.exemption(&id, console)?);
     let present = exemption.expires;
+    if present <= now && !again {
+        let why = format!("{id} has ended at {present}, or was revoked: `--again` has it hold again");
+        return desk.refuse(&why, console).map(Err);
+    }
     let expires = go_on!(desk.usage(moment(end, present.max(now)), console)?);
     if expires <= present.max(now) {
         let why = if present > now {

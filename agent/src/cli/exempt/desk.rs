@@ -274,9 +274,18 @@ impl<'a> Desk<'a> {
         if self.how.dry_run {
             return self.show(wanted.id(), &edited, diff, console);
         }
+        let turn = match Turn::wait(&self.dir) {
+            Ok(turn) => turn,
+            Err(error) => return console.complain(&error, FAILED),
+        };
+        if !turn.is_alone() {
+            let dir = self.dir.display();
+            console.say(&format!("somebody holds the lock of {dir}: gone on without it"))?;
+        }
         if let Err(error) = self.write(&edited) {
             return console.complain(&error, FAILED);
         }
+        drop(turn);
         if reader(&self.how) == Reader::People {
             let what = summary(wanted.id(), &edited);
             writeln!(console.out, "{}", escape(&what))?;
@@ -294,7 +303,6 @@ impl<'a> Desk<'a> {
             policy: _,
         } = edited;
         let path = self.dir.join(file);
-        let _turn = Turn::wait(&self.dir)?;
         match directory::read(&self.dir, &Trust::Anybody) {
             Ok(contents) if contents.files == self.files => {}
             Ok(_) | Err(_) => return Err(WriteError::Changed(self.dir.clone())),
@@ -366,6 +374,9 @@ impl<'a> Desk<'a> {
                 (None, console.no_answer(&error)?)
             }
         };
+        if answer.is_none() {
+            report.trial = self.trial();
+        }
         match (reader(&self.how), &answer) {
             (Reader::Programs, _) => {
                 report.agent = answer.as_ref();
@@ -378,10 +389,14 @@ impl<'a> Desk<'a> {
                 }
             }
         }
-        if answer.is_none() {
-            report.trial = self.trial();
-        }
         Ok(code)
+    }
+
+    /// What the edit joins, if the agent tells: whoever may write files need not be one whom it answers.
+    fn trial(&self) -> Option<OnTrial> {
+        let client = Client::new(&self.socket).patient(PATIENCE);
+        let trial = client.status().ok()?.trial;
+        trial.filter(|trial| matches!(trial, OnTrial::Running { .. }))
     }
 }
 
@@ -391,18 +406,12 @@ fn report<'a>(outcome: Outcome, id: &'a str, edited: &Edited, diff: String) -> R
         outcome,
         id,
         file: Some(escape(&edited.file.to_string_lossy())),
-
-    /// What the edit joins, if the agent tells: whoever may write files need not be one whom it answers.
-    fn trial(&self) -> Option<OnTrial> {
-        let client = Client::new(&self.socket).patient(PATIENCE);
-        let trial = client.status().ok()?.trial;
-        trial.filter(|trial| matches!(trial, OnTrial::Running { .. }))
-    }
         starts: exemption.and_then(|it| it.starts),
         expires: exemption.map(|it| it.expires),
         diff: Some(diff),
         agent: None,
         agent_error: None,
+        trial: None,
     }
 }
 
@@ -411,7 +420,6 @@ fn unified(edited: &Edited) -> String {
     let after = String::from_utf8_lossy(&edited.after);
     let file = edited.file.display();
     let (old, new) = (format!("a/{file}"), format!("b/{file}"));
-        trial: None,
     let old = match edited.before {
         Some(_) => old.as_str(),
         None => "/dev/null",

@@ -13,16 +13,23 @@ use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 /// How long others may be at it: a command that asks questions has not locked yet.
 const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
-/// Of files that are new.
-const MODE: u32 = 0o644;
+/// Of files that are new: what their folder lets its owner, its group and others do.
+const MODE: u32 = 0o666;
 
 /// Why a file was not written; it is as it was.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     #[error("{} was changed by somebody else meanwhile: nothing was written, run it again", .0.display())]
     Changed(PathBuf),
-    #[error("another gate25 edits {}", .0.display())]
-    Busy(PathBuf),
+    #[error(
+        "{} belongs to user {owner} and group {group}, and only its owner or root can replace it with a file \
+         of theirs: nothing was written", path.display()
+    )]
+    NotYours {
+        path: PathBuf,
+        owner: u32,
+        group: u32,
+    },
     #[error("{action} {}: nothing was written", path.display())]
     Io {
         action: &'static str,
@@ -31,26 +38,33 @@ pub(super) enum WriteError {
     },
 }
 
-/// Keeps other commands that edit the same directory away while it lives. Editors do not ask: what
-/// they change is found by [`replace`].
+/// Keeps other commands that edit the same directory away while it lives. Editors do not ask, and
+/// whoever may look into the directory can hold its lock: what they change is found by [`replace`].
 pub(super) struct Turn {
-    _directory: Flock<File>,
+    directory: Option<Flock<File>>,
 }
 
 impl Turn {
+    /// Waits for others, but not for ever.
     pub(super) fn wait(directory: &Path) -> Result<Self, WriteError> {
         let end = Instant::now() + GRACE;
         loop {
             let file = File::open(directory).map_err(failed("open", directory))?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(locked) => return Ok(Self { _directory: locked }),
-                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < end => thread::sleep(PAUSE),
-                Err((_, Errno::EWOULDBLOCK)) => {
-                    return Err(WriteError::Busy(directory.to_owned()));
+                Ok(locked) => {
+                    let directory = Some(locked);
+                    return Ok(Self { directory });
                 }
+                Err((_, Errno::EWOULDBLOCK)) if Instant::now() < end => thread::sleep(PAUSE),
+                Err((_, Errno::EWOULDBLOCK)) => return Ok(Self { directory: None }),
                 Err((_, error)) => return Err(failed("lock", directory)(error.into())),
             }
         }
+    }
+
+    /// Whether other commands are kept away.
+    pub(super) fn is_alone(&self) -> bool {
+        self.directory.is_some()
     }
 }
 
@@ -89,7 +103,8 @@ pub(super) fn replace(path: &Path, before: Option<&[u8]>, after: &[u8]) -> Resul
 fn create(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
     let folder = path.parent().unwrap_or(path);
     let metadata = fs::metadata(folder).map_err(failed("look at", folder))?;
-    let new = Beside::write(path, contents, (metadata.uid(), metadata.gid()), MODE)?;
+    let mode = metadata.mode() & MODE;
+    let new = Beside::write(path, contents, (metadata.uid(), metadata.gid()), mode)?;
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(AT_FDCWD, &new.path, AT_FDCWD, path, flags) {
         Ok(()) => new.finish(),
@@ -129,15 +144,23 @@ impl Beside {
             .open(&path);
         let mut file = made.map_err(failed("write beside", target))?;
         let new = Self { path, folder };
+        let failed_beside = || failed("write beside", target);
+        let made = file.metadata().map_err(failed_beside())?;
+        if (made.uid(), made.gid()) != (owner, group) {
+            fchown(&file, Some(owner), Some(group)).map_err(|error| match error.kind() {
+                io::ErrorKind::PermissionDenied => WriteError::NotYours {
+                    path: target.to_owned(),
+                    owner,
+                    group,
+                },
+                _ => failed_beside()(error),
+            })?;
+        }
         let written = file.write_all(contents).and_then(|()| {
-            let made = file.metadata()?;
-            if (made.uid(), made.gid()) != (owner, group) {
-                fchown(&file, Some(owner), Some(group))?;
-            }
             file.set_permissions(Permissions::from_mode(mode))?;
             file.sync_all()
         });
-        written.map_err(failed("write beside", target))?;
+        written.map_err(failed_beside())?;
         Ok(new)
     }
 
@@ -211,13 +234,29 @@ mod tests {
     }
 
     #[test]
-    fn replace_of_nothing_makes_a_file_that_others_read() {
+    fn replace_of_nothing_makes_a_file_for_those_whom_its_folder_is_for() {
         let dir = TempDir::new().unwrap();
         let file = dir.path().join("a.yaml");
         replace(&file, None, b"new").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
-        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o644);
         assert_eq!(names(&dir), ["a.yaml"]);
+        for (folder, expected) in [(0o755, 0o644), (0o750, 0o640), (0o2770, 0o660), (0o700, 0o600)] {
+            fs::set_permissions(dir.path(), Permissions::from_mode(folder)).unwrap();
+            fs::remove_file(&file).unwrap();
+            replace(&file, None, b"new").unwrap();
+            let mode = fs::metadata(&file).unwrap().mode() & 0o7777;
+            assert_eq!(mode, expected, "{folder:o}");
+        }
+    }
+
+    #[test]
+    fn turn_that_somebody_holds_for_ever_is_gone_on_without() {
+        let dir = TempDir::new().unwrap();
+        let held = Turn::wait(dir.path()).unwrap();
+        assert!(held.is_alone());
+        assert!(!Turn::wait(dir.path()).unwrap().is_alone());
+        drop(held);
+        assert!(Turn::wait(dir.path()).unwrap().is_alone());
     }
 
     #[test]
