@@ -248,6 +248,22 @@ fn processes_that_are_hidden_are_told_of_and_their_container_is_judged() {
 }
 
 #[test]
+fn agents_user_may_reload_where_he_is_not_in_the_group() {
+    let world = World::new().unwrap();
+    // There is no group gate25 on the machine.
+    let agent = world.agent(&PolicyText::default()).unwrap();
+    let host = &world.hosting.hypervisor;
+    for (words, code) in [(&["reload", "--wait"][..], 0), (&["bypass", "end"], 1)] {
+        let before = Privileges::default().command();
+        let mut command = host.command(&before[0]);
+        command.args(&before[1..]).arg(binary().unwrap()).args(words);
+        command.arg("--config").arg(agent.config());
+        let said = host.ask(command, LIMIT).unwrap();
+        assert_eq!(said.code, Some(code), "{words:?}: {said:?}\n{}", agent.log());
+    }
+}
+
+#[test]
 fn socket_goes_to_its_group_if_the_agent_is_a_member_and_to_nobody_else_if_not() {
     let world = World::new().unwrap();
     let (name, group) = some_group(&world.hosting.hypervisor);
