@@ -109,6 +109,33 @@ fn bypass_that_ends_cuts_the_connections_that_it_had_let_through() {
 }
 
 #[test]
+fn bypass_is_ended_by_root_with_the_agent_dead() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let mut agent = world.agent(&PolicyText::default()).unwrap();
+    world.check_closed(&guest).unwrap();
+    let begun = agent.command(&BEGIN).unwrap();
+    assert_eq!(begun.code, Some(0), "{begun:?}");
+    world.wait_open(&guest).unwrap();
+    let rehearsed = agent.command(&["bypass", "end", "--dry-run"]).unwrap();
+    assert_eq!(rehearsed.code, Some(0), "{rehearsed:?}");
+    assert!(rehearsed.out.contains("would refuse"), "{rehearsed:?}");
+    agent.signal(Signal::SIGKILL).unwrap();
+    agent.process().wait(LIMIT).unwrap();
+    world.check_open(&guest).unwrap();
+    let rehearsed = agent.command(&["bypass", "end", "--dry-run"]).unwrap();
+    assert_eq!(rehearsed.code, Some(0), "{rehearsed:?}");
+    world.check_open(&guest).unwrap();
+    let ended = agent.command(&["bypass", "end"]).unwrap();
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    world.check_closed(&guest).unwrap();
+    let status = agent.command(&["status"]).unwrap();
+    assert!(!status.out.contains("bypass"), "{status:?}");
+    agent.restart().unwrap();
+    world.check_closed(&guest).unwrap();
+}
+
+#[test]
 fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothing() {
     for (more, reason) in [
         ("backend: nftables\n", "backend nftables cannot"),

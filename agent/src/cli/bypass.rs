@@ -1,5 +1,7 @@
 //! `gate25 bypass`: this host only observes for a time, which the kernel ends.
 
+mod end;
+
 use std::io;
 use std::process::ExitCode;
 
@@ -39,16 +41,8 @@ pub struct Args {
 /// What else can be done.
 #[derive(Debug, Clone, clap::Subcommand)]
 pub enum What {
-    /// Refuses again, now
-    End(EndArgs),
-}
-
-/// How to print.
-#[derive(Debug, Clone, clap::Args)]
-pub struct EndArgs {
-    /// Print one JSON object
-    #[arg(short, long)]
-    pub json: bool,
+    /// Refuses again, now, with the agent dead, too
+    End(end::Args),
 }
 
 /// Asks the agent and says what came of it.
@@ -60,17 +54,14 @@ pub fn run(
     surroundings: &Surroundings<'_>,
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
-    let (request, json) = match &args.what {
-        Some(What::End(EndArgs { json })) => (BypassRequest::default(), *json),
-        None => {
-            let request = BypassRequest {
-                seconds: args.term.map(|term| term.as_secs().unsigned_abs()),
-                ticket: args.ticket.clone(),
-            };
-            (request, args.json)
-        }
+    if let Some(What::End(args)) = &args.what {
+        return end::run(args, surroundings, console);
+    }
+    let request = BypassRequest {
+        seconds: args.term.map(|term| term.as_secs().unsigned_abs()),
+        ticket: args.ticket.clone(),
     };
-    let reader = Reader::of(json);
+    let reader = Reader::of(args.json);
     let settings = match console.settings(reader, surroundings)? {
         Ok(settings) => settings,
         Err(code) => return Ok(code),
@@ -104,9 +95,9 @@ pub fn run(
         }
     }
     // What was asked for must be so.
-    Ok(match (request.seconds, &status.bypass) {
-        (Some(_), Some(_)) | (None, None) => ExitCode::SUCCESS,
-        (Some(_), None) | (None, Some(_)) => ExitCode::from(FAILED),
+    Ok(match &status.bypass {
+        Some(_) => ExitCode::SUCCESS,
+        None => ExitCode::from(FAILED),
     })
 }
 

@@ -196,6 +196,18 @@ impl Leftover {
     /// # Errors
     /// [`LeftoverError::Counters`].
     pub fn bypass(&self) -> Result<Bypass, LeftoverError> {
+        Ok(self.bypass_table()?.read()?)
+    }
+
+    /// Has the programs refuse again, as an agent does that ends a bypass.
+    ///
+    /// # Errors
+    /// [`LeftoverError::Counters`].
+    pub fn end_bypass(&self) -> Result<(), LeftoverError> {
+        Ok(self.bypass_table()?.write(&Bypass::NONE)?)
+    }
+
+    fn bypass_table(&self) -> Result<BypassTable, LeftoverError> {
         let open = |name| {
             MapData::from_pin(self.table(name)).map_err(|source| BpfError::Table {
                 action: "open",
@@ -203,7 +215,7 @@ impl Leftover {
                 source,
             })
         };
-        Ok(BypassTable::open(open)?.read()?)
+        Ok(BypassTable::open(open)?)
     }
 
     /// Totals of the host.
