@@ -153,6 +153,8 @@ pub struct Status {
     pub reload_successful: bool,
     /// When an attempt last succeeded.
     pub reload_success: Option<Timestamp>,
+    /// Why the last attempt was refused, if it was.
+    pub refusal: Option<String>,
     /// Everything that is judged.
     pub workloads: BTreeMap<WorkloadId, WorkloadStatus>,
     /// Times that somebody else's change was put right.
@@ -218,6 +220,7 @@ impl Default for Status {
             reload_failures: 0,
             reload_successful: false,
             reload_success: None,
+            refusal: None,
             workloads: BTreeMap::new(),
             repairs: 0,
             guard_repairs: 0,

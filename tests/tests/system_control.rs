@@ -81,6 +81,11 @@ fn reload_of_a_set_with_a_mistake_names_its_place() {
     assert_eq!(said.code, Some(1), "{said:?}");
     let place = format!("policy.yaml:{line}:1");
     assert!(said.out.contains(&place), "{said:?}");
+    // Whoever comes later reads it, too.
+    for command in ["status", "doctor"] {
+        let told = scene.agent.command(&[command]).unwrap();
+        assert!(told.out.contains(&place), "{told:?}");
+    }
     scene.world.check_free(&scene.free.tenant).unwrap();
 }
 

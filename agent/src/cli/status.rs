@@ -115,6 +115,7 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("returns", returned(returns)));
     lines.push(line("reload", last(reload)));
+    lines.extend(reload.refusal.iter().map(|why| line("refused", why.clone())));
     lines.extend(trial.iter().map(|it| line("trial", on_trial(it))));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("guard repairs", guard_repairs.to_string()));
@@ -159,6 +160,7 @@ fn last(reload: &Reloads) -> String {
         failures,
         successful,
         last_success,
+        refusal: _,
     } = reload;
     let outcome = match (successful, attempts) {
         (true, _) => "successful",

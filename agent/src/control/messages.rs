@@ -139,6 +139,8 @@ pub struct Reloads {
     pub successful: bool,
     /// When one last succeeded.
     pub last_success: Option<Timestamp>,
+    /// Why the last one was refused; none if it was not.
+    pub refusal: Option<String>,
 }
 
 /// What a workload is.
@@ -373,8 +375,6 @@ pub struct ReloadRequest {
     /// Answer when the files are in force or refused, not when the attempt begins.
     #[serde(default)]
     pub wait: bool,
-}
-
     /// Take over files that were undone.
     #[serde(default)]
     pub take_undone: bool,
@@ -387,6 +387,8 @@ pub struct DecisionRequest {
     /// Only say what would come of it.
     #[serde(default)]
     pub dry_run: bool,
+}
+
 /// `POST /v1/trial`: the files are read, and gone back from unless somebody confirms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -427,10 +429,10 @@ pub enum Reload {
         writes: u64,
         /// When the set before runs again.
         ends: Timestamp,
-    },
-    /// The files would be taken over.
         /// Identifies that set.
         base: String,
+    },
+    /// The files would be taken over.
     WouldApply {
         /// Identifies the files.
         hash: String,
@@ -439,13 +441,13 @@ pub enum Reload {
     },
     /// The files are those that run.
     Unchanged,
-    /// The files are refused; the running policy stays.
-    Refused {
     /// The files are those that were undone, and stay so.
     Held {
         /// Since when.
         since: Timestamp,
     },
+    /// The files are refused; the running policy stays.
+    Refused {
         /// Why, in one line.
         message: String,
         /// Everything that is wrong.
@@ -490,8 +492,6 @@ pub enum Trial {
         /// Identifies it.
         hash: String,
     },
-    /// Nothing has changed.
-    Refused {
     /// It would stay.
     WouldConfirm,
     /// The set before would run.
@@ -501,6 +501,8 @@ pub enum Trial {
         /// When it was accepted.
         accepted: Timestamp,
     },
+    /// Nothing has changed.
+    Refused {
         /// Why, in one line.
         message: String,
     },

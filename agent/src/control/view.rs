@@ -60,6 +60,7 @@ pub(super) fn status(
         reload_failures,
         reload_successful,
         reload_success,
+        refusal,
         workloads,
         repairs,
         guard_repairs,
@@ -117,6 +118,7 @@ pub(super) fn status(
             failures: reload_failures,
             successful: reload_successful,
             last_success: reload_success,
+            refusal,
         },
         trial: trial.map(phase),
         repairs,
@@ -286,22 +288,22 @@ pub(super) fn reload(outcome: ReloadOutcome) -> Reload {
             hash,
             writes,
             ends,
+            base,
         } => Reload::OnTrial {
             generation,
-            base,
             hash: hash.to_string(),
             writes: writes as u64,
             ends,
+            base: base.to_string(),
         },
         ReloadOutcome::WouldApply { hash, writes } => Reload::WouldApply {
-            base: base.to_string(),
             hash: hash.to_string(),
             writes: writes as u64,
         },
         ReloadOutcome::Unchanged => Reload::Unchanged,
+        ReloadOutcome::Held { since } => Reload::Held { since },
         ReloadOutcome::Refused {
             message,
-        ReloadOutcome::Held { since } => Reload::Held { since },
             diagnostics,
         } => Reload::Refused {
             message,
@@ -329,8 +331,6 @@ pub(crate) fn bypassed(bypass: &bypass::Bypass, now: Timestamp) -> Option<Bypass
     })
 }
 
-/// What became of a set on trial.
-pub(super) fn trial(outcome: TrialOutcome) -> Trial {
 /// Whether what runs is on trial, or was gone back to.
 pub(super) fn on_trial(status: &status::Status) -> Option<OnTrial> {
     status.trial.map(phase)
@@ -343,18 +343,20 @@ fn phase(trial: status::Trial) -> OnTrial {
     }
 }
 
+/// What became of a set on trial.
+pub(super) fn trial(outcome: TrialOutcome) -> Trial {
     match outcome {
         TrialOutcome::Confirmed => Trial::Confirmed,
         TrialOutcome::Undone { hash } => Trial::Undone {
             hash: hash.to_string(),
         },
-        TrialOutcome::Refused(message) => Trial::Refused { message },
-    }
         TrialOutcome::WouldConfirm => Trial::WouldConfirm,
         TrialOutcome::WouldUndo { hash, accepted } => Trial::WouldUndo {
             hash: hash.to_string(),
             accepted,
         },
+        TrialOutcome::Refused(message) => Trial::Refused { message },
+    }
 }
 
 fn diagnostic(one: &diagnostic::Diagnostic) -> Diagnostic {

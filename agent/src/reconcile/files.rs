@@ -10,6 +10,7 @@ use super::{ReconcileError, Reconciler};
 use crate::chain::in_full;
 use crate::control::{ReloadOutcome, Shrink};
 use crate::dataplane::{CapacityError, Dataplane, Step, plan};
+use crate::diagnostic::Severity;
 use crate::policy::loader::SetHash;
 use crate::policy::shrink::{self, Shrunk, Totals};
 use crate::source::{Accepted, SourceError, report_refusal};
@@ -51,7 +52,10 @@ impl<D: Dataplane> Reconciler<D> {
                 self.fall_back();
                 // That they are not in force is as it should be.
                 let status = &self.circumstances.status;
-                status.update(|status| status.reload_successful = true);
+                status.update(|status| {
+                    status.reload_successful = true;
+                    status.refusal = None;
+                });
                 return ReloadOutcome::Unchanged;
             }
             Occasion::Watch if hash.is_some() && hash == self.last_attempt => {
@@ -77,6 +81,7 @@ impl<D: Dataplane> Reconciler<D> {
         self.circumstances.status.update(|status| {
             status.reloads += 1;
             status.reload_successful = applied;
+            status.refusal = why(&outcome);
             if applied {
                 status.reload_success = Some(now);
             } else {
@@ -86,15 +91,15 @@ impl<D: Dataplane> Reconciler<D> {
         outcome
     }
 
-    /// These files were undone: they stay so until they change or somebody asks for them.
-    pub fn hold(&mut self, files: SetHash) {
-        self.held = Some(files);
-    }
-
     /// Whether these files were undone, and stay so.
     pub fn holds(&self, loaded: &Result<Accepted, SourceError>) -> bool {
         let hash = hash_of(loaded);
         hash.is_some() && hash == self.held
+    }
+
+    /// These files were undone: they stay so until they change or somebody asks for them.
+    pub fn hold(&mut self, files: SetHash) {
+        self.held = Some(files);
     }
 
     /// Runs a set that ran before; `files` are held from now on.
@@ -277,6 +282,38 @@ fn hash_of(loaded: &Result<Accepted, SourceError>) -> Option<SetHash> {
         Err(SourceError::Refused(refused)) => Some(refused.hash),
         Err(SourceError::Directory(_) | SourceError::Compile(_)) => None,
     }
+}
+
+/// Why files were not taken over, in one line.
+fn why(outcome: &ReloadOutcome) -> Option<String> {
+    let (message, diagnostics) = match outcome {
+        ReloadOutcome::Refused {
+            message,
+            diagnostics,
+        } => (message, diagnostics),
+        ReloadOutcome::Shrunk { message } => return Some(message.clone()),
+        ReloadOutcome::Applied { .. }
+        | ReloadOutcome::OnTrial { .. }
+        | ReloadOutcome::WouldApply { .. }
+        | ReloadOutcome::Held { .. }
+        | ReloadOutcome::Unchanged => return None,
+    };
+    let mut errors = diagnostics
+        .iter()
+        .filter(|it| it.severity == Severity::Error);
+    let Some(first) = errors.next() else {
+        return Some(message.clone());
+    };
+    let place = match first.primary.position {
+        Some(at) => format!(":{}:{}", at.line, at.column),
+        None => String::new(),
+    };
+    let file = first.primary.file.display();
+    let more = match errors.count() {
+        0 => String::new(),
+        more => format!("; {more} more"),
+    };
+    Some(format!("{file}{place}: {}{more}", first.message))
 }
 
 fn outcome_of(shrunk: &Shrunk) -> ReloadOutcome {

@@ -310,6 +310,7 @@ fn sample() -> Status {
         reloads: 4,
         reload_failures: 1,
         reload_successful: true,
+        refusal: None,
         reload_success: Some("2026-11-23T09:30:00Z".parse().unwrap()),
         workloads: BTreeMap::from([
             (

@@ -37,7 +37,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         },
         "reload": {
             "attempts": 4, "failures": 1, "successful": true,
-            "last_success": "2026-11-23T09:30:00Z",
+            "last_success": "2026-11-23T09:30:00Z", "refusal": null,
         },
         "cgroup_roots": 2,
         "returns": {"interfaces": 3, "packets": {"allow": 1, "observe": 0, "drop": 7}},

@@ -197,7 +197,7 @@ pub(crate) fn status() -> Status {
         },
         "workloads": {},
         "cgroup_roots": 1,
-        "reload": {"attempts": 1, "failures": 0, "successful": true, "last_success": null},
+        "reload": {"attempts": 1, "failures": 0, "successful": true, "last_success": null, "refusal": null},
         "repairs": 0,
         "guard_repairs": 0,
         "tables": {},

@@ -41,6 +41,11 @@ fn files_refused_at_the_start_leave_the_running_to_the_last_accepted_set() {
     let status = lab.status();
     assert_eq!(status.source, Source::LastKnownGood);
     assert!(!status.reload_successful);
+    let refusal = status.refusal.unwrap();
+    assert!(
+        refusal.contains(":2:") && refusal.contains("nam"),
+        "{refusal}"
+    );
     assert!(
         status
             .problems
@@ -190,8 +195,8 @@ fn kind(outcome: &ReloadOutcome) -> &'static str {
         ReloadOutcome::OnTrial { .. } => "on trial",
         ReloadOutcome::WouldApply { .. } => "would apply",
         ReloadOutcome::Unchanged => "unchanged",
+        ReloadOutcome::Held { .. } => "held",
         ReloadOutcome::Refused { .. } => "refused",
         ReloadOutcome::Shrunk { .. } => "shrunk",
     }
 }
-        ReloadOutcome::Held { .. } => "held",

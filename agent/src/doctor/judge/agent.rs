@@ -43,6 +43,10 @@ fn told(status: &Status) -> Vec<Finding> {
             Some(time) => format!("the last reload was refused; the last success was {time}"),
             None => "the last reload was refused, and none has succeeded yet".to_owned(),
         };
+        let message = match &reload.refusal {
+            Some(why) => format!("{message}: {why}"),
+            None => message,
+        };
         findings.push(Finding::new(Kind::ReloadRefused, "policy", message));
     }
     let known = [Source::Files, Source::Undone].map(Source::as_str);
