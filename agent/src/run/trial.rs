@@ -302,6 +302,20 @@ impl Trials {
         }
     }
 
+    /// This trial is on disk no more, since somebody has confirmed it; what has changed meanwhile is
+    /// on trial all the same.
+    fn confirmed(&mut self, trial: &Trial) -> TrialOutcome {
+        if self.trial.as_ref() != Some(trial) {
+            self.keep();
+            let why = "the files on trial have changed meanwhile: what is on trial now is not confirmed";
+            return TrialOutcome::Refused(why.to_owned());
+        }
+        info!("policy confirmed");
+        self.accepted = None;
+        self.set(None);
+        TrialOutcome::Confirmed
+    }
+
     /// Has on disk what is in memory.
     pub(super) fn keep(&mut self) {
         if self.keeping.is_some() {
@@ -618,18 +632,10 @@ impl<D: Dataplane> Agent<D> {
             Next::Back(read, Execution::Apply, reply) => {
                 self.go_back(read.map(|back| back.set), reply);
             }
-            Next::Confirmed(Ok(()), trial, reply) if self.trials.trial.as_ref() != Some(&trial) => {
-                // On disk is nothing any more, although something is on trial.
-                self.trials.keep();
-                let why = "the files on trial have changed meanwhile: what is on trial now is not confirmed";
-                let _gone = reply.send(TrialOutcome::Refused(why.to_owned()));
-            }
-            Next::Confirmed(Ok(()), _, reply) => {
-                info!("policy confirmed");
-                self.trials.accepted = None;
-                self.trials.set(None);
+            Next::Confirmed(Ok(()), trial, reply) => {
+                let outcome = self.trials.confirmed(&trial);
                 self.report_trial();
-                let _gone = reply.send(TrialOutcome::Confirmed);
+                let _gone = reply.send(outcome);
             }
             Next::Confirmed(Err(error), _, reply) => {
                 let why = format!("not confirmed, the trial goes on: {}", in_full(&error));
@@ -767,6 +773,43 @@ mod tests {
             kept.save(&set(byte)).unwrap();
         }
         (dir, kept)
+    }
+
+    async fn settled(trials: &mut Trials) {
+        while trials.keeping.is_some() {
+            assert!(matches!(trials.next().await, Next::Kept(None)));
+        }
+    }
+
+    #[tokio::test]
+    async fn confirmation_that_meets_a_change_leaves_the_change_on_trial() {
+        let dir = TempDir::new().unwrap();
+        let trial = Trial {
+            base: SetHash([1; 32]),
+            files: SetHash([2; 32]),
+            phase: Phase::Running(deadline(Duration::from_secs(600)).unwrap()),
+        };
+        let changed = Trial {
+            files: SetHash([3; 32]),
+            ..trial.clone()
+        };
+        for meanwhile in [None, Some(changed)] {
+            let mut trials = Trials::new(dir.path().to_owned(), dir.path().to_owned());
+            trials.set(Some(trial.clone()));
+            settled(&mut trials).await;
+            if let Some(changed) = &meanwhile {
+                trials.applied(changed.files);
+            }
+            settled(&mut trials).await;
+            // The confirmation is noted behind what came meanwhile.
+            Trial::forget(dir.path()).unwrap();
+            let outcome = trials.confirmed(&trial);
+            settled(&mut trials).await;
+            let is_confirmed = outcome == TrialOutcome::Confirmed;
+            assert_eq!(is_confirmed, meanwhile.is_none(), "{outcome:?}");
+            assert_eq!(Trial::load(dir.path()).unwrap(), meanwhile);
+            assert_eq!(trials.trial, meanwhile);
+        }
     }
 
     #[test]
