@@ -11,8 +11,8 @@ use gate25::chain::in_full;
 use gate25::cli::console::{self, Console};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
-    bypass, check, diff, doctor, enforcement, exempt, guard, list, metrics, pages, prepare, reload, schema,
-    status, teardown, trial,
+    bypass, check, diff, doctor, enforcement, exempt, guard, list, metrics, pages, prepare, reload,
+    schema, status, teardown, trial,
 };
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;

@@ -89,7 +89,10 @@ fn guard_of_an_observing_host_refuses_where_broken_settings_do_not_say_observe()
     ] {
         let (kept, code) = guard.print(&broken);
         assert_eq!(code, Some(1), "{broken}");
-        assert!(kept.contains("drop") && kept.contains("nic*"), "{broken}: {kept}");
+        assert!(
+            kept.contains("drop") && kept.contains("nic*"),
+            "{broken}: {kept}"
+        );
     }
     // Once it has refused, it refuses.
     let policy = format!("schema: 1\nenforcement: policy\n{RULES}");
@@ -104,7 +107,10 @@ fn settings_that_others_may_write_are_not_kept() {
     let guard = KeptGuard::new();
     let (refusing, _) = guard.print("schema: 1\n");
     std::fs::set_permissions(&guard.config, std::fs::Permissions::from_mode(0o666)).unwrap();
-    for theirs in ["schema: 1\nguard: false\n", "schema: 1\nenforcement: observe\n"] {
+    for theirs in [
+        "schema: 1\nguard: false\n",
+        "schema: 1\nenforcement: observe\n",
+    ] {
         assert_eq!(guard.print(theirs), (refusing.clone(), Some(1)));
         assert_eq!(std::fs::read_to_string(&guard.file).unwrap(), refusing);
     }

@@ -55,10 +55,7 @@ fn package_installed_on_settings_that_enforce_says_that_it_does() {
     let machine = &site.machine;
     let settings = "schema: 1\nenforcement: policy\n";
     machine.write(SETTINGS, settings).unwrap();
-    let install = format!(
-        "{} -o Dpkg::Options::=--force-confold",
-        bring(machine, 1)
-    );
+    let install = format!("{} -o Dpkg::Options::=--force-confold", bring(machine, 1));
     let said = machine.shell(&install).unwrap();
     assert_eq!(said.code, Some(0), "{said:?}");
     assert!(said.out.contains("ENFORCES"), "{said:?}");

@@ -294,7 +294,8 @@ fn extend(
     let exemption = go_on!(desk.exemption(&id, console)?);
     let present = exemption.expires;
     if present <= now && !again {
-        let why = format!("{id} has ended at {present}, or was revoked: `--again` has it hold again");
+        let why =
+            format!("{id} has ended at {present}, or was revoked: `--again` has it hold again");
         return desk.refuse(&why, console).map(Err);
     }
     let expires = go_on!(desk.usage(moment(end, present.max(now)), console)?);

@@ -146,7 +146,9 @@ fn still_observes(config: &Path) -> bool {
 }
 
 fn says_observe(text: &str) -> bool {
-    let mut said = text.lines().filter_map(|line| line.strip_prefix("enforcement:"));
+    let mut said = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("enforcement:"));
     let (only, further) = (said.next(), said.next());
     let value = only.map(|value| value.split(" #").next().unwrap_or_default().trim());
     further.is_none() && matches!(value, Some("observe" | "\"observe\"" | "'observe'"))

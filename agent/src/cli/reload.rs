@@ -73,7 +73,10 @@ pub fn run(
         Reader::People => {
             print(&outcome, console)?;
             if args.confirm_within.is_some() && outcome == Reload::Unchanged {
-                writeln!(console.out, "nothing is on trial: `gate25 undo` goes back all the same")?;
+                writeln!(
+                    console.out,
+                    "nothing is on trial: `gate25 undo` goes back all the same"
+                )?;
             }
         }
     }
@@ -96,7 +99,9 @@ pub(super) fn code(outcome: &Reload) -> ExitCode {
 
 /// What is said of a change that is undone with others unless somebody confirms them.
 pub(super) fn joins(ends: Timestamp) -> String {
-    format!("on trial with what was before, undone at {ends} unless `gate25 confirm` is run by then")
+    format!(
+        "on trial with what was before, undone at {ends} unless `gate25 confirm` is run by then"
+    )
 }
 
 fn held(since: Timestamp) -> String {

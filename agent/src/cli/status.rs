@@ -115,7 +115,12 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines.push(line("cgroup roots", cgroup_roots.to_string()));
     lines.push(line("returns", returned(returns)));
     lines.push(line("reload", last(reload)));
-    lines.extend(reload.refusal.iter().map(|why| line("refused", why.clone())));
+    lines.extend(
+        reload
+            .refusal
+            .iter()
+            .map(|why| line("refused", why.clone())),
+    );
     lines.extend(trial.iter().map(|it| line("trial", on_trial(it))));
     lines.push(line("repairs", repairs.to_string()));
     lines.push(line("guard repairs", guard_repairs.to_string()));

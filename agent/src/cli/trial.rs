@@ -81,10 +81,9 @@ fn ask(
         },
     }
     Ok(match outcome {
-        Trial::Confirmed
-        | Trial::Undone { .. }
-        | Trial::WouldConfirm
-        | Trial::WouldUndo { .. } => ExitCode::SUCCESS,
+        Trial::Confirmed | Trial::Undone { .. } | Trial::WouldConfirm | Trial::WouldUndo { .. } => {
+            ExitCode::SUCCESS
+        }
         Trial::Refused { .. } => ExitCode::from(FAILED),
     })
 }

@@ -19,8 +19,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::messages::{
-    BypassRequest, Customers, DecisionRequest, Exemptions, Failure, Findings, Policy, Reload, ReloadRequest, Status,
-    Trial, TrialRequest, Workloads,
+    BypassRequest, Customers, DecisionRequest, Exemptions, Failure, Findings, Policy, Reload,
+    ReloadRequest, Status, Trial, TrialRequest, Workloads,
 };
 
 /// Longer than the agent takes to say that it is busy.

@@ -554,7 +554,10 @@ impl<D: Dataplane> Agent<D> {
             }
             Some(request) => {
                 let held = match request.undone {
-                    Undone::Held => self.trials.undone().filter(|_| self.reconciler.holds(&loaded)),
+                    Undone::Held => self
+                        .trials
+                        .undone()
+                        .filter(|_| self.reconciler.holds(&loaded)),
                     Undone::Taken => None,
                 };
                 let outcome = match (held, request.execution, noted) {
@@ -569,11 +572,15 @@ impl<D: Dataplane> Agent<D> {
                             Some(Err(_)) | None => outcome,
                         }
                     }
-                    (None, Execution::DryRun, _) => self.reconciler.rehearse(loaded, request.shrink, now),
+                    (None, Execution::DryRun, _) => {
+                        self.reconciler.rehearse(loaded, request.shrink, now)
+                    }
                 };
                 self.took_over(&outcome);
                 // Whoever asked may be gone.
-                let _gone = request.reply.send(self.trials.joined(outcome, self.running()));
+                let _gone = request
+                    .reply
+                    .send(self.trials.joined(outcome, self.running()));
             }
         }
         // Also where that is the set before, instead of these files.

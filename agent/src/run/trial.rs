@@ -91,7 +91,6 @@ pub(super) struct Back {
     accepted: Timestamp,
 }
 
-
 /// What is next.
 pub(super) enum Next {
     /// Nobody has confirmed in time.
@@ -307,7 +306,8 @@ impl Trials {
     fn confirmed(&mut self, trial: &Trial) -> TrialOutcome {
         if self.trial.as_ref() != Some(trial) {
             self.keep();
-            let why = "the files on trial have changed meanwhile: what is on trial now is not confirmed";
+            let why =
+                "the files on trial have changed meanwhile: what is on trial now is not confirmed";
             return TrialOutcome::Refused(why.to_owned());
         }
         info!("policy confirmed");
@@ -603,7 +603,10 @@ impl<D: Dataplane> Agent<D> {
                     if let Some(set) = runs.cloned()
                         && let Err(error) = self.reconciler.go_back(set, *files)
                     {
-                        warn!(error = in_full(&error), "the set before runs by its earlier name");
+                        warn!(
+                            error = in_full(&error),
+                            "the set before runs by its earlier name"
+                        );
                     }
                 }
                 self.trials.set(undone);

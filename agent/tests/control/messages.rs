@@ -3,7 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use gate25::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, TrialOutcome, Undone};
+use gate25::control::{
+    Command, Execution, ReloadOutcome, RunningPolicy, Shrink, TrialOutcome, Undone,
+};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
 use gate25::source::SourceError;

@@ -178,7 +178,11 @@ fn agent_has_its_folders_and_the_guard_kept_before_each_start() {
     let file = "/var/lib/gate25-guard/guard.json";
     let keep = format!("-+/usr/bin/gate25 guard --keep {file}");
     assert_eq!(before[..], ["+/usr/bin/gate25 prepare".to_owned(), keep]);
-    assert!(guard.value("ExecStart").contains(&format!("--keep {file})")));
+    assert!(
+        guard
+            .value("ExecStart")
+            .contains(&format!("--keep {file})"))
+    );
     let mounts = agent.words("Unit", "RequiresMountsFor");
     assert!(mounts.contains("/var/lib/gate25-guard"), "{mounts:?}");
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::chown, time::Duration};
 
 use gate25_tests::{
     Agent, Feature, ForeignLink, Hosting, NetNs, Network, Outcome, PolicyText, Privileges,
-    Settings, User, World, poll,
+    Settings, User, World, binary, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -256,10 +256,18 @@ fn agents_user_may_reload_where_he_is_not_in_the_group() {
     for (words, code) in [(&["reload", "--wait"][..], 0), (&["bypass", "end"], 1)] {
         let before = Privileges::default().command();
         let mut command = host.command(&before[0]);
-        command.args(&before[1..]).arg(binary().unwrap()).args(words);
+        command
+            .args(&before[1..])
+            .arg(binary().unwrap())
+            .args(words);
         command.arg("--config").arg(agent.config());
         let said = host.ask(command, LIMIT).unwrap();
-        assert_eq!(said.code, Some(code), "{words:?}: {said:?}\n{}", agent.log());
+        assert_eq!(
+            said.code,
+            Some(code),
+            "{words:?}: {said:?}\n{}",
+            agent.log()
+        );
     }
 }
 

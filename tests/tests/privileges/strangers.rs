@@ -105,8 +105,24 @@ fn stranger_cannot_read_a_policy_as_the_package_lays_it_out() {
     chown(&folder, Some(0), Some(User::AGENT)).unwrap();
     fs::set_permissions(&folder, Permissions::from_mode(0o750)).unwrap();
     let words = [
-        "exempt", "add", "news", "--customer", "c-1", "--reason", "PTR checked", "--ticket", "NOC-1",
-        "--approved-by", "noc", "--for", "1h", "--to", "any", "--file", "exemptions.yaml", "--wait",
+        "exempt",
+        "add",
+        "news",
+        "--customer",
+        "c-1",
+        "--reason",
+        "PTR checked",
+        "--ticket",
+        "NOC-1",
+        "--approved-by",
+        "noc",
+        "--for",
+        "1h",
+        "--to",
+        "any",
+        "--file",
+        "exemptions.yaml",
+        "--wait",
     ];
     // The agent reads it, and whoever looks for it does not.
     let added = agent.command(&words).unwrap();

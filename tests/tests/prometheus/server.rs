@@ -41,7 +41,10 @@ impl Prometheus {
         let example = fs::read_to_string(deploy("prometheus/scrape.yaml"))?;
         let rules = deploy("prometheus/rules.yaml");
         let alerts = dir.join("alerts.yaml");
-        fs::write(&alerts, quicker(&fs::read_to_string(deploy("prometheus/alerts.yaml"))?)?)?;
+        fs::write(
+            &alerts,
+            quicker(&fs::read_to_string(deploy("prometheus/alerts.yaml"))?)?,
+        )?;
         let config = example.replace(": 15s", ": 2s").replace(
             "[rules.yaml, alerts.yaml]",
             &format!("[{}, {}]", rules.display(), alerts.display()),

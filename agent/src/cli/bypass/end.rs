@@ -57,7 +57,9 @@ pub(super) fn run(
     };
     match asked {
         Ok(status) => told(args, reader, &status, console),
-        Err(error) if error.is_nobody() && is_root() => without_agent(args, reader, &error, console),
+        Err(error) if error.is_nobody() && is_root() => {
+            without_agent(args, reader, &error, console)
+        }
         Err(error) => console.no_answer(&error),
     }
 }
@@ -109,7 +111,10 @@ fn without_agent(
             dry_run,
         })?,
         (Reader::People, true) => {
-            writeln!(console.out, "this host would refuse what the policy refuses")?;
+            writeln!(
+                console.out,
+                "this host would refuse what the policy refuses"
+            )?;
         }
         (Reader::People, false) => {
             writeln!(console.out, "this host refuses what the policy refuses")?;

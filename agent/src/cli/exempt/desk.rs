@@ -280,7 +280,9 @@ impl<'a> Desk<'a> {
         };
         if !turn.is_alone() {
             let dir = self.dir.display();
-            console.say(&format!("somebody holds the lock of {dir}: gone on without it"))?;
+            console.say(&format!(
+                "somebody holds the lock of {dir}: gone on without it"
+            ))?;
         }
         if let Err(error) = self.write(&edited) {
             return console.complain(&error, FAILED);

@@ -240,7 +240,12 @@ mod tests {
         replace(&file, None, b"new").unwrap();
         assert_eq!(fs::read(&file).unwrap(), b"new");
         assert_eq!(names(&dir), ["a.yaml"]);
-        for (folder, expected) in [(0o755, 0o644), (0o750, 0o640), (0o2770, 0o660), (0o700, 0o600)] {
+        for (folder, expected) in [
+            (0o755, 0o644),
+            (0o750, 0o640),
+            (0o2770, 0o660),
+            (0o700, 0o600),
+        ] {
             fs::set_permissions(dir.path(), Permissions::from_mode(folder)).unwrap();
             fs::remove_file(&file).unwrap();
             replace(&file, None, b"new").unwrap();
