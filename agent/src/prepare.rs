@@ -91,11 +91,7 @@ impl Identity {
         self.let_through(filesystem)?;
         let folder = filesystem.join(OWN_FOLDER);
         let (way, opened) = make(&folder, 0o700)?;
-        match way {
-            // Whoever made it was root, or an agent's user.
-            Way::OfRoot => {}
-            Way::Shared => self.judge(&opened, &folder)?,
-        }
+        self.judge(&opened, &folder, way)?;
         self.take(&opened, &folder, 0)
     }
 
@@ -104,7 +100,8 @@ impl Identity {
     /// # Errors
     /// [`PrepareError`].
     pub fn open_state(self, directory: &Path) -> Result<(), PrepareError> {
-        let (_, folder) = make(directory, 0o700)?;
+        let (way, folder) = make(directory, 0o700)?;
+        self.judge(&folder, directory, way)?;
         self.take_flat(&folder, directory, 0o700, |name| {
             state::NAMES.iter().any(|known| name == *known)
         })
@@ -118,7 +115,8 @@ impl Identity {
         let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
             return Ok(());
         };
-        let (_, opened) = make(folder, 0o755)?;
+        let (way, opened) = make(folder, 0o755)?;
+        self.judge(&opened, folder, way)?;
         self.take_flat(&opened, folder, 0o755, |found| found == name)
     }
 
@@ -178,7 +176,6 @@ impl Identity {
         if self.has(&folder.metadata().map_err(failed("look at", path))?) {
             return Ok(());
         }
-        self.judge(folder, path)?;
         let link = descriptor(folder);
         let mut files = Vec::new();
         for entry in fs::read_dir(&link).map_err(failed("list", path))? {
@@ -199,12 +196,16 @@ impl Identity {
         self.keep_to_himself(folder, path, mode)
     }
 
-    /// A folder that is given away was root's, or is the user's already.
-    fn judge(self, folder: &File, path: &Path) -> Result<(), PrepareError> {
+    /// Whose a folder is was root's to say, an earlier agent's user's for example; where others add
+    /// entries, it is root's, or the user's already. Nobody else may write in it.
+    fn judge(self, folder: &File, path: &Path, way: Way) -> Result<(), PrepareError> {
         let metadata = folder.metadata().map_err(failed("look at", path))?;
-        let judged = Keepers::new(self.user, Vec::new())
-            .alone()
-            .judge(path, &metadata);
+        let owner = match way {
+            Way::OfRoot => metadata.uid(),
+            Way::Shared => self.user,
+        };
+        let keepers = Keepers::new(owner, Vec::new()).alone();
+        let judged = keepers.judge(path, &metadata);
         judged.map_err(|exposed| TrustError::from(exposed).into())
     }
 

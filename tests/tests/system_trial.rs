@@ -199,10 +199,12 @@ fn files_that_change_during_a_trial_are_undone_with_it_and_files_put_back_end_it
 #[test]
 fn change_during_a_trial_is_told_that_it_is_undone_with_the_rest() {
     let scene = Scene::new("reload: {quiet_time: 5s}\n");
-    scene
-        .agent
-        .write_policy(FILE, &with_exemption().text())
-        .unwrap();
+    // Of a term that the command takes.
+    let policy = PolicyText::default()
+        .customer("c-1", "tap101i0")
+        .customer("c-2", "tap102i0")
+        .exempt("c-2");
+    scene.agent.write_policy(FILE, &policy.text()).unwrap();
     scene.begin("10m");
     let revoke = ["exempt", "revoke", "c-2-exemption"];
     for more in [&[][..], &["--delete", "--wait"]] {
