@@ -20,6 +20,7 @@ use crate::kernel::nftables;
 use crate::kernel::removal::Removal;
 use crate::settings::Settings;
 use gate25_common::abi::CustomerId;
+use gate25_common::decide::Verdict;
 use stopped::Stopped;
 
 /// Lists workloads, customers or exemptions
@@ -38,7 +39,8 @@ pub struct Args {
 pub enum What {
     /// Guests and containers on this host: kind, number, name, state, customer
     Workloads(WorkloadArgs),
-    /// Customers: id, number, workloads here, active exemptions, attempts allowed and refused
+    /// Customers: id, number, workloads here, active exemptions, and attempts: allowed, allowed
+    /// although the policy would refuse them, refused
     Customers(Form),
     /// Exemptions: id, customer, state, start, end
     Exemptions(Form),
@@ -105,6 +107,7 @@ pub fn run(
                     "workloads",
                     "exemptions",
                     "allowed",
+                    "would be refused",
                     "refused",
                 ],
                 |customers: &Customers| customers.customers.iter().map(customer).collect(),
@@ -254,11 +257,10 @@ fn customer(customer: &Customer) -> Vec<String> {
         exemptions,
         connections,
     } = customer;
-    let attempts = |verdicts: &[&str]| {
+    let attempts = |column: Attempts| {
         let counted = connections.as_ref().map(|connections| {
-            let counts = verdicts
-                .iter()
-                .filter_map(|verdict| connections.get(*verdict));
+            let verdicts = Verdict::ALL.iter().filter(|it| Attempts::of(**it) == column);
+            let counts = verdicts.filter_map(|verdict| connections.get(verdict.as_str()));
             counts.sum::<u64>()
         });
         counted.map_or_else(|| "-".to_owned(), |count| count.to_string())
@@ -268,9 +270,33 @@ fn customer(customer: &Customer) -> Vec<String> {
         number.clone(),
         workloads.to_string(),
         exemptions.to_string(),
-        attempts(&["allow", "observe"]),
-        attempts(&["reject", "drop"]),
+        attempts(Attempts::Allowed),
+        attempts(Attempts::WouldBeRefused),
+        attempts(Attempts::Refused),
     ]
+}
+
+/// Columns of what a customer's workloads tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempts {
+    Allowed,
+    WouldBeRefused,
+    Refused,
+}
+
+impl Attempts {
+    /// Where attempts of this verdict are counted.
+    fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Allowed,
+            Verdict::Observe => Self::WouldBeRefused,
+            Verdict::Reject
+            | Verdict::Drop
+            | Verdict::Redirect
+            | Verdict::Notice
+            | Verdict::Throttle => Self::Refused,
+        }
+    }
 }
 
 fn exemption(exemption: &Exemption) -> Vec<String> {

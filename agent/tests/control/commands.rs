@@ -11,6 +11,7 @@ use gate25::settings::Enforcement;
 use gate25::state::{LastKnownGood, StoredSet};
 use gate25::status::Source;
 use gate25::workloads::WorkloadId;
+use gate25_common::abi::CustomerId;
 
 use crate::lab::{Lab, configure};
 
@@ -71,11 +72,22 @@ cgroup\t9000000001\tlxc/it's \\x2d\tunassigned\tunassigned
 past\tacme\texpired\t2020-01-01T00:00:00Z\t2020-02-01T00:00:00Z
 ";
     assert_eq!(text, expected);
-    let text = stdout(&lab.gate25(&["list", "customers"]).await);
-    assert!(
-        text.lines().any(|line| line.starts_with("acme\t")),
-        "{text}"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_customers_tells_what_passed_what_would_be_refused_and_what_was() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    let number = |id: CustomerId| format!("{:016x}", id.get());
+    let expected = format!(
+        "acme\t{}\t1\t1\t1\t2\t120\n\
+         blue\t{}\t0\t0\t-\t-\t-\n\
+         unassigned\t{}\t4\t0\t-\t-\t-\n",
+        number(CustomerId::from_name("acme")),
+        number(CustomerId::from_name("blue")),
+        number(CustomerId::UNASSIGNED),
     );
+    let text = stdout(&lab.gate25(&["list", "customers"]).await);
+    assert_eq!(text, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
