@@ -60,7 +60,7 @@ use crate::run::store::Store;
 use crate::run::trial::Trials;
 use crate::settings::Settings;
 use crate::source::PolicyFiles;
-use crate::status::Shared;
+use crate::status::{Shared, Subject};
 use crate::watch::PolicyWatch;
 use crate::workloads::Host;
 use crate::{control, http, notice as responder};
@@ -221,7 +221,7 @@ async fn enforce<D: Dataplane>(
         status: status.clone(),
         dirty: true,
     };
-    agent.reconciler.complain("backend", shortcomings);
+    agent.reconciler.complain(Subject::Backend, shortcomings);
     let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {

@@ -20,10 +20,8 @@ use crate::policy::loader::SetHash;
 use crate::source::{Accepted, PolicyFiles, SourceError};
 use crate::state::trial::{Deadline, Phase, Trial, boot_id};
 use crate::state::{LastKnownGood, StateError, StoredSet};
-use crate::status::{self, Source};
+use crate::status::{self, Source, Subject};
 
-/// What is complained of while a set is on trial, or undone.
-const SUBJECT: &str = "trial";
 /// Waits no longer than this without looking at the clock: it counts suspended time, timers do not.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -334,7 +332,7 @@ impl<D: Dataplane> Agent<D> {
                 let error = in_full(&error);
                 error!(error, "a trial of an earlier start cannot be gone on with");
                 let complaint = format!("a trial of an earlier start is lost: {error}");
-                self.reconciler.complain(SUBJECT, Some(complaint));
+                self.reconciler.complain(Subject::Trial, Some(complaint));
                 return None;
             }
         };
@@ -542,7 +540,7 @@ impl<D: Dataplane> Agent<D> {
         let complaints: Vec<String> = complaint.into_iter().chain(unkept).collect();
         let complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
         self.status.update(|status| status.trial = told);
-        self.reconciler.complain(SUBJECT, complaint);
+        self.reconciler.complain(Subject::Trial, complaint);
     }
 }
 
