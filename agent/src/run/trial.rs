@@ -500,8 +500,12 @@ impl<D: Dataplane> Agent<D> {
         };
         if let TrialOutcome::Refused(why) = &outcome {
             error!(why, "the policy before does not run");
-            // At a deadline it is tried again.
-            self.trials.retry = Some(Instant::now() + LOOK);
+            // That it was undone may be noted already.
+            self.trials.keep();
+            if reply.is_none() {
+                // At a deadline it is tried again; who asked may ask again, and the deadline stays.
+                self.trials.retry = Some(Instant::now() + LOOK);
+            }
         }
         self.report_trial();
         if let Some(reply) = reply {
