@@ -95,11 +95,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     raise_open_files();
     let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
-    let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    let notifier = Arc::new(notifier(&surroundings.notify));
+    // The loop waits for this one.
+    let nft = Nft::default().watched_by(Arc::clone(&notifier));
+    let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment, &nft)?;
     // Every other thread did at its start.
     privileges::confine_to_enforcing()?;
     let base = Base {
-        notifier: notifier(&surroundings.notify),
+        notifier,
         host: Host {
             name: settings.host.clone().unwrap_or(surroundings.hostname),
             interfaces: settings.interfaces.clone(),
@@ -125,7 +128,7 @@ pub async fn run(
 /// What a run has whichever backend it uses.
 struct Base {
     settings: Settings,
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     host: Host,
     mounts: Mounts,
     doctor: Doctor,

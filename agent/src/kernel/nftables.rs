@@ -111,6 +111,8 @@ impl NftablesError {
 
 /// nft is done within a second, unless the change is a large one or the machine is busy.
 const ALLOWANCE: u64 = 1_000_000_000;
+/// How long nft may take to tell the counters: whoever writes the table may wait for that.
+const COUNTERS: Duration = Duration::from_secs(10);
 
 /// What this backend cannot do, whatever the kernel.
 const LACKS: [Feature; 6] = [
@@ -158,7 +160,7 @@ impl Nftables {
                 .collect()
         });
         Ok(Self {
-            counters: Counters::new(nft.clone()),
+            counters: Counters::new(nft.for_others(COUNTERS)),
             nft,
             options,
             installed: MapImage::default(),

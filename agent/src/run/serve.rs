@@ -1,5 +1,6 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::decide::HostMode;
@@ -61,7 +62,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) mode: HostMode,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
-    pub(super) notifier: Notifier,
+    pub(super) notifier: Arc<Notifier>,
     pub(super) announced: bool,
     /// Whether the service manager did not hear the last message.
     pub(super) unheard: bool,
