@@ -768,7 +768,7 @@ fn open_pin(path: &Path) -> Result<OwnedFd, BpfError> {
 fn discard_unfit(pins: &Pins) -> Result<(), BpfError> {
     for name in names::MAPS {
         let path = pins.map(name);
-        if !path.exists() {
+        if !inherit::is_there(&path)? {
             continue;
         }
         if !inherit::fits(&path, name)? {

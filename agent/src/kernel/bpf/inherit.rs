@@ -14,12 +14,12 @@ use super::{BpfError, link, open_pin};
 pub(super) fn inherit(pins: &Pins) -> Result<(), BpfError> {
     for (name, since) in names::INHERITED {
         let own = pins.map(name);
-        if own.exists() {
+        if is_there(&own)? {
             continue;
         }
         for earlier in pins.earlier(since)? {
             let pin = earlier.join(name);
-            if pin.exists() && fits(&pin, name)? {
+            if is_there(&pin)? && fits(&pin, name)? {
                 let table = open_pin(&pin)?;
                 link::pin(table.as_fd(), &own)
                     .map_err(|source| BpfError::Pin { path: own, source })?;
@@ -31,13 +31,29 @@ pub(super) fn inherit(pins: &Pins) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Whether the table `name` of this version looks like what is pinned.
-pub(super) fn fits(pin: &Path, name: &str) -> Result<bool, BpfError> {
+/// Whether something is pinned there.
+pub(super) fn is_there(pin: &Path) -> Result<bool, BpfError> {
+    pin.try_exists().map_err(|source| BpfError::Pin {
+        path: pin.to_owned(),
+        source,
+    })
+}
+
+/// Whether the table `name` of this version looks like what is pinned. Where the kernel does not say,
+/// nobody knows: what is unfit goes, with what it has counted.
+pub(super) fn fits(pin: &Path, name: &'static str) -> Result<bool, BpfError> {
     let pinned = open_pin(pin)?;
     let kind = link::kind(pinned.as_fd()).map_err(|source| BpfError::Pin {
         path: pin.to_owned(),
         source,
     })?;
-    Ok(kind == Some(link::Object::Map)
-        && Shape::pinned(pin).is_ok_and(|shape| Some(shape) == Shape::wanted(name)))
+    if kind != Some(link::Object::Map) {
+        return Ok(false);
+    }
+    let shape = Shape::pinned(pin).map_err(|source| BpfError::Table {
+        action: "look at what is pinned as",
+        map: name,
+        source,
+    })?;
+    Ok(shape.is_some() && shape == Shape::wanted(name))
 }
