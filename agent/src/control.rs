@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod messages;
+pub mod presence;
 mod routes;
 mod server;
 mod socket;

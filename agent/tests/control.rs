@@ -9,5 +9,6 @@ mod commands;
 mod lab;
 #[path = "control/messages.rs"]
 mod messages;
+mod presence;
 #[path = "control/socket.rs"]
 mod socket;

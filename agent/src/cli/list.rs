@@ -170,8 +170,12 @@ impl Desk<'_> {
         }
         if !is_root() {
             console
-                .say("the agent is not running; only root may see what it left in the kernel")?;
+                .say("the agent is not reached; only root may see what it left in the kernel")?;
             return Ok(Err(ExitCode::from(UNREACHABLE)));
+        }
+        let socket = &self.settings.control.socket;
+        if let Err(code) = console.unless_stopped(socket, &self.form.bpffs)? {
+            return Ok(Err(code));
         }
         let stopped = Stopped::new(&self.form.bpffs, self.settings, self.surroundings);
         match read(&stopped) {

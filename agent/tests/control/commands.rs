@@ -8,6 +8,7 @@ use std::sync::Arc;
 use gate25::control::{Command, ReloadOutcome, RunningPolicy, TrialOutcome};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
+use gate25::state::lock::ExclusiveLock;
 use gate25::state::{LastKnownGood, StoredSet};
 use gate25::status::Source;
 use gate25::workloads::WorkloadId;
@@ -265,7 +266,10 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
         BASE.replace("acme", "blue"),
     )
     .unwrap();
-    assert_eq!(gate25(&config, &["diff"]).status.code(), Some(4));
+    let filesystem = dir.path().join("bpf");
+    let bpffs = filesystem.to_str().unwrap();
+    let diff = ["diff", "--json", "--bpffs", bpffs];
+    assert_eq!(gate25(&config, &diff).status.code(), Some(4));
     assert!(
         !dir.path().join("state").exists(),
         "a command that reads makes nothing"
@@ -277,7 +281,7 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
     };
     let store = LastKnownGood::open(&dir.path().join("state")).unwrap();
     store.save(&stored).unwrap();
-    let output = gate25(&config, &["diff", "--json"]);
+    let output = gate25(&config, &diff);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["agent"], "stopped");
@@ -289,6 +293,13 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
         )
     };
     assert_eq!((told(0), told(1)), (("acme", "removed"), ("blue", "added")));
+    // An agent that nobody reaches may run something else.
+    fs::create_dir_all(filesystem.join("gate25")).unwrap();
+    let _held = ExclusiveLock::acquire(&filesystem.join("gate25")).unwrap();
+    let output = gate25(&config, &diff);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("nobody serves"), "{said}");
 }
 
 fn base_files() -> Arc<[SourceFile]> {
