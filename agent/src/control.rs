@@ -199,6 +199,9 @@ pub enum ReloadOutcome {
     },
 }
 
+/// Why a host that observes is not bypassed.
+pub(crate) const ONLY_OBSERVES: &str = "this host only observes by its settings";
+
 /// A time in which this host only observes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BypassRequest {

@@ -13,6 +13,7 @@ use gate25::state::{LastKnownGood, StoredSet};
 use gate25::status::Source;
 use gate25::workloads::WorkloadId;
 use gate25_common::abi::CustomerId;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::lab::{Lab, configure};
 
@@ -206,8 +207,40 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
     assert_eq!(undone.status.code(), Some(1));
     let said = String::from_utf8_lossy(&undone.stderr);
     assert!(said.contains("nothing is on trial"), "{said}");
-    let dry = ["reload", "--confirm-within", "5m", "--dry-run"];
-    assert_eq!(lab.gate25(&dry).await.status.code(), Some(2));
+    for (term, more) in [("5m", "--dry-run"), ("5m", "--wait"), ("8d", "--json")] {
+        let output = lab.gate25(&["reload", "--confirm-within", term, more]).await;
+        assert_eq!(output.status.code(), Some(2), "{term} {more}: {output:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bypass_that_is_only_tried_out_says_what_would_come_of_it() {
+    let lab = Lab::with(Enforcement::Policy, |command| panic!("{command:?}")).await;
+    let rehearse = |term| ["bypass", "--for", term, "--ticket", "NOC-1", "--dry-run", "-j"];
+    let output = lab.gate25(&rehearse("30d")).await;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let output = lab.gate25(&rehearse("30m")).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (_, mut status) = lab.get("/v1/status").await;
+    let bypass = &printed["bypass"];
+    let time = |of: &str| bypass[of].as_str().unwrap().parse::<Timestamp>().unwrap();
+    assert_eq!(
+        time("ends").duration_since(time("since")),
+        SignedDuration::from_mins(30)
+    );
+    assert_eq!(bypass["ticket"], "NOC-1");
+    // For the rest it is how the agent is.
+    status["bypass"] = bypass.clone();
+    status["enforcing"] = false.into();
+    assert_eq!(printed, status);
+    let observing = Lab::with(Enforcement::Observe, |command| panic!("{command:?}")).await;
+    let output = observing.gate25(&rehearse("30m")).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let dir = observing.stop().await;
+    let config = configure(dir.path(), &dir.path().join("run/control.sock"));
+    let output = gate25(&config, &rehearse("30m"));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
