@@ -1,5 +1,6 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,7 +92,7 @@ pub(super) struct Loaded {
 pub(super) struct Reloads {
     /// The files may have changed since the reading that is under way began.
     again: bool,
-    waiting: Vec<Request>,
+    waiting: VecDeque<Request>,
     serving: Option<Request>,
 }
 
@@ -475,7 +476,7 @@ impl<D: Dataplane> Agent<D> {
                 confirm_within,
                 reply,
             } => {
-                self.reloads.waiting.push(Request {
+                self.reloads.waiting.push_back(Request {
                     shrink,
                     execution,
                     confirm_within,
@@ -507,7 +508,7 @@ impl<D: Dataplane> Agent<D> {
     fn load(&mut self) {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
-                self.reloads.serving = self.reloads.waiting.pop();
+                self.reloads.serving = self.reloads.waiting.pop_front();
                 let within = self
                     .reloads
                     .serving
