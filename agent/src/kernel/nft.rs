@@ -281,16 +281,6 @@ impl Nft {
         self.list("list the ruleset", &["ruleset"])
     }
 
-    /// The chains of the family `netdev` as nft writes them for people: its JSON does not name the
-    /// devices of chains before nftables 1.0.8.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn chains_of_devices(&self) -> Result<String, NftError> {
-        let listed = self.run("list chains", &["list", "chains", "netdev"], Vec::new())?;
-        Ok(String::from_utf8_lossy(&listed).into_owned())
-    }
-
     fn list(&self, action: &'static str, what: &[&str]) -> Result<Value, NftError> {
         let words = [&["-j", "-t", "list"], what].concat();
         let listed = self.run(action, &words, Vec::new())?;
