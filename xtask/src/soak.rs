@@ -31,8 +31,8 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md.
-    #[arg(long)]
+    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md: the whole one.
+    #[arg(long, conflicts_with = "filter")]
     publish: bool,
 }
 

@@ -65,8 +65,8 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the table of kernels and what came of them into tests/KERNELS.md.
-    #[arg(long)]
+    /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one.
+    #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter"])]
     publish: bool,
 }
 
