@@ -125,9 +125,9 @@ fn settled(survey: &Survey, facts: &mut Facts) -> Vec<Finding> {
         return first;
     }
     thread::sleep(SETTLE);
-    let sample = facts.coverage.sample.take();
-    facts.coverage = survey.coverage(&BTreeSet::new(), Sampling::Off);
-    facts.coverage.sample = sample;
+    let again = survey.coverage(&BTreeSet::new(), Sampling::Off);
+    let before = std::mem::replace(&mut facts.coverage, again);
+    facts.coverage.sample = before.sample;
     let mut findings = judge(facts);
     findings.retain(|it| first.iter().any(|before| before.is_about_the_same(it)));
     findings
