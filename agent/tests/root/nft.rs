@@ -14,9 +14,8 @@ use gate25::netfilter::{Commands, Family, Signature, Table};
 use gate25::{guard, kernel::nftables};
 use tempfile::TempDir;
 
-use crate::netns::{run, within};
+use crate::netns::{LIMIT, run, within};
 
-const LIMIT: Duration = Duration::from_secs(20);
 const GUARD: Table = guard::TABLES[0];
 
 #[test]
