@@ -85,7 +85,7 @@ pub enum Mode {
 /// What enforces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
-    /// `ebpf`.
+    /// `ebpf` or `nftables`.
     pub name: String,
     /// Why it was chosen.
     pub reason: String,

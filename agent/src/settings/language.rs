@@ -37,7 +37,7 @@ keys! {
         optional policy_dir: At<FilePath>,
         /// Where the agent keeps what it must find again.
         optional state_dir: At<FilePath>,
-        /// What enforces: `auto` or `ebpf`.
+        /// What enforces: `auto`, `ebpf` or `nftables`.
         optional backend: At<Backend>,
         /// Whether nftables stops what leaves guests before the programs are in place.
         optional guard: At<Truth>,
