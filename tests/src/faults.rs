@@ -36,7 +36,16 @@ pub fn kill_at_bpf_call(number: u32) -> Vec<String> {
 pub fn fail_bpf_call(number: Option<usize>, log: &Path) -> Vec<String> {
     let log = log.to_string_lossy();
     let mut words = vec![
-        "strace", "-D", "-f", "-qq", "-s", "256", "-o", &log, "-e", "trace=bpf",
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-s",
+        "256",
+        "-o",
+        &log,
+        "-e",
+        "trace=bpf",
     ];
     let inject = number.map(|number| format!("inject=bpf:error=ENOMEM:when={number}"));
     if let Some(inject) = &inject {

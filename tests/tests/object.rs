@@ -138,9 +138,9 @@ fn names_fit_the_kernel() {
 #[test]
 fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
-        BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
-        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
-        BPF_MAP_TYPE_SOCKMAP,
+        BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF,
+        BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP,
     };
     let id = size_of::<CustomerId>();
     // Type, key, value, entries, flags.

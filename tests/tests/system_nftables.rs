@@ -252,10 +252,7 @@ fn nft_that_is_slow_gets_no_agent_killed_by_its_service_manager() {
             "NOTIFY_SOCKET".to_owned(),
             path.to_string_lossy().into_owned(),
         ),
-        (
-            "WATCHDOG_USEC".to_owned(),
-            watchdog.as_micros().to_string(),
-        ),
+        ("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string()),
     ]);
     let agent = world.agent_with(settings, &policy).unwrap();
     let slow = world.nft().with_extension("slow");

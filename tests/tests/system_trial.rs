@@ -5,7 +5,9 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use gate25_tests::{Agent, Guest, Hosting, Outcome, PolicyText, Privileges, Sender, Settings, World, connect, poll};
+use gate25_tests::{
+    Agent, Guest, Hosting, Outcome, PolicyText, Privileges, Sender, Settings, World, connect, poll,
+};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -225,9 +227,7 @@ fn undo_that_fails_leaves_the_trial_and_its_deadline_as_they_were() {
     settings.env = world.nft_that(refusing).unwrap();
     let agent = world.agent_with(settings, &base()).unwrap();
     world.check_closed(&guest).unwrap();
-    agent
-        .apply_policy(FILE, &with_exemption().text())
-        .unwrap();
+    agent.apply_policy(FILE, &with_exemption().text()).unwrap();
     let begun = agent
         .command(&["reload", "--confirm-within", "12s"])
         .unwrap();

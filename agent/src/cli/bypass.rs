@@ -115,7 +115,11 @@ pub fn run(
 }
 
 /// How the agent would be, or why it would refuse.
-fn bypassed(status: Status, request: &BypassRequest, now: Timestamp) -> Result<Status, ClientError> {
+fn bypassed(
+    status: Status,
+    request: &BypassRequest,
+    now: Timestamp,
+) -> Result<Status, ClientError> {
     if status.mode == Mode::Observe {
         return Err(ClientError::Refused(ONLY_OBSERVES.to_owned()));
     }

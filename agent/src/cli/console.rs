@@ -20,7 +20,7 @@ use crate::settings::{Missing, Settings};
 use crate::trust::Trust;
 
 /// Invalid, refused, or not enforcing.
-pub(super) const FAILED: u8 = 1;
+pub const FAILED: u8 = 1;
 /// The command line makes no sense.
 pub(super) const USAGE: u8 = 2;
 /// The agent cannot be asked.

@@ -263,7 +263,9 @@ fn customer(customer: &Customer) -> Vec<String> {
     } = customer;
     let attempts = |column: Attempts| {
         let counted = connections.as_ref().map(|connections| {
-            let verdicts = Verdict::ALL.iter().filter(|it| Attempts::of(**it) == column);
+            let verdicts = Verdict::ALL
+                .iter()
+                .filter(|it| Attempts::of(**it) == column);
             let counts = verdicts.filter_map(|verdict| connections.get(verdict.as_str()));
             counts.sum::<u64>()
         });

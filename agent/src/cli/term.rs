@@ -51,7 +51,9 @@ fn up_to(longest: u64, limit: &str, text: &str) -> Result<SignedDuration, String
         Some(seconds @ 1..) if seconds.unsigned_abs() <= longest => {
             Ok(SignedDuration::from_secs(seconds))
         }
-        Some(_) | None => Err(format!("write a number from 1 on, and no more than {limit}")),
+        Some(_) | None => Err(format!(
+            "write a number from 1 on, and no more than {limit}"
+        )),
     }
 }
 

@@ -321,10 +321,9 @@ impl Nft {
                 let ping = || drop(manager.ping_waiting());
                 // Others may have been waited for since the caller's last.
                 ping();
-                let meanwhile = manager.watchdog_period().map(|every| Meanwhile {
-                    every,
-                    act: &ping,
-                });
+                let meanwhile = manager
+                    .watchdog_period()
+                    .map(|every| Meanwhile { every, act: &ping });
                 talk(child, input, self.limit, meanwhile.as_ref())
             }
         };

@@ -103,6 +103,7 @@ impl NftablesError {
         match self {
             Self::Nft(error) | Self::Unsupported(error) => error.left_all_as_it_was(),
             Self::Foreign
+            | Self::Chains(_)
             | Self::Capacity(_)
             | Self::Clock(_)
             | Self::BeforeBoot

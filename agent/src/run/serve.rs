@@ -125,7 +125,8 @@ impl<D: Dataplane> Agent<D> {
             .look_now(cgroups.values().cloned().collect())
             .await
         {
-            self.reconciler.complain(Subject::Namespaces, found.complaint);
+            self.reconciler
+                .complain(Subject::Namespaces, found.complaint);
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
         let heard = self.notice.first().await;
@@ -138,7 +139,8 @@ impl<D: Dataplane> Agent<D> {
     /// The set that was last accepted is what the files are measured by.
     fn kept_policy(&mut self) {
         let stored = self.store.load();
-        self.reconciler.complain(Subject::State, self.store.complaint());
+        self.reconciler
+            .complain(Subject::State, self.store.complaint());
         let stored = self.resume_trial().or(stored);
         let (Some(stored), Files::Idle(files)) = (stored, &mut self.files) else {
             return;
@@ -311,7 +313,8 @@ impl<D: Dataplane> Agent<D> {
             return;
         }
         if !self.reconciler.covers_interfaces() {
-            self.reconciler.complain(Subject::OtherBackend, self.other.stays());
+            self.reconciler
+                .complain(Subject::OtherBackend, self.other.stays());
             return;
         }
         let complaint = self.other.remove();
@@ -388,7 +391,8 @@ impl<D: Dataplane> Agent<D> {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler.complain(Subject::CgroupWatches, Some(why.to_owned()));
+                self.reconciler
+                    .complain(Subject::CgroupWatches, Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
@@ -412,7 +416,8 @@ impl<D: Dataplane> Agent<D> {
                 let unknown = interfaces.iter().any(|it| found.lacks(it));
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
-                self.reconciler.complain(Subject::Namespaces, found.complaint);
+                self.reconciler
+                    .complain(Subject::Namespaces, found.complaint);
                 if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }

@@ -208,7 +208,9 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
     let said = String::from_utf8_lossy(&undone.stderr);
     assert!(said.contains("nothing is on trial"), "{said}");
     for (term, more) in [("5m", "--dry-run"), ("5m", "--wait"), ("8d", "--json")] {
-        let output = lab.gate25(&["reload", "--confirm-within", term, more]).await;
+        let output = lab
+            .gate25(&["reload", "--confirm-within", term, more])
+            .await;
         assert_eq!(output.status.code(), Some(2), "{term} {more}: {output:?}");
     }
 }
@@ -216,7 +218,17 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn bypass_that_is_only_tried_out_says_what_would_come_of_it() {
     let lab = Lab::with(Enforcement::Policy, |command| panic!("{command:?}")).await;
-    let rehearse = |term| ["bypass", "--for", term, "--ticket", "NOC-1", "--dry-run", "-j"];
+    let rehearse = |term| {
+        [
+            "bypass",
+            "--for",
+            term,
+            "--ticket",
+            "NOC-1",
+            "--dry-run",
+            "-j",
+        ]
+    };
     let output = lab.gate25(&rehearse("30d")).await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     let output = lab.gate25(&rehearse("30m")).await;

@@ -9,8 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use gate25::kernel::nft::{Nft, NftError};
-use gate25::notify::{Environment, Notifier};
 use gate25::netfilter::{Commands, Family, Signature, Table};
+use gate25::notify::{Environment, Notifier};
 use gate25::{guard, kernel::nftables};
 use tempfile::TempDir;
 
