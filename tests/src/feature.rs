@@ -14,6 +14,8 @@ use crate::skip;
 pub enum Feature {
     /// Programs at an interface by a link. What rewrites replies needs it.
     Tcx,
+    /// The kernel's function that shows a program the structure behind its argument.
+    ContextCast,
     /// Multipath TCP.
     Mptcp,
     /// Resets out of nftables' family `netdev` (`CONFIG_NFT_REJECT_NETDEV`), without which Debian
@@ -28,6 +30,7 @@ impl Feature {
     pub fn since(self) -> Option<(u32, u32)> {
         match self {
             Self::Tcx => Some((6, 6)),
+            Self::ContextCast => Some((6, 2)),
             Self::Mptcp => Some((5, 6)),
             Self::NetdevResets => None,
         }
@@ -40,6 +43,7 @@ impl Feature {
     pub fn is_present(self) -> anyhow::Result<bool> {
         match self {
             Self::Tcx => has_symbol("tcx_link_attach"),
+            Self::ContextCast => has_symbol("bpf_cast_to_kern_ctx"),
             Self::Mptcp => Ok(Path::new("/proc/sys/net/mptcp").exists()),
             Self::NetdevResets => {
                 nft_takes("table netdev gate25_probe { chain probe { reject with tcp reset; }; }")
@@ -72,6 +76,7 @@ impl fmt::Display for Feature {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Tcx => "tcx",
+            Self::ContextCast => "bpf_cast_to_kern_ctx",
             Self::Mptcp => "multipath TCP",
             Self::NetdevResets => "resets in nftables' family netdev",
         })

@@ -24,8 +24,8 @@ const ENTRY: &str = "prerouting";
 const GUEST: &str = "guest";
 const ENCAPSULATED: &str = "encapsulated";
 const AUTHENTICATED: &str = "authenticated";
-const V6: &str = "v6";
-const INNER: [&str; 4] = [AUTHENTICATED, ENCAPSULATED, V6, GUEST];
+const CERTAIN_V6: &str = "certain_v6";
+const INNER: [&str; 4] = [AUTHENTICATED, ENCAPSULATED, CERTAIN_V6, GUEST];
 
 const FRAGMENT: u16 = 44;
 const IPV6_HEADER: u32 = 40;
@@ -104,9 +104,9 @@ fn fill(commands: &mut Commands, guard: &Guard) {
     let authenticated = expression::authenticated(&ports(guard), &leave(), &stop(guard));
     commands.rules(AUTHENTICATED, authenticated);
     commands.rules(ENCAPSULATED, encapsulated(guard));
-    commands.rules(V6, v6(guard));
+    commands.rules(CERTAIN_V6, certain_v6(guard));
     commands.rules(GUEST, guest(guard));
-    commands.rules(ENTRY, interfaces(guard));
+    commands.rules(ENTRY, entry_rules(guard));
 }
 
 fn entry() -> Value {
@@ -115,57 +115,68 @@ fn entry() -> Value {
     })
 }
 
-/// Which interfaces are guests'.
-fn interfaces(guard: &Guard) -> Vec<Rule> {
+/// What needs no look goes first, by whatever interface it came, since that is almost everything: what
+/// a program has judged, then what is certainly not guarded. Only what is left is worth a look at the
+/// interface's name.
+fn entry_rules(guard: &Guard) -> Vec<Rule> {
     let named = |name: &String, then| vec![equal(meta("iifname"), name.as_str()), then];
     let others = guard.others.iter().map(|name| named(name, leave()));
     let guests = guard.guests.iter().map(|name| named(name, jump(GUEST)));
-    [marked(guard)]
-        .into_iter()
-        .chain(others)
-        .chain(guests)
-        .collect()
+    let mut rules = vec![marked(guard)];
+    rules.extend(certain_v4(guard));
+    rules.push(vec![equal(meta("protocol"), "ip6"), jump(CERTAIN_V6)]);
+    rules.extend(others.chain(guests));
+    rules
 }
 
 /// A program has judged the packet, by whatever interface it came: the bit is of no further use, and
 /// nobody else's rules should see it.
 fn marked(guard: &Guard) -> Rule {
     let bit = guard.mark.get();
-    vec![equal(and(&meta("mark"), bit), bit), unmark(bit), leave()]
+    vec![equal(and(&meta("mark"), bit), bit), unmark(bit), accept()]
 }
 
-/// What a guest sent. What cannot be told of a packet ends its rule, so each rule lets go what is
-/// certainly not guarded, and the last one stops what is left.
-fn guest(guard: &Guard) -> Vec<Rule> {
-    let protocol = || meta("protocol");
+/// IPv4 that is certainly not guarded. What cannot be told of a packet ends its rule, and the packet
+/// goes on to the next.
+fn certain_v4(guard: &Guard) -> [Rule; 3] {
+    let v4 = || equal(meta("protocol"), "ip");
     let offset = and(&field("ip", "frag-off"), FRAGMENT_OFFSET);
-    vec![
-        stop_if(guard, equal(protocol(), any_of(ETHERTYPES_OF_TAGS))),
-        vec![equal(protocol(), PROTOCOL_LLC), jump(ENCAPSULATED)],
-        vec![equal(protocol(), "ip6"), goto(V6)],
-        vec![unequal(protocol(), "ip"), leave()],
-        // IPv4 tells its protocol even where a length is wrong.
+    [
         vec![
-            unequal(field("ip", "protocol"), any_word(&["tcp", "ah"])),
-            leave(),
-        ],
-        // Later fragments have no port; one at offset 1 could rewrite the flags.
-        vec![at_least(offset, 2), leave()],
-        vec![
+            v4(),
             equal(meta("l4proto"), "tcp"),
             unequal(field("tcp", "dport"), ports(guard)),
-            leave(),
+            accept(),
         ],
+        // IPv4 tells its protocol even where a length is wrong.
+        vec![
+            v4(),
+            unequal(field("ip", "protocol"), any_word(&["tcp", "ah"])),
+            accept(),
+        ],
+        // Later fragments have no port; one at offset 1 could rewrite the flags.
+        vec![v4(), at_least(offset, 2), accept()],
+    ]
+}
+
+/// What a guest sent and is not certainly another's.
+fn guest(guard: &Guard) -> Vec<Rule> {
+    let protocol = || meta("protocol");
+    vec![
+        stop_if(guard, equal(protocol(), any_of(ETHERTYPES_OF_TAGS))),
+        vec![equal(protocol(), PROTOCOL_LLC), goto(ENCAPSULATED)],
+        stop_if(guard, equal(protocol(), "ip6")),
+        vec![unequal(protocol(), "ip"), leave()],
         vec![equal(meta("l4proto"), "ah"), goto(AUTHENTICATED)],
         stop(guard),
     ]
 }
 
-/// IPv6, read at fixed places: before a bridge has looked at it, its header may lie where the kernel's
-/// own walk (`ipv6_find_hdr`), on which everything else rests that nft offers, does not find it, and
-/// that walk ends at headers behind which TCP may follow. One extension header is looked behind; more
-/// are for the program.
-fn v6(guard: &Guard) -> Vec<Rule> {
+/// IPv6 that is certainly not guarded, read at fixed places: before a bridge has looked at it, its
+/// header may lie where the kernel's own walk (`ipv6_find_hdr`), on which everything else rests that
+/// nft offers, does not find it, and that walk ends at headers behind which TCP may follow. One
+/// extension header is looked behind; more are for the program.
+fn certain_v6(guard: &Guard) -> Vec<Rule> {
     const BEHIND: u32 = IPV6_HEADER * 8;
     const BEHIND_FRAGMENT: u32 = BEHIND + 64;
     let first = || network(IPV6_NEXT, 8);
@@ -173,25 +184,25 @@ fn v6(guard: &Guard) -> Vec<Rule> {
     let other_port = |header| unequal(network(header + 16, 16), ports(guard));
     let offset = || and(&network(BEHIND + 16, 16), IPV6_FRAGMENT_OFFSET);
     let mut rules = vec![
-        vec![unequal(first(), any_of(TCP_OR_EXTENSION)), leave()],
-        vec![equal(first(), TCP), other_port(BEHIND), leave()],
+        vec![equal(first(), TCP), other_port(BEHIND), accept()],
+        vec![unequal(first(), any_of(TCP_OR_EXTENSION)), accept()],
         vec![
             unequal(first(), TCP),
             unequal(second(), any_of(TCP_OR_EXTENSION)),
-            leave(),
+            accept(),
         ],
         // Later fragments have no port; one at offset 1 could rewrite the flags.
         vec![
             equal(first(), FRAGMENT),
             at_least(offset(), 2 << 3),
-            leave(),
+            accept(),
         ],
         vec![
             equal(first(), FRAGMENT),
             equal(offset(), 0),
             equal(second(), TCP),
             other_port(BEHIND_FRAGMENT),
-            leave(),
+            accept(),
         ],
     ];
     rules.extend((0..=LONGEST_OPTIONS).map(|length| {
@@ -200,10 +211,9 @@ fn v6(guard: &Guard) -> Vec<Rule> {
             equal(second(), TCP),
             equal(network(BEHIND + 8, 8), length),
             other_port(BEHIND + (length + 1) * 64),
-            leave(),
+            accept(),
         ]
     }));
-    rules.push(stop(guard));
     rules
 }
 
