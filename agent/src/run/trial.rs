@@ -479,6 +479,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn go_back(&mut self, read: Result<Accepted, TrialError>, reply: Option<Reply>) {
         let running = self.reconciler.policy().map(|running| running.hash);
+        let noted = read.is_ok();
         let outcome = match (read, running) {
             (Ok(set), Some(files)) => {
                 let (base, stored) = (set.hash, set.stored(Timestamp::now()));
@@ -500,8 +501,10 @@ impl<D: Dataplane> Agent<D> {
         };
         if let TrialOutcome::Refused(why) = &outcome {
             error!(why, "the policy before does not run");
-            // That it was undone may be noted already.
-            self.trials.keep();
+            if noted {
+                // On disk it was undone: what is tells the next start.
+                self.trials.keep();
+            }
             if reply.is_none() {
                 // At a deadline it is tried again; who asked may ask again, and the deadline stays.
                 self.trials.retry = Some(Instant::now() + LOOK);
