@@ -320,7 +320,7 @@ impl Host {
             .arg("--config")
             .arg(self.dir.path().join("gate25.yaml"))
             .args(words);
-        if !matches!(words, ["diff" | "reload", ..]) {
+        if !matches!(words, ["reload", ..]) {
             command.arg("--bpffs").arg(self.bpffs());
         }
         command
