@@ -192,7 +192,8 @@ fn start_that_cannot_read_a_pinned_table_ends_and_leaves_what_was_counted() {
         let status = agent.process().wait(LIMIT).unwrap();
         assert!(!status.success(), "{call}: {status}");
         let log = agent.log();
-        assert!(log.contains("HOST_COUNTERS"), "{call}: {log}");
+        let told = log.contains("look at what is pinned") && log.contains("HOST_COUNTERS");
+        assert!(told, "{call}: {log}");
     }
     agent.settings().wrapper.clear();
     agent.restart().unwrap();

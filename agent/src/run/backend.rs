@@ -16,7 +16,7 @@ use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::skb::{self, SkbAccess};
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events};
+use crate::kernel::bpf::{Attachment, Bpf, BpfError, DebugLines, LoadOptions, events};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
@@ -130,6 +130,10 @@ pub(super) fn open(
         Backend::Ebpf => ebpf("configured"),
         Backend::Nftables => nftables("configured"),
         Backend::Auto => ebpf("preferred").or_else(|error| {
+            // eBPF is at work here: the other backend would take away what cannot be looked at just now.
+            if let Some(BpfError::Unreadable { .. }) = error.downcast_ref() {
+                return Err(error);
+            }
             let why = format!("{error:#}");
             match nftables("fallback") {
                 Ok(opened) => {

@@ -1,5 +1,6 @@
 //! Tables that outlive the version of the agent that made them.
 
+use std::error::Error;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -33,27 +34,24 @@ pub(super) fn inherit(pins: &Pins) -> Result<(), BpfError> {
 
 /// Whether something is pinned there.
 pub(super) fn is_there(pin: &Path) -> Result<bool, BpfError> {
-    pin.try_exists().map_err(|source| BpfError::Pin {
-        path: pin.to_owned(),
-        source,
-    })
+    pin.try_exists().map_err(|source| unreadable(pin, source))
 }
 
 /// Whether the table `name` of this version looks like what is pinned. Where the kernel does not say,
 /// nobody knows: what is unfit goes, with what it has counted.
-pub(super) fn fits(pin: &Path, name: &'static str) -> Result<bool, BpfError> {
-    let pinned = open_pin(pin)?;
-    let kind = link::kind(pinned.as_fd()).map_err(|source| BpfError::Pin {
-        path: pin.to_owned(),
-        source,
-    })?;
+pub(super) fn fits(pin: &Path, name: &str) -> Result<bool, BpfError> {
+    let pinned = link::open(pin).map_err(|source| unreadable(pin, source))?;
+    let kind = link::kind(pinned.as_fd()).map_err(|source| unreadable(pin, source))?;
     if kind != Some(link::Object::Map) {
         return Ok(false);
     }
-    let shape = Shape::pinned(pin).map_err(|source| BpfError::Table {
-        action: "look at what is pinned as",
-        map: name,
-        source,
-    })?;
+    let shape = Shape::pinned(pin).map_err(|source| unreadable(pin, source))?;
     Ok(shape.is_some() && shape == Shape::wanted(name))
+}
+
+fn unreadable(pin: &Path, source: impl Error + Send + Sync + 'static) -> BpfError {
+    BpfError::Unreadable {
+        path: pin.to_owned(),
+        source: Box::new(source),
+    }
 }
