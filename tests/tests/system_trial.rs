@@ -221,7 +221,7 @@ fn undo_that_fails_leaves_the_trial_and_its_deadline_as_they_were() {
     let mut settings = Settings {
         more: format!("backend: nftables\nstate_dir: {folder}\n"),
         privileges: Privileges::Root,
-        ..world.settings()
+        ..Settings::default()
     };
     let refusing = "[ -e $0.broken ] && [ \"$1\" = -e ] && { echo 'Error: no' >&2; exit 1; }";
     settings.env = world.nft_that(refusing).unwrap();
