@@ -14,12 +14,13 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use serde::{Deserialize, Serialize};
 
 /// Longer than a cold build on two slow cores takes.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// What a run of tests came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Count {
     pub(crate) passed: u32,
     pub(crate) failed: u32,

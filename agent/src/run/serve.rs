@@ -1,5 +1,7 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::decide::HostMode;
@@ -33,13 +35,8 @@ use crate::run::trial::{self, TrialError, Trials};
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::state::lock::LockError;
 use crate::state::trial::Trial;
-use crate::status::{Shared, Source};
+use crate::status::{Shared, Source, Subject};
 use crate::watch::{PolicyWatch, Reason};
-
-/// What is complained of where the kernel refuses watches.
-const WATCHES: &str = "cgroup watches";
-/// What is complained of while the other backend's rules are there.
-const OTHER: &str = "other backend";
 
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
@@ -66,7 +63,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) mode: HostMode,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
-    pub(super) notifier: Notifier,
+    pub(super) notifier: Arc<Notifier>,
     pub(super) announced: bool,
     /// Whether the service manager did not hear the last message.
     pub(super) unheard: bool,
@@ -95,7 +92,7 @@ pub(super) struct Loaded {
 pub(super) struct Reloads {
     /// The files may have changed since the reading that is under way began.
     again: bool,
-    waiting: Vec<Request>,
+    waiting: VecDeque<Request>,
     serving: Option<Request>,
 }
 
@@ -129,7 +126,8 @@ impl<D: Dataplane> Agent<D> {
             .look_now(cgroups.values().cloned().collect())
             .await
         {
-            self.reconciler.complain("namespaces", found.complaint);
+            self.reconciler
+                .complain(Subject::Namespaces, found.complaint);
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
         let heard = self.notice.first().await;
@@ -142,7 +140,8 @@ impl<D: Dataplane> Agent<D> {
     /// The set that was last accepted is what the files are measured by.
     fn kept_policy(&mut self) {
         let stored = self.store.load();
-        self.reconciler.complain("state", self.store.complaint());
+        self.reconciler
+            .complain(Subject::State, self.store.complaint());
         if let Some(stored) = &stored {
             self.trials.accepted(stored.hash, stored.accepted);
         }
@@ -214,10 +213,10 @@ impl<D: Dataplane> Agent<D> {
                 next = self.doctor.next() => self.examine(next),
                 () = self.bypassing.over() => self.bypass_over(),
                 next = self.trials.next() => self.trial(next),
-                complaint = self.store.saved() => self.reconciler.complain("state", complaint),
+                complaint = self.store.saved() => self.reconciler.complain(Subject::State, complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
-                    Next::Done(complaint) => self.reconciler.complain("sockets", complaint),
+                    Next::Done(complaint) => self.reconciler.complain(Subject::Sockets, complaint),
                 },
                 _ = retry.tick(), if self.reconciler.has_failed() || self.other.is_any() => {
                     if self.reconciler.has_failed() {
@@ -277,7 +276,7 @@ impl<D: Dataplane> Agent<D> {
             status.guard_repairs += repairs;
             status.guard_in_place = in_place;
         });
-        self.reconciler.complain("guard", complaint);
+        self.reconciler.complain(Subject::Guard, complaint);
     }
 
     fn heard_of_notice(&mut self, heard: Heard) {
@@ -288,7 +287,7 @@ impl<D: Dataplane> Agent<D> {
         } = heard;
         self.status.update(|status| status.notice = listeners);
         self.dirty |= self.reconciler.notice_told(told) == Noted::News;
-        self.reconciler.complain("notice", complaint);
+        self.reconciler.complain(Subject::Notice, complaint);
     }
 
     /// Tells the service manager once everything that is there has its programs.
@@ -318,15 +317,16 @@ impl<D: Dataplane> Agent<D> {
             return;
         }
         if !self.reconciler.covers_interfaces() {
-            self.reconciler.complain(OTHER, self.other.stays());
+            self.reconciler
+                .complain(Subject::OtherBackend, self.other.stays());
             return;
         }
         let complaint = self.other.remove();
-        let said = self.reconciler.complaint(OTHER);
+        let said = self.reconciler.complaint(Subject::OtherBackend);
         if let Some(complaint) = complaint.as_deref().filter(|it| said != Some(*it)) {
             warn!("{complaint}");
         }
-        self.reconciler.complain(OTHER, complaint);
+        self.reconciler.complain(Subject::OtherBackend, complaint);
         if let Err(error) = self.keep_others_away() {
             warn!(
                 error = in_full(&error),
@@ -337,7 +337,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn keep_others_away(&mut self) -> Result<(), LockError> {
         let complaint = self.mounts.lock_again()?;
-        self.reconciler.complain("lock", complaint);
+        self.reconciler.complain(Subject::Lock, complaint);
         Ok(())
     }
 
@@ -395,7 +395,8 @@ impl<D: Dataplane> Agent<D> {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler.complain(WATCHES, Some(why.to_owned()));
+                self.reconciler
+                    .complain(Subject::CgroupWatches, Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
@@ -419,7 +420,8 @@ impl<D: Dataplane> Agent<D> {
                 let unknown = interfaces.iter().any(|it| found.lacks(it));
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
-                self.reconciler.complain("namespaces", found.complaint);
+                self.reconciler
+                    .complain(Subject::Namespaces, found.complaint);
                 if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }
@@ -435,7 +437,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn list_to(&mut self, depth: usize) {
         // Listing says it again where it still holds.
-        self.reconciler.complain(WATCHES, None);
+        self.reconciler.complain(Subject::CgroupWatches, None);
         match self.containers.list(depth) {
             Ok(Some(cgroups)) => {
                 self.reconciler.cgroups(cgroups, Instant::now());
@@ -445,7 +447,7 @@ impl<D: Dataplane> Agent<D> {
             Err(why) => self.containers.broken(why),
         }
         self.reconciler
-            .complain("cgroups", self.containers.complaint());
+            .complain(Subject::Cgroups, self.containers.complaint());
         self.doctor.soon();
         self.dirty = true;
     }
@@ -484,7 +486,7 @@ impl<D: Dataplane> Agent<D> {
                 undone,
                 reply,
             } => {
-                self.reloads.waiting.push(Request {
+                self.reloads.waiting.push_back(Request {
                     shrink,
                     execution,
                     confirm_within,
@@ -517,7 +519,7 @@ impl<D: Dataplane> Agent<D> {
     fn load(&mut self) {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
-                self.reloads.serving = self.reloads.waiting.pop();
+                self.reloads.serving = self.reloads.waiting.pop_front();
                 let within = self
                     .reloads
                     .serving

@@ -10,6 +10,7 @@ use gate25_common::decide::{HostMode, Route, Subject, decide};
 use gate25_common::packet::Form as Headers;
 use gate25_common::testing::frames::{Ipv4, Tcp, frame_v4};
 use gate25_common::testing::tables::MemoryTables;
+use gate25_tests::{paced, slowness};
 
 use super::agreement::Deciders;
 use super::kernel::{Action, Meta, boot_time, in_namespace};
@@ -21,7 +22,7 @@ const EXEMPTIONS: u8 = 16;
 const MILLISECOND: u64 = 1_000_000;
 /// Element time-outs are whole seconds, and the kernel looks at them by its own ticks.
 const EARLY: u64 = 2_100 * MILLISECOND;
-/// All exemptions are over by then.
+/// All exemptions are over by then, on an ordinary machine.
 const LENGTH: Duration = Duration::from_secs(7);
 
 fn policy() -> CustomerPolicy {
@@ -53,8 +54,10 @@ fn tables(random: &mut Random) -> MemoryTables {
         .map(|number| {
             let set = SetId::new(u64::from(number) + 1).expect("not reserved");
             tables.insert(set, Address::from_v4(address(number)), 128, 0);
-            let starts = now + random.below(3000) as u64 * MILLISECOND;
-            let length = (1500 + random.below(2000)) as u64 * MILLISECOND;
+            // A slow machine takes seconds until the first packet is sent.
+            let unit = u64::from(slowness()) * MILLISECOND;
+            let starts = now + random.below(3000) as u64 * unit;
+            let length = (1500 + random.below(2000)) as u64 * unit;
             Exemption::new(set, starts, starts + length)
         })
         .collect();
@@ -75,7 +78,7 @@ fn exemptions_begin_and_end_alike() {
         let wanted = deciders.nftables.installed().clone();
         let (mut packets, mut allowed, mut allowed_by_nft) = (0u32, 0u32, 0u32);
         let start = Instant::now();
-        while start.elapsed() < LENGTH {
+        while start.elapsed() < paced(LENGTH) {
             if deciders
                 .nftables
                 .due()
