@@ -10,7 +10,7 @@ use super::{ReconcileError, Reconciler};
 use crate::chain::in_full;
 use crate::control::{ReloadOutcome, Shrink};
 use crate::dataplane::{CapacityError, Dataplane, Step, plan};
-use crate::diagnostic::Severity;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::loader::SetHash;
 use crate::policy::shrink::{self, Shrunk, Totals};
 use crate::source::{Accepted, SourceError, report_refusal};
@@ -298,10 +298,13 @@ fn why(outcome: &ReloadOutcome) -> Option<String> {
         | ReloadOutcome::Held { .. }
         | ReloadOutcome::Unchanged => return None,
     };
-    let mut errors = diagnostics
+    let errors: Vec<&Diagnostic> = diagnostics
         .iter()
-        .filter(|it| it.severity == Severity::Error);
-    let Some(first) = errors.next() else {
+        .filter(|it| it.severity == Severity::Error)
+        .collect();
+    // What follows from a mistake elsewhere has no place.
+    let placed = errors.iter().find(|it| it.primary.position.is_some());
+    let Some(first) = placed.or(errors.first()) else {
         return Some(message.clone());
     };
     let place = match first.primary.position {
@@ -309,9 +312,9 @@ fn why(outcome: &ReloadOutcome) -> Option<String> {
         None => String::new(),
     };
     let file = first.primary.file.display();
-    let more = match errors.count() {
-        0 => String::new(),
-        more => format!("; {more} more"),
+    let more = match errors.len() {
+        1 => String::new(),
+        all => format!("; {} more", all - 1),
     };
     Some(format!("{file}{place}: {}{more}", first.message))
 }
