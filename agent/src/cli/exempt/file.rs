@@ -152,13 +152,15 @@ impl Beside {
         let failed_beside = || failed("write beside", target);
         let made = file.metadata().map_err(failed_beside())?;
         if (made.uid(), made.gid()) != (owner, group) {
-            fchown(&file, Some(owner), Some(group)).map_err(|error| match error.kind() {
-                io::ErrorKind::PermissionDenied => WriteError::NotYours {
+            fchown(&file, Some(owner), Some(group)).map_err(|error| {
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    return failed_beside()(error);
+                }
+                WriteError::NotYours {
                     path: target.to_owned(),
                     owner,
                     group,
-                },
-                _ => failed_beside()(error),
+                }
             })?;
         }
         let written = file.write_all(contents).and_then(|()| {
