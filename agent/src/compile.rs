@@ -152,7 +152,29 @@ pub enum CompileError {
 ///
 /// [`CompileError`].
 pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
-    let mut image = Image::default();
+    compile_after(policy, now, None)
+}
+
+/// A policy and what it was compiled to.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// What it says.
+    pub policy: Arc<Policy>,
+    /// The same as tables.
+    pub image: Arc<Image>,
+}
+
+/// The same image as that of [`compile`], made from what is as it was `before`: an edit costs what it
+/// changes.
+///
+/// # Errors
+///
+/// [`CompileError`].
+pub fn compile_after(
+    policy: &Policy,
+    now: Timestamp,
+    before: Option<&Compiled>,
+) -> Result<Image, CompileError> {
     let mut exemptions: BTreeMap<&str, Vec<(&String, &Exemption)>> = BTreeMap::new();
     for (id, exemption) in &policy.exemptions {
         if exemption.expires > now {
@@ -162,17 +184,35 @@ pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
                 .push((id, exemption));
         }
     }
-    let unassigned = image.customer(policy, UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
-    image.customers.insert(CustomerId::UNASSIGNED, unassigned);
+    let mut compiler = Compiler {
+        policy,
+        before,
+        sets: BTreeMap::new(),
+        of_profiles: BTreeMap::new(),
+    };
+    let unassigned = compiler.customer(UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
+    let mut customers = vec![(CustomerId::UNASSIGNED, unassigned)];
     for (id, customer) in &policy.customers {
         let exemptions = exemptions.get(id.as_str()).map_or(&[][..], Vec::as_slice);
-        let compiled =
-            image.customer(policy, id, &customer.profile, &customer.allow, exemptions)?;
-        if let Some(other) = image.customers.insert(CustomerId::from_name(id), compiled) {
-            return Err(CompileError::CustomerCollision(other.id, id.clone()));
+        let compiled = compiler.customer(id, &customer.profile, &customer.allow, exemptions)?;
+        customers.push((CustomerId::from_name(id), compiled));
+    }
+    // Stable: of two that collide, the one of the earlier name comes first.
+    customers.sort_by_key(|(number, _)| *number);
+    for pair in customers.windows(2) {
+        if let [(first, one), (second, other)] = pair
+            && first == second
+        {
+            return Err(CompileError::CustomerCollision(
+                one.id.clone(),
+                other.id.clone(),
+            ));
         }
     }
-    Ok(image)
+    Ok(Image {
+        customers: customers.into_iter().collect(),
+        sets: compiler.sets,
+    })
 }
 
 impl Image {
@@ -181,44 +221,94 @@ impl Image {
     pub fn filter(&self, set: SetId) -> SetFilter {
         self.sets.get(&set).map_or(SetFilter::ALL, |set| set.filter)
     }
+}
 
+/// An image in the making.
+struct Compiler<'p> {
+    policy: &'p Policy,
+    before: Option<&'p Compiled>,
+    sets: BTreeMap<SetId, Arc<PrefixSet>>,
+    of_profiles: BTreeMap<&'p str, SetId>,
+}
+
+impl<'p> Compiler<'p> {
     fn customer(
         &mut self,
-        policy: &Policy,
         id: &str,
-        profile_name: &str,
+        profile_name: &'p str,
         allow: &[String],
         exemptions: &[(&String, &Exemption)],
     ) -> Result<CustomerImage, CompileError> {
-        let profile = policy
-            .profiles
-            .get(profile_name)
-            .ok_or_else(|| CompileError::Unknown {
-                user: id.to_owned(),
-                kind: "profile",
-                name: profile_name.to_owned(),
-            })?;
+        let profile =
+            self.policy
+                .profiles
+                .get(profile_name)
+                .ok_or_else(|| CompileError::Unknown {
+                    user: id.to_owned(),
+                    kind: "profile",
+                    name: profile_name.to_owned(),
+                })?;
         if exemptions.len() > abi::MAX_EXEMPTIONS {
             return Err(CompileError::TooManyExemptions(id.to_owned()));
         }
         let exemptions = exemptions
             .iter()
-            .map(|(exemption_id, exemption)| self.exemption(policy, exemption_id, exemption))
+            .map(|(exemption_id, exemption)| self.exemption(exemption_id, exemption))
             .collect::<Result<_, _>>()?;
+        let profile_set = match self.of_profiles.get(profile_name) {
+            Some(set) => *set,
+            None => {
+                let set = self.set(profile_name, &[], &profile.allow)?;
+                self.of_profiles.insert(profile_name, set);
+                set
+            }
+        };
+        let customer_set = match self.kept(id, allow)? {
+            Some(set) => set,
+            None => self.set(id, &[], allow)?,
+        };
         Ok(CustomerImage {
             id: id.to_owned(),
             mode: profile.mode,
             blocked: profile.blocked,
             relay: profile.relay,
-            profile_set: self.set(policy, profile_name, &[], &profile.allow)?,
-            customer_set: self.set(policy, id, &[], allow)?,
+            profile_set,
+            customer_set,
             exemptions,
         })
     }
 
+    /// The set that a customer had before, if its allowlists are what they were.
+    fn kept(&mut self, id: &str, allow: &[String]) -> Result<Option<SetId>, CompileError> {
+        let Some(Compiled { policy, image }) = self.before else {
+            return Ok(None);
+        };
+        let is_same = |name: &String| {
+            let lists = (
+                self.policy.allowlists.get(name),
+                policy.allowlists.get(name),
+            );
+            matches!(lists, (Some(now), Some(before))
+                if Arc::ptr_eq(&now.to, &before.to) || now.to == before.to)
+        };
+        let customer = policy.customers.get(id).filter(|it| it.allow == allow);
+        if customer.is_none() || !allow.iter().all(is_same) {
+            return Ok(None);
+        }
+        let known = image.customers.get(&CustomerId::from_name(id));
+        let Some(known) = known.filter(|it| it.id == id) else {
+            return Ok(None);
+        };
+        match image.sets.get(&known.customer_set) {
+            Some(set) => self.put(known.customer_set, Arc::clone(set), id)?,
+            None if known.customer_set == SetId::NONE => {}
+            None => return Ok(None),
+        }
+        Ok(Some(known.customer_set))
+    }
+
     fn exemption(
         &mut self,
-        policy: &Policy,
         id: &str,
         exemption: &Exemption,
     ) -> Result<ExemptionImage, CompileError> {
@@ -227,7 +317,7 @@ impl Image {
             Destinations::Listed {
                 prefixes,
                 allowlists,
-            } => self.set(policy, id, prefixes, allowlists)?,
+            } => self.set(id, prefixes, allowlists)?,
         };
         Ok(ExemptionImage {
             id: id.to_owned(),
@@ -240,25 +330,29 @@ impl Image {
     /// The set of `prefixes` and `allowlists`, made where it does not exist yet.
     fn set(
         &mut self,
-        policy: &Policy,
         user: &str,
         prefixes: &[IpNet],
         allowlists: &[String],
     ) -> Result<SetId, CompileError> {
-        let set = PrefixSet::new(policy, user, prefixes, allowlists)?;
+        let set = PrefixSet::new(self.policy, user, prefixes, allowlists)?;
         if set.prefixes.is_empty() {
             return Ok(SetId::NONE);
         }
-        let taken = || CompileError::SetCollision(user.to_owned());
-        let id = SetId::new(set.digest()).ok_or_else(taken)?;
+        let id = SetId::new(set.digest());
+        let id = id.ok_or_else(|| CompileError::SetCollision(user.to_owned()))?;
+        self.put(id, Arc::new(set), user)?;
+        Ok(id)
+    }
+
+    fn put(&mut self, id: SetId, set: Arc<PrefixSet>, user: &str) -> Result<(), CompileError> {
         match self.sets.get(&id) {
-            Some(known) if **known == set => {}
-            Some(_) => return Err(taken()),
+            Some(known) if Arc::ptr_eq(known, &set) || *known == set => {}
+            Some(_) => return Err(CompileError::SetCollision(user.to_owned())),
             None => {
-                self.sets.insert(id, Arc::new(set));
+                self.sets.insert(id, set);
             }
         }
-        Ok(id)
+        Ok(())
     }
 }
 
@@ -269,7 +363,7 @@ impl PrefixSet {
         in_place: &[IpNet],
         allowlists: &[String],
     ) -> Result<Self, CompileError> {
-        let mut sources = Vec::new();
+        let mut sources = Vec::with_capacity(allowlists.len());
         let mut prefixes = Vec::new();
         let mut add = |source: Option<String>, nets: &[IpNet]| {
             let entry = u16::try_from(sources.len())

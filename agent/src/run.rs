@@ -35,7 +35,6 @@ use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::guard::Unmarked;
 use crate::kernel::links::Links;
-use crate::kernel::nft::Nft;
 use crate::kernel::privileges;
 use crate::kernel::routes::way_to;
 use crate::metrics::{Constants, Metrics, Timings};
@@ -311,7 +310,7 @@ impl Reporting {
             Arc::clone(&figures),
             timings,
             counts,
-            Unmarked::new(&Nft::default()),
+            Unmarked::default(),
             constants,
         );
         let web = http::serve(

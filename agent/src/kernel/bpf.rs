@@ -647,9 +647,6 @@ impl Dataplane for Bpf {
 
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
         let steps = plan(&self.installed, wanted)?;
-        if steps.is_empty() {
-            return Ok(Applied { writes: 0 });
-        }
         let before = self.installed.clone();
         for step in &steps {
             if let Err(error) = self.run(std::slice::from_ref(step)) {
@@ -657,6 +654,8 @@ impl Dataplane for Bpf {
                 return Err(error);
             }
         }
+        // The same, in memory that is shared with who wants it.
+        self.installed = wanted.clone();
         Ok(Applied {
             writes: steps.iter().map(Step::writes).sum(),
         })

@@ -196,25 +196,7 @@ impl Nft {
     /// [`NftError`].
     pub fn table(&self, table: Table) -> Result<Option<Value>, NftError> {
         let words = ["table", table.family.as_str(), table.name];
-        self.of_table(table, "list a table", &words)
-    }
-
-    /// The counters of a table; `None` if there is no such table.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn counters(&self, table: Table) -> Result<Option<Value>, NftError> {
-        let words = ["counters", "table", table.family.as_str(), table.name];
-        self.of_table(table, "list counters", &words)
-    }
-
-    fn of_table(
-        &self,
-        table: Table,
-        action: &'static str,
-        what: &[&str],
-    ) -> Result<Option<Value>, NftError> {
-        match self.list(action, what) {
+        match self.list("list a table", &words) {
             Ok(listed) => Ok(Some(listed)),
             Err(error @ NftError::Refused { .. }) => match self.has_table(table)? {
                 true => Err(error),

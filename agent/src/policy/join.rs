@@ -14,6 +14,7 @@ use self::names::{Named, Names};
 use super::language::{
     AllowlistMap, ClaimMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap,
 };
+use super::listed::distinct;
 use super::loader::Circumstances;
 use super::overlap;
 use super::scalar::cgroups::OwnedCgroup;
@@ -127,12 +128,14 @@ impl<'f> Join<'f, '_> {
                 description,
                 to,
             } = named.map;
-            let to = to.as_deref().unwrap_or_default();
-            let to = to
-                .iter()
-                .map(|prefix| (prefix.value.0, prefix.at))
-                .collect();
-            let to = self.prefixes(named.file, to);
+            let to = match to {
+                Some(to) => {
+                    self.judge_lengths(named.file, to.placed());
+                    Arc::clone(&to.nets)
+                }
+                // Reported where it was read.
+                None => Arc::default(),
+            };
             let description = description.as_ref().map(|text| text.value.0.clone());
             let description = description.unwrap_or_default();
             let origin = named.origin();
@@ -200,10 +203,7 @@ impl<'f> Join<'f, '_> {
                     .unwrap_or_default(),
                 profile: self.profile(named.file, profile.as_ref()).to_owned(),
                 allow: self.allow(named.file, allow.as_deref().unwrap_or_default()),
-                workloads: workloads
-                    .iter()
-                    .filter_map(|workload| self.workload(named.file, workload))
-                    .collect(),
+                workloads: self.workloads(named.file, workloads),
                 origin: named.origin(),
             };
             customers.push(((*id).to_owned(), customer));
@@ -230,6 +230,13 @@ impl<'f> Join<'f, '_> {
             self.problems_unless_incomplete(unknown);
         }
         name
+    }
+
+    fn workloads(&mut self, file: &Arc<Path>, maps: &[ClaimMap]) -> Vec<Workload> {
+        // They stay in memory: no room to grow.
+        let mut workloads = Vec::with_capacity(maps.len());
+        workloads.extend(maps.iter().filter_map(|map| self.workload(file, map)));
+        workloads
     }
 
     fn workload(&mut self, file: &Arc<Path>, map: &ClaimMap) -> Option<Workload> {
@@ -286,22 +293,9 @@ impl<'f> Join<'f, '_> {
     fn distinct<T: Ord + Display>(
         &mut self,
         file: &Arc<Path>,
-        mut list: Vec<(T, Position)>,
+        list: Vec<(T, Position)>,
     ) -> Vec<(T, Position)> {
-        list.sort_unstable();
-        list.dedup_by(|(item, at), (kept, first)| {
-            let is_duplicate = item == kept;
-            if is_duplicate {
-                let message = format!("{} is listed twice", quoted(&item.to_string()));
-                self.problems.push(
-                    Diagnostic::error("duplicate-item", Location::at(file, *at), message)
-                        .help("remove one of them")
-                        .related(Location::at(file, *first), "first listed here"),
-                );
-            }
-            is_duplicate
-        });
-        list
+        distinct(file, list, self.problems)
     }
 
     fn unknown<'k>(

@@ -8,9 +8,10 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
+use super::listed::Prefixes;
 use super::scalar::cgroups::OwnedCgroup;
 use super::scalar::relay::RelayAddress;
-use super::scalar::{HostPattern, Id, ListName, OwnedInterface, Prefix, Target, Time, Told};
+use super::scalar::{HostPattern, Id, ListName, OwnedInterface, Target, Time, Told};
 use super::{ANY, Blocked, Mode};
 use crate::diagnostic::Problems;
 use crate::yaml::read::{At, Fault, FromNode, Maybe, Placed, Reader, Section, keys};
@@ -55,7 +56,7 @@ keys! {
         /// Free text for people.
         optional description: At<Text>,
         /// Addresses and prefixes, IPv4 and IPv6.
-        required to: Vec<At<Prefix>>,
+        required to: Prefixes,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gate25_common::abi::Blocked;
+use gate25_common::abi::{Blocked, CustomerPolicy};
 use gate25_common::address::Family;
 
 use super::{Noted, Reconciler};
@@ -106,7 +106,7 @@ impl<D: Dataplane> Reconciler<D> {
 fn unanswered(wanted: &MapImage) -> impl Iterator<Item = String> {
     let is_silent = |family| {
         let mut customers = wanted.customers.values();
-        customers.any(|policy| {
+        customers.any(|policy: CustomerPolicy| {
             policy.blocked() == Some(Blocked::Notice) && policy.target(family).is_none()
         })
     };

@@ -14,6 +14,7 @@ use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink};
 use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
+use crate::kernel::memory;
 use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
@@ -304,6 +305,8 @@ impl<D: Dataplane> Agent<D> {
         );
         let told = self.notifier.ready(&text);
         self.announced = told.is_ok();
+        // A start takes more than what comes after it.
+        memory::give_back();
         self.heard(told);
     }
 
@@ -521,6 +524,9 @@ impl<D: Dataplane> Agent<D> {
                 let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
                     let (set, noted) = trial::read(&mut files, beginning.as_ref());
+                    if set.is_err() {
+                        memory::give_back();
+                    }
                     Loaded { files, set, noted }
                 }));
             }

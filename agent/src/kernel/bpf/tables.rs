@@ -14,7 +14,7 @@ use gate25_common::names;
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
 
 use crate::compile::Prefix;
-use crate::dataplane::{MapImage, Step};
+use crate::dataplane::{MapImage, Sets, Step};
 use crate::kernel::bpf::BpfError;
 use crate::kernel::bpf::patience::patiently;
 
@@ -83,7 +83,7 @@ impl PolicyTables {
                 entry: value.entry(),
             });
         }
-        let sets = sets
+        let sets: Sets = sets
             .into_iter()
             .map(|(id, mut prefixes)| {
                 prefixes.sort_unstable();
@@ -92,7 +92,7 @@ impl PolicyTables {
             .collect();
         Ok(MapImage {
             customers,
-            sets,
+            sets: Arc::new(sets),
             interfaces,
             cgroups,
         })
