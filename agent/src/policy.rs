@@ -4,6 +4,7 @@
 //! and reports what is wrong with it; `compile` turns it into the kernel's tables.
 
 pub mod changes;
+mod claims;
 pub mod directory;
 pub mod edit;
 mod join;
@@ -176,8 +177,8 @@ pub struct Customer {
     pub profile: String,
     /// Names of this customer's own allowlists, sorted.
     pub allow: Vec<String>,
-    /// Patterns that claim workloads.
-    pub workloads: Vec<Workload>,
+    /// Patterns that claim workloads. Shared with every policy in which they are the same.
+    pub workloads: Arc<[Workload]>,
     /// Where it was written.
     pub origin: Origin,
 }

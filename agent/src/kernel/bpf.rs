@@ -42,6 +42,7 @@ use crate::kernel::filter::FilterError;
 use crate::policy::RELAY_PORT;
 
 mod attachments;
+mod batch;
 mod bypass;
 mod cast;
 pub mod debug_lines;
@@ -116,6 +117,14 @@ pub enum BpfError {
         map: &'static str,
         /// What the kernel said.
         source: MapError,
+    },
+    /// A table could not be read as a whole.
+    #[error("read all of table {map}")]
+    Whole {
+        /// Which table.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The number of CPUs could not be found out.
     #[error("read the number of CPUs from {file}")]
@@ -401,6 +410,10 @@ impl Figures for Counters {
 
     fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError> {
         self.tables().customer(id).map_err(FiguresError::new)
+    }
+
+    fn customers(&self, ids: &[CustomerId]) -> Result<Vec<Option<CustomerCounters>>, FiguresError> {
+        self.tables().customers(ids).map_err(FiguresError::new)
     }
 
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError> {

@@ -11,17 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::names::{Named, Names};
-use super::language::{
-    AllowlistMap, ClaimMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap,
-};
+use super::language::{AllowlistMap, CustomerMap, PolicyFile, ProfileMap, RulesMap};
 use super::listed::distinct;
 use super::loader::Circumstances;
 use super::overlap;
-use super::scalar::cgroups::OwnedCgroup;
-use super::scalar::{Id, ListName, OwnedInterface};
+use super::scalar::{Id, ListName};
 use super::{
-    Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, Selector,
-    UNASSIGNED, Workload,
+    Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, UNASSIGNED,
 };
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 use crate::yaml::read::{At, Placed, nearest};
@@ -195,7 +191,8 @@ impl<'f> Join<'f, '_> {
                 allow,
                 workloads,
             } = named.map;
-            let workloads = workloads.as_deref().unwrap_or_default();
+            // What could not be read was reported there.
+            let workloads = workloads.as_ref().map(|claims| Arc::clone(&claims.0));
             let customer = Customer {
                 name: name
                     .as_ref()
@@ -203,7 +200,7 @@ impl<'f> Join<'f, '_> {
                     .unwrap_or_default(),
                 profile: self.profile(named.file, profile.as_ref()).to_owned(),
                 allow: self.allow(named.file, allow.as_deref().unwrap_or_default()),
-                workloads: self.workloads(named.file, workloads),
+                workloads: workloads.unwrap_or_default(),
                 origin: named.origin(),
             };
             customers.push(((*id).to_owned(), customer));
@@ -230,41 +227,6 @@ impl<'f> Join<'f, '_> {
             self.problems_unless_incomplete(unknown);
         }
         name
-    }
-
-    fn workloads(&mut self, file: &Arc<Path>, maps: &[ClaimMap]) -> Vec<Workload> {
-        // They stay in memory: no room to grow.
-        let mut workloads = Vec::with_capacity(maps.len());
-        workloads.extend(maps.iter().filter_map(|map| self.workload(file, map)));
-        workloads
-    }
-
-    fn workload(&mut self, file: &Arc<Path>, map: &ClaimMap) -> Option<Workload> {
-        let ClaimMap(WorkloadMap {
-            interface,
-            cgroup,
-            hosts,
-        }) = map;
-        let (selector, at) = match (interface, cgroup) {
-            (Some(At { value, at }), _) => {
-                let OwnedInterface(pattern) = value;
-                (Selector::Interface(pattern.clone()), at)
-            }
-            (None, Some(At { value, at })) => {
-                let OwnedCgroup(pattern) = value;
-                (Selector::Cgroup(pattern.clone()), at)
-            }
-            // Reported where it was read.
-            (None, None) => return None,
-        };
-        let hosts = hosts.as_deref().unwrap_or_default();
-        let hosts = hosts.iter().map(|host| (&host.value.0, host.at)).collect();
-        let hosts = self.distinct(file, hosts);
-        Some(Workload {
-            selector,
-            hosts: hosts.into_iter().map(|(host, _)| host.clone()).collect(),
-            origin: origin(file, *at),
-        })
     }
 
     /// The names of allowlists in an `allow` list, sorted.

@@ -157,7 +157,8 @@ impl<D: Dataplane> Reconciler<D> {
         let hash = accepted.hash;
         match self.run_set(accepted) {
             Ok(writes) => {
-                let generation = self.circumstances.status.get().generation;
+                let status = &self.circumstances.status;
+                let generation = status.read(|status| status.generation);
                 ReloadOutcome::Applied {
                     generation,
                     hash,

@@ -297,12 +297,10 @@ impl<D: Dataplane> Agent<D> {
         if self.announced {
             return;
         }
-        let status = self.status.get();
-        let text = format!(
-            "policy from {}, {} workloads",
-            status.source.as_str(),
-            status.workloads.len()
-        );
+        let text = self.status.read(|status| {
+            let (source, workloads) = (status.source.as_str(), status.workloads.len());
+            format!("policy from {source}, {workloads} workloads")
+        });
         let told = self.notifier.ready(&text);
         self.announced = told.is_ok();
         // A start takes more than what comes after it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -77,7 +78,7 @@ fn cgroup_patterns_claim_no_interface_and_only_on_their_hosts() {
     let mut policy = policy(&[("a", "tap1"), ("b", "lxc/1/2")]);
     let workloads = |policy: &mut Policy, id: &str| policy.customers[id].workloads.clone();
     let mut elsewhere = workloads(&mut policy, "b");
-    elsewhere[0].hosts = vec![Pattern::new("hv-2")];
+    Arc::make_mut(&mut elsewhere)[0].hosts = vec![Pattern::new("hv-2")];
     policy.customers.get_mut("b").unwrap().workloads = elsewhere;
     let here = Ownership::new(&policy, "hv-1");
     assert_eq!(here.of_interface("tap1"), Owner::Unassigned);
@@ -152,7 +153,8 @@ proptest! {
     ) {
         let claims: Vec<_> = claims.iter().map(|(id, glob)| (&**id, &**glob)).collect();
         let mut policy = policy(&claims);
-        for workload in policy.customers.values_mut().flat_map(|one| &mut one.workloads) {
+        let claims = policy.customers.values_mut().map(|one| Arc::make_mut(&mut one.workloads));
+        for workload in claims.flatten() {
             if let Selector::Cgroup(pattern) = &workload.selector {
                 workload.selector = Selector::Interface(pattern.clone());
             }
@@ -217,12 +219,13 @@ fn add(policy: &mut Policy, id: &str, pattern: &str) {
         name: String::new(),
         profile: "default".to_owned(),
         allow: Vec::new(),
-        workloads: Vec::new(),
+        workloads: Arc::default(),
         origin: origin.clone(),
     });
-    customer.workloads.push(Workload {
+    let claim = Workload {
         selector: Selector::Cgroup(Pattern::new(pattern)),
         hosts: Vec::new(),
         origin,
-    });
+    };
+    customer.workloads = customer.workloads.iter().cloned().chain([claim]).collect();
 }
