@@ -1,7 +1,8 @@
 //! Turns a validated policy into the kernel's tables. Pure: the same policy at the same moment
 //! gives the same image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::policy::{
-    Blocked, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, RELAY_PORT, Relay, UNASSIGNED,
+    Blocked, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, RELAY_PORT, Relay,
+    UNASSIGNED,
 };
 
 const V4_MAPPED_BITS: u8 = 96;
@@ -175,7 +177,7 @@ pub fn compile_after(
     now: Timestamp,
     before: Option<&Compiled>,
 ) -> Result<Image, CompileError> {
-    let mut exemptions: BTreeMap<&str, Vec<(&String, &Exemption)>> = BTreeMap::new();
+    let mut exemptions: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for (id, exemption) in &policy.exemptions {
         if exemption.expires > now {
             exemptions
@@ -186,15 +188,17 @@ pub fn compile_after(
     }
     let mut compiler = Compiler {
         policy,
-        before,
-        sets: BTreeMap::new(),
+        sets: Vec::new(),
         of_profiles: BTreeMap::new(),
     };
-    let unassigned = compiler.customer(UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
+    let mut before = before.map(|compiled| Before::of(compiled, policy));
+    let unassigned = compiler.customer(UNASSIGNED, DEFAULT_PROFILE, &[], &[], None)?;
     let mut customers = vec![(CustomerId::UNASSIGNED, unassigned)];
     for (id, customer) in &policy.customers {
         let exemptions = exemptions.get(id.as_str()).map_or(&[][..], Vec::as_slice);
-        let compiled = compiler.customer(id, &customer.profile, &customer.allow, exemptions)?;
+        let Customer { profile, allow, .. } = customer;
+        let kept = before.as_mut().and_then(|it| it.set(id, allow));
+        let compiled = compiler.customer(id, profile, allow, exemptions, kept)?;
         customers.push((CustomerId::from_name(id), compiled));
     }
     // Stable: of two that collide, the one of the earlier name comes first.
@@ -211,7 +215,7 @@ pub fn compile_after(
     }
     Ok(Image {
         customers: customers.into_iter().collect(),
-        sets: compiler.sets,
+        sets: compiler.finish()?,
     })
 }
 
@@ -226,18 +230,69 @@ impl Image {
 /// An image in the making.
 struct Compiler<'p> {
     policy: &'p Policy,
-    before: Option<&'p Compiled>,
-    sets: BTreeMap<SetId, Arc<PrefixSet>>,
+    /// Sets that somebody refers to, and who does.
+    sets: Vec<(SetId, Arc<PrefixSet>, &'p str)>,
     of_profiles: BTreeMap<&'p str, SetId>,
+}
+
+/// A customer's set as it was; the reserved ones have no contents.
+type Kept<'p> = (SetId, Option<&'p Arc<PrefixSet>>);
+
+/// What a policy was compiled to before.
+struct Before<'p> {
+    image: &'p Image,
+    /// Those that were not asked for yet: customers come in their order.
+    customers: Peekable<btree_map::Iter<'p, String, Customer>>,
+    /// Allowlists that are not what they were.
+    changed: BTreeSet<&'p str>,
+}
+
+impl<'p> Before<'p> {
+    fn of(compiled: &'p Compiled, policy: &'p Policy) -> Self {
+        let Compiled {
+            policy: before,
+            image,
+        } = compiled;
+        let mut known = before.allowlists.iter().peekable();
+        let changed = policy.allowlists.iter().filter(|(name, list)| {
+            while known.next_if(|(other, _)| other < name).is_some() {}
+            let known = known.next_if(|(other, _)| other == name);
+            !known.is_some_and(|(_, known)| Arc::ptr_eq(&known.to, &list.to) || known.to == list.to)
+        });
+        Self {
+            image,
+            changed: changed.map(|(name, _)| name.as_str()).collect(),
+            customers: before.customers.iter().peekable(),
+        }
+    }
+
+    /// The set that a customer had, if its allowlists are what they were; nothing else of the
+    /// customer counts.
+    fn set(&mut self, id: &str, allow: &[String]) -> Option<Kept<'p>> {
+        while self
+            .customers
+            .next_if(|(other, _)| other.as_str() < id)
+            .is_some()
+        {}
+        let (_, customer) = self.customers.next_if(|(other, _)| *other == id)?;
+        let is_same = |name: &String| !self.changed.contains(name.as_str());
+        if customer.allow != allow || !allow.iter().all(is_same) {
+            return None;
+        }
+        let known = self.image.customers.get(&CustomerId::from_name(id))?;
+        let set = self.image.sets.get(&known.customer_set);
+        (known.id == id).then_some((known.customer_set, set))
+    }
 }
 
 impl<'p> Compiler<'p> {
     fn customer(
         &mut self,
-        id: &str,
+        id: &'p str,
         profile_name: &'p str,
         allow: &[String],
-        exemptions: &[(&String, &Exemption)],
+        exemptions: &[(&'p String, &Exemption)],
+        kept: Option<Kept<'p>>,
     ) -> Result<CustomerImage, CompileError> {
         let profile =
             self.policy
@@ -263,8 +318,12 @@ impl<'p> Compiler<'p> {
                 set
             }
         };
-        let customer_set = match self.kept(id, allow)? {
-            Some(set) => set,
+        let customer_set = match kept {
+            Some((known, set)) => {
+                let kept = set.map(|set| (known, Arc::clone(set), id));
+                self.sets.extend(kept);
+                known
+            }
             None => self.set(id, &[], allow)?,
         };
         Ok(CustomerImage {
@@ -278,38 +337,9 @@ impl<'p> Compiler<'p> {
         })
     }
 
-    /// The set that a customer had before, if its allowlists are what they were.
-    fn kept(&mut self, id: &str, allow: &[String]) -> Result<Option<SetId>, CompileError> {
-        let Some(Compiled { policy, image }) = self.before else {
-            return Ok(None);
-        };
-        let is_same = |name: &String| {
-            let lists = (
-                self.policy.allowlists.get(name),
-                policy.allowlists.get(name),
-            );
-            matches!(lists, (Some(now), Some(before))
-                if Arc::ptr_eq(&now.to, &before.to) || now.to == before.to)
-        };
-        let customer = policy.customers.get(id).filter(|it| it.allow == allow);
-        if customer.is_none() || !allow.iter().all(is_same) {
-            return Ok(None);
-        }
-        let known = image.customers.get(&CustomerId::from_name(id));
-        let Some(known) = known.filter(|it| it.id == id) else {
-            return Ok(None);
-        };
-        match image.sets.get(&known.customer_set) {
-            Some(set) => self.put(known.customer_set, Arc::clone(set), id)?,
-            None if known.customer_set == SetId::NONE => {}
-            None => return Ok(None),
-        }
-        Ok(Some(known.customer_set))
-    }
-
     fn exemption(
         &mut self,
-        id: &str,
+        id: &'p str,
         exemption: &Exemption,
     ) -> Result<ExemptionImage, CompileError> {
         let set = match &exemption.to {
@@ -330,7 +360,7 @@ impl<'p> Compiler<'p> {
     /// The set of `prefixes` and `allowlists`, made where it does not exist yet.
     fn set(
         &mut self,
-        user: &str,
+        user: &'p str,
         prefixes: &[IpNet],
         allowlists: &[String],
     ) -> Result<SetId, CompileError> {
@@ -340,19 +370,24 @@ impl<'p> Compiler<'p> {
         }
         let id = SetId::new(set.digest());
         let id = id.ok_or_else(|| CompileError::SetCollision(user.to_owned()))?;
-        self.put(id, Arc::new(set), user)?;
+        self.sets.push((id, Arc::new(set), user));
         Ok(id)
     }
 
-    fn put(&mut self, id: SetId, set: Arc<PrefixSet>, user: &str) -> Result<(), CompileError> {
-        match self.sets.get(&id) {
-            Some(known) if Arc::ptr_eq(known, &set) || *known == set => {}
-            Some(_) => return Err(CompileError::SetCollision(user.to_owned())),
-            None => {
-                self.sets.insert(id, set);
+    /// Every set once.
+    fn finish(self) -> Result<BTreeMap<SetId, Arc<PrefixSet>>, CompileError> {
+        let mut sets = self.sets;
+        sets.sort_by_key(|(id, _, _)| *id);
+        for pair in sets.windows(2) {
+            if let [(first, one, _), (second, other, user)] = pair
+                && first == second
+                && !(Arc::ptr_eq(one, other) || one == other)
+            {
+                return Err(CompileError::SetCollision((*user).to_owned()));
             }
         }
-        Ok(())
+        sets.dedup_by_key(|(id, _, _)| *id);
+        Ok(sets.into_iter().map(|(id, set, _)| (id, set)).collect())
     }
 }
 

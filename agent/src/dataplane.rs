@@ -100,7 +100,7 @@ impl MapImage {
 impl MapImage {
     /// Where connections of customers are led.
     pub fn targets(&self) -> BTreeSet<Led> {
-        let policies = self.customers.values();
+        let policies = self.customers.leading();
         policies
             .flat_map(|policy| Family::ALL.map(|family| Led::of(&policy, family)))
             .flatten()
@@ -109,7 +109,7 @@ impl MapImage {
 
     /// Takes away targets for which `usable` does not hold: what would go there is rejected.
     pub fn keep_targets(&mut self, usable: impl Fn(&Led) -> bool) {
-        self.customers.update(|_, policy| {
+        self.customers.change_leading(|policy| {
             let [v4, v6] = Family::ALL.map(|family| {
                 let target = policy.target(family).copied();
                 let is_usable = Led::of(&policy, family).is_some_and(|led| usable(&led));

@@ -43,6 +43,17 @@ impl Entry {
         }
     }
 
+    /// Whether it says so, or has a target that is left from before.
+    fn may_lead(&self) -> bool {
+        match self {
+            Self::Plain(plain) => match plain.blocked {
+                Blocked::Redirect | Blocked::Notice => true,
+                Blocked::Reject | Blocked::Drop => plain.targets != [Target::NONE; 2],
+            },
+            Self::Whole(_) => true,
+        }
+    }
+
     fn policy(&self) -> CustomerPolicy {
         match self {
             Self::Plain(plain) => plain.policy(),
@@ -134,10 +145,20 @@ impl Customers {
         Arc::make_mut(&mut self.0).remove(id);
     }
 
-    /// Changes every policy.
-    pub fn update(&mut self, change: impl Fn(CustomerId, CustomerPolicy) -> CustomerPolicy) {
-        for (id, entry) in Arc::make_mut(&mut self.0) {
-            *entry = Entry::of(&change(*id, entry.policy()));
+    /// Policies by which connections may be led elsewhere.
+    pub(crate) fn leading(&self) -> impl Iterator<Item = CustomerPolicy> {
+        let leading = self.0.values().filter(|entry| entry.may_lead());
+        leading.map(Entry::policy)
+    }
+
+    /// Changes the policies by which connections may be led elsewhere.
+    pub(super) fn change_leading(&mut self, change: impl Fn(CustomerPolicy) -> CustomerPolicy) {
+        if !self.0.values().any(Entry::may_lead) {
+            return;
+        }
+        let entries = Arc::make_mut(&mut self.0).values_mut();
+        for entry in entries.filter(|entry| entry.may_lead()) {
+            *entry = Entry::of(&change(entry.policy()));
         }
     }
 
@@ -149,8 +170,8 @@ impl Customers {
     ) {
         let kept: Vec<(CustomerId, Entry)> = self
             .differing(known)
-            .filter_map(|(id, entry)| {
-                let known = known.0.get(id)?;
+            .filter_map(|(id, entry, known)| {
+                let known = known?;
                 alike(&entry.policy(), &known.policy()).then(|| (*id, known.clone()))
             })
             .collect();
@@ -160,30 +181,46 @@ impl Customers {
     }
 
     /// Those that have another policy in `before`, or none.
-    pub(super) fn differing_from(
-        &self,
-        before: &Self,
-    ) -> impl Iterator<Item = (CustomerId, CustomerPolicy)> {
+    pub(super) fn differing_from<'a>(
+        &'a self,
+        before: &'a Self,
+    ) -> impl Iterator<Item = (CustomerId, CustomerPolicy)> + 'a {
         self.differing(before)
-            .map(|(id, entry)| (*id, entry.policy()))
+            .map(|(id, entry, _)| (*id, entry.policy()))
     }
 
     /// Those that `other` does not have.
-    pub(super) fn missing_in(&self, other: &Self) -> impl Iterator<Item = CustomerId> {
-        self.unshared(other)
-            .map(|(id, _)| *id)
-            .filter(|id| !other.0.contains_key(id))
+    pub(super) fn missing_in<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = CustomerId> + 'a {
+        self.beside(other)
+            .filter(|(_, _, known)| known.is_none())
+            .map(|(id, _, _)| *id)
     }
 
-    fn differing(&self, other: &Self) -> impl Iterator<Item = (&CustomerId, &Entry)> {
-        self.unshared(other)
-            .filter(|(id, entry)| other.0.get(id) != Some(*entry))
+    fn differing<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (&'a CustomerId, &'a Entry, Option<&'a Entry>)> {
+        self.beside(other)
+            .filter(|(_, entry, known)| *known != Some(*entry))
     }
 
-    /// All of them, or none where both are the same ones.
-    fn unshared(&self, other: &Self) -> impl Iterator<Item = (&CustomerId, &Entry)> {
+    /// All of them, each with what `other` has; none where both are the same ones.
+    fn beside<'a>(
+        &'a self,
+        other: &'a Self,
+    ) -> impl Iterator<Item = (&'a CustomerId, &'a Entry, Option<&'a Entry>)> {
         let is_shared = Arc::ptr_eq(&self.0, &other.0);
-        (!is_shared).then_some(&*self.0).into_iter().flatten()
+        let own = (!is_shared).then_some(&*self.0).into_iter().flatten();
+        // Both are sorted: nothing is looked for.
+        let mut others = other.0.iter().peekable();
+        own.map(move |(id, entry)| {
+            while others.next_if(|(other, _)| *other < id).is_some() {}
+            let known = others.next_if(|(other, _)| *other == id);
+            (id, entry, known.map(|(_, known)| known))
+        })
     }
 }
 

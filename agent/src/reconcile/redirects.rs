@@ -105,7 +105,7 @@ impl<D: Dataplane> Reconciler<D> {
 /// Why nobody is told the notice over a family.
 fn unanswered(wanted: &MapImage) -> impl Iterator<Item = String> {
     let is_silent = |family| {
-        let mut customers = wanted.customers.values();
+        let mut customers = wanted.customers.leading();
         customers.any(|policy: CustomerPolicy| {
             policy.blocked() == Some(Blocked::Notice) && policy.target(family).is_none()
         })
