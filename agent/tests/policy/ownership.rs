@@ -46,7 +46,7 @@ fn deepest_cgroup_match_wins() {
     assert_eq!(ownership.claim_of_cgroup("lxc/1/x"), None);
     assert_eq!(ownership.claim_of_cgroup("lxc/10"), None);
     assert_eq!(shown(&ownership.claim_of_cgroup("lxc/1").unwrap()), "b");
-    assert_eq!(ownership.cgroup_depth(), 3);
+    assert_eq!(cgroup_depth(&policy, "hv-1"), 3);
 }
 
 #[test]
@@ -153,8 +153,8 @@ proptest! {
     ) {
         let claims: Vec<_> = claims.iter().map(|(id, glob)| (&**id, &**glob)).collect();
         let mut policy = policy(&claims);
-        let claims = policy.customers.values_mut().map(|one| Arc::make_mut(&mut one.workloads));
-        for workload in claims.flatten() {
+        let workloads = policy.customers.values_mut().map(|one| Arc::make_mut(&mut one.workloads));
+        for workload in workloads.flatten() {
             if let Selector::Cgroup(pattern) = &workload.selector {
                 workload.selector = Selector::Interface(pattern.clone());
             }

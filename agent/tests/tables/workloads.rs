@@ -280,7 +280,7 @@ impl Lab {
                 origin: origin(4),
             }];
             let customer = Customer {
-                workloads,
+                workloads: workloads.into(),
                 ..customer("default", &[], &[])
             };
             ((*id).to_owned(), customer)
