@@ -1,7 +1,8 @@
 //! Turns a validated policy into the kernel's tables. Pure: the same policy at the same moment
 //! gives the same image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::iter::Peekable;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 
 use crate::policy::{
-    Blocked, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, RELAY_PORT, Relay, UNASSIGNED,
+    Blocked, Customer, DEFAULT_PROFILE, Destinations, Exemption, Mode, Policy, RELAY_PORT, Relay,
+    UNASSIGNED,
 };
 
 const V4_MAPPED_BITS: u8 = 96;
@@ -152,8 +154,30 @@ pub enum CompileError {
 ///
 /// [`CompileError`].
 pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
-    let mut image = Image::default();
-    let mut exemptions: BTreeMap<&str, Vec<(&String, &Exemption)>> = BTreeMap::new();
+    compile_after(policy, now, None)
+}
+
+/// A policy and what it was compiled to.
+#[derive(Debug, Clone)]
+pub struct Compiled {
+    /// What it says.
+    pub policy: Arc<Policy>,
+    /// The same as tables.
+    pub image: Arc<Image>,
+}
+
+/// The same image as that of [`compile`], made from what is as it was `before`: an edit costs what it
+/// changes.
+///
+/// # Errors
+///
+/// [`CompileError`].
+pub fn compile_after(
+    policy: &Policy,
+    now: Timestamp,
+    before: Option<&Compiled>,
+) -> Result<Image, CompileError> {
+    let mut exemptions: BTreeMap<&str, Vec<_>> = BTreeMap::new();
     for (id, exemption) in &policy.exemptions {
         if exemption.expires > now {
             exemptions
@@ -162,17 +186,37 @@ pub fn compile(policy: &Policy, now: Timestamp) -> Result<Image, CompileError> {
                 .push((id, exemption));
         }
     }
-    let unassigned = image.customer(policy, UNASSIGNED, DEFAULT_PROFILE, &[], &[])?;
-    image.customers.insert(CustomerId::UNASSIGNED, unassigned);
+    let mut compiler = Compiler {
+        policy,
+        sets: Vec::new(),
+        of_profiles: BTreeMap::new(),
+    };
+    let mut before = before.map(|compiled| Before::of(compiled, policy));
+    let unassigned = compiler.customer(UNASSIGNED, DEFAULT_PROFILE, &[], &[], None)?;
+    let mut customers = vec![(CustomerId::UNASSIGNED, unassigned)];
     for (id, customer) in &policy.customers {
         let exemptions = exemptions.get(id.as_str()).map_or(&[][..], Vec::as_slice);
-        let compiled =
-            image.customer(policy, id, &customer.profile, &customer.allow, exemptions)?;
-        if let Some(other) = image.customers.insert(CustomerId::from_name(id), compiled) {
-            return Err(CompileError::CustomerCollision(other.id, id.clone()));
+        let Customer { profile, allow, .. } = customer;
+        let kept = before.as_mut().and_then(|it| it.set(id, allow));
+        let compiled = compiler.customer(id, profile, allow, exemptions, kept)?;
+        customers.push((CustomerId::from_name(id), compiled));
+    }
+    // Stable: of two that collide, the one of the earlier name comes first.
+    customers.sort_by_key(|(number, _)| *number);
+    for pair in customers.windows(2) {
+        if let [(first, one), (second, other)] = pair
+            && first == second
+        {
+            return Err(CompileError::CustomerCollision(
+                one.id.clone(),
+                other.id.clone(),
+            ));
         }
     }
-    Ok(image)
+    Ok(Image {
+        customers: customers.into_iter().collect(),
+        sets: compiler.finish()?,
+    })
 }
 
 impl Image {
@@ -181,45 +225,121 @@ impl Image {
     pub fn filter(&self, set: SetId) -> SetFilter {
         self.sets.get(&set).map_or(SetFilter::ALL, |set| set.filter)
     }
+}
 
+/// An image in the making.
+struct Compiler<'p> {
+    policy: &'p Policy,
+    /// Sets that somebody refers to, and who does.
+    sets: Vec<(SetId, Arc<PrefixSet>, &'p str)>,
+    of_profiles: BTreeMap<&'p str, SetId>,
+}
+
+/// A customer's set as it was; the reserved ones have no contents.
+type Kept<'p> = (SetId, Option<&'p Arc<PrefixSet>>);
+
+/// What a policy was compiled to before.
+struct Before<'p> {
+    image: &'p Image,
+    /// Those that were not asked for yet: customers come in their order.
+    customers: Peekable<btree_map::Iter<'p, String, Customer>>,
+    /// Allowlists that are not what they were.
+    changed: BTreeSet<&'p str>,
+}
+
+impl<'p> Before<'p> {
+    fn of(compiled: &'p Compiled, policy: &'p Policy) -> Self {
+        let Compiled {
+            policy: before,
+            image,
+        } = compiled;
+        let mut known = before.allowlists.iter().peekable();
+        let changed = policy.allowlists.iter().filter(|(name, list)| {
+            while known.next_if(|(other, _)| other < name).is_some() {}
+            let known = known.next_if(|(other, _)| other == name);
+            !known.is_some_and(|(_, known)| Arc::ptr_eq(&known.to, &list.to) || known.to == list.to)
+        });
+        Self {
+            image,
+            changed: changed.map(|(name, _)| name.as_str()).collect(),
+            customers: before.customers.iter().peekable(),
+        }
+    }
+
+    /// The set that a customer had, if its allowlists are what they were; nothing else of the
+    /// customer counts.
+    fn set(&mut self, id: &str, allow: &[String]) -> Option<Kept<'p>> {
+        while self
+            .customers
+            .next_if(|(other, _)| other.as_str() < id)
+            .is_some()
+        {}
+        let (_, customer) = self.customers.next_if(|(other, _)| *other == id)?;
+        let is_same = |name: &String| !self.changed.contains(name.as_str());
+        if customer.allow != allow || !allow.iter().all(is_same) {
+            return None;
+        }
+        let known = self.image.customers.get(&CustomerId::from_name(id))?;
+        let set = self.image.sets.get(&known.customer_set);
+        (known.id == id).then_some((known.customer_set, set))
+    }
+}
+
+impl<'p> Compiler<'p> {
     fn customer(
         &mut self,
-        policy: &Policy,
-        id: &str,
-        profile_name: &str,
+        id: &'p str,
+        profile_name: &'p str,
         allow: &[String],
-        exemptions: &[(&String, &Exemption)],
+        exemptions: &[(&'p String, &Exemption)],
+        kept: Option<Kept<'p>>,
     ) -> Result<CustomerImage, CompileError> {
-        let profile = policy
-            .profiles
-            .get(profile_name)
-            .ok_or_else(|| CompileError::Unknown {
-                user: id.to_owned(),
-                kind: "profile",
-                name: profile_name.to_owned(),
-            })?;
+        let profile =
+            self.policy
+                .profiles
+                .get(profile_name)
+                .ok_or_else(|| CompileError::Unknown {
+                    user: id.to_owned(),
+                    kind: "profile",
+                    name: profile_name.to_owned(),
+                })?;
         if exemptions.len() > abi::MAX_EXEMPTIONS {
             return Err(CompileError::TooManyExemptions(id.to_owned()));
         }
         let exemptions = exemptions
             .iter()
-            .map(|(exemption_id, exemption)| self.exemption(policy, exemption_id, exemption))
+            .map(|(exemption_id, exemption)| self.exemption(exemption_id, exemption))
             .collect::<Result<_, _>>()?;
+        let profile_set = match self.of_profiles.get(profile_name) {
+            Some(set) => *set,
+            None => {
+                let set = self.set(profile_name, &[], &profile.allow)?;
+                self.of_profiles.insert(profile_name, set);
+                set
+            }
+        };
+        let customer_set = match kept {
+            Some((known, set)) => {
+                let kept = set.map(|set| (known, Arc::clone(set), id));
+                self.sets.extend(kept);
+                known
+            }
+            None => self.set(id, &[], allow)?,
+        };
         Ok(CustomerImage {
             id: id.to_owned(),
             mode: profile.mode,
             blocked: profile.blocked,
             relay: profile.relay,
-            profile_set: self.set(policy, profile_name, &[], &profile.allow)?,
-            customer_set: self.set(policy, id, &[], allow)?,
+            profile_set,
+            customer_set,
             exemptions,
         })
     }
 
     fn exemption(
         &mut self,
-        policy: &Policy,
-        id: &str,
+        id: &'p str,
         exemption: &Exemption,
     ) -> Result<ExemptionImage, CompileError> {
         let set = match &exemption.to {
@@ -227,7 +347,7 @@ impl Image {
             Destinations::Listed {
                 prefixes,
                 allowlists,
-            } => self.set(policy, id, prefixes, allowlists)?,
+            } => self.set(id, prefixes, allowlists)?,
         };
         Ok(ExemptionImage {
             id: id.to_owned(),
@@ -240,25 +360,34 @@ impl Image {
     /// The set of `prefixes` and `allowlists`, made where it does not exist yet.
     fn set(
         &mut self,
-        policy: &Policy,
-        user: &str,
+        user: &'p str,
         prefixes: &[IpNet],
         allowlists: &[String],
     ) -> Result<SetId, CompileError> {
-        let set = PrefixSet::new(policy, user, prefixes, allowlists)?;
+        let set = PrefixSet::new(self.policy, user, prefixes, allowlists)?;
         if set.prefixes.is_empty() {
             return Ok(SetId::NONE);
         }
-        let taken = || CompileError::SetCollision(user.to_owned());
-        let id = SetId::new(set.digest()).ok_or_else(taken)?;
-        match self.sets.get(&id) {
-            Some(known) if **known == set => {}
-            Some(_) => return Err(taken()),
-            None => {
-                self.sets.insert(id, Arc::new(set));
+        let id = SetId::new(set.digest());
+        let id = id.ok_or_else(|| CompileError::SetCollision(user.to_owned()))?;
+        self.sets.push((id, Arc::new(set), user));
+        Ok(id)
+    }
+
+    /// Every set once.
+    fn finish(self) -> Result<BTreeMap<SetId, Arc<PrefixSet>>, CompileError> {
+        let mut sets = self.sets;
+        sets.sort_by_key(|(id, _, _)| *id);
+        for pair in sets.windows(2) {
+            if let [(first, one, _), (second, other, user)] = pair
+                && first == second
+                && !(Arc::ptr_eq(one, other) || one == other)
+            {
+                return Err(CompileError::SetCollision((*user).to_owned()));
             }
         }
-        Ok(id)
+        sets.dedup_by_key(|(id, _, _)| *id);
+        Ok(sets.into_iter().map(|(id, set, _)| (id, set)).collect())
     }
 }
 
@@ -269,7 +398,7 @@ impl PrefixSet {
         in_place: &[IpNet],
         allowlists: &[String],
     ) -> Result<Self, CompileError> {
-        let mut sources = Vec::new();
+        let mut sources = Vec::with_capacity(allowlists.len());
         let mut prefixes = Vec::new();
         let mut add = |source: Option<String>, nets: &[IpNet]| {
             let entry = u16::try_from(sources.len())

@@ -1,5 +1,7 @@
 //! What an enforcement backend must do, and the pure difference between two states of it.
 
+mod customers;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -17,13 +19,18 @@ use gate25_common::redirect::Target;
 
 use crate::compile::{Image, Prefix};
 
-/// The contents of a backend's tables.
+pub use customers::Customers;
+
+/// Prefixes by set.
+pub type Sets = BTreeMap<SetId, Arc<[Prefix]>>;
+
+/// The contents of a backend's tables. A clone shares what the policy makes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MapImage {
     /// Policies by customer.
-    pub customers: BTreeMap<CustomerId, CustomerPolicy>,
+    pub customers: Customers,
     /// Prefixes by set.
-    pub sets: BTreeMap<SetId, Arc<[Prefix]>>,
+    pub sets: Arc<Sets>,
     /// Owners by interface index.
     pub interfaces: BTreeMap<u32, InterfaceOwner>,
     /// Owners by control group's id.
@@ -76,14 +83,14 @@ impl MapImage {
                 Ok((*id, policy.with_filters(profile, own)))
             })
             .collect::<Result<_, _>>()?;
-        let sets = image
+        let sets: Sets = image
             .sets
             .iter()
             .map(|(id, set)| (*id, Arc::clone(&set.prefixes)))
             .collect();
         Ok(Self {
             customers,
-            sets,
+            sets: Arc::new(sets),
             interfaces,
             cgroups,
         })
@@ -93,36 +100,32 @@ impl MapImage {
 impl MapImage {
     /// Where connections of customers are led.
     pub fn targets(&self) -> BTreeSet<Led> {
-        let policies = self.customers.values();
+        let policies = self.customers.leading();
         policies
-            .flat_map(|policy| Family::ALL.map(|family| Led::of(policy, family)))
+            .flat_map(|policy| Family::ALL.map(|family| Led::of(&policy, family)))
             .flatten()
             .collect()
     }
 
     /// Takes away targets for which `usable` does not hold: what would go there is rejected.
     pub fn keep_targets(&mut self, usable: impl Fn(&Led) -> bool) {
-        for policy in self.customers.values_mut() {
+        self.customers.change_leading(|policy| {
             let [v4, v6] = Family::ALL.map(|family| {
                 let target = policy.target(family).copied();
-                let is_usable = Led::of(policy, family).is_some_and(|led| usable(&led));
+                let is_usable = Led::of(&policy, family).is_some_and(|led| usable(&led));
                 target.filter(|_| is_usable).unwrap_or(Target::NONE)
             });
-            *policy = policy.with_targets(v4, v6);
-        }
+            policy.with_targets(v4, v6)
+        });
     }
 
     /// Leaves customers as they are in `installed` where only times differ, and by no more than
     /// `tolerance`: two samples of the clocks' distance are never the same.
     pub fn keep_times(&mut self, installed: &Self, tolerance: Duration) {
         let tolerance = u64::try_from(tolerance.as_nanos()).unwrap_or(u64::MAX);
-        for (id, policy) in &mut self.customers {
-            if let Some(known) = installed.customers.get(id)
-                && policy.agrees(known, tolerance)
-            {
-                *policy = *known;
-            }
-        }
+        self.customers.keep(&installed.customers, |policy, known| {
+            policy.agrees(known, tolerance)
+        });
     }
 }
 
@@ -203,11 +206,9 @@ impl Step {
     pub fn apply_to(&self, image: &mut MapImage) {
         match self {
             Self::AddSet(id, prefixes) => {
-                image.sets.insert(*id, Arc::clone(prefixes));
+                Arc::make_mut(&mut image.sets).insert(*id, Arc::clone(prefixes));
             }
-            Self::PutCustomer(id, policy) => {
-                image.customers.insert(*id, **policy);
-            }
+            Self::PutCustomer(id, policy) => image.customers.insert(*id, policy),
             Self::PutInterface(index, owner) => {
                 image.interfaces.insert(*index, *owner);
             }
@@ -220,11 +221,9 @@ impl Step {
             Self::RemoveCgroup(id) => {
                 image.cgroups.remove(id);
             }
-            Self::RemoveCustomer(id) => {
-                image.customers.remove(id);
-            }
+            Self::RemoveCustomer(id) => image.customers.remove(id),
             Self::RemoveSet(id, _) => {
-                image.sets.remove(id);
+                Arc::make_mut(&mut image.sets).remove(id);
             }
         }
     }
@@ -239,22 +238,12 @@ impl Step {
 pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, CapacityError> {
     check_capacity(current, wanted)?;
     let mut steps = Vec::new();
-    for (id, prefixes) in &wanted.sets {
-        match current.sets.get(id) {
-            Some(known) if known == prefixes => {}
-            // Named by its contents, so a set that differs was never filled to the end.
-            Some(known) => {
-                steps.push(Step::RemoveSet(*id, Arc::clone(known)));
-                steps.push(Step::AddSet(*id, Arc::clone(prefixes)));
-            }
-            None => steps.push(Step::AddSet(*id, Arc::clone(prefixes))),
-        }
+    let is_same_sets = Arc::ptr_eq(&current.sets, &wanted.sets);
+    if !is_same_sets {
+        add_sets(&current.sets, &wanted.sets, &mut steps);
     }
-    for (id, policy) in &wanted.customers {
-        if current.customers.get(id) != Some(policy) {
-            steps.push(Step::PutCustomer(*id, Box::new(*policy)));
-        }
-    }
+    let differing = wanted.customers.differing_from(&current.customers);
+    steps.extend(differing.map(|(id, policy)| Step::PutCustomer(id, Box::new(policy))));
     owners(
         (&current.interfaces, &wanted.interfaces),
         Step::PutInterface,
@@ -267,20 +256,31 @@ pub fn plan(current: &MapImage, wanted: &MapImage) -> Result<Vec<Step>, Capacity
         Step::RemoveCgroup,
         &mut steps,
     );
-    let gone = |id: &&CustomerId| !wanted.customers.contains_key(*id);
-    steps.extend(
-        current
-            .customers
-            .keys()
-            .filter(gone)
-            .map(|id| Step::RemoveCustomer(*id)),
-    );
-    let gone = current
-        .sets
-        .iter()
-        .filter(|(id, _)| !wanted.sets.contains_key(id));
-    steps.extend(gone.map(|(id, prefixes)| Step::RemoveSet(*id, Arc::clone(prefixes))));
+    let gone = current.customers.missing_in(&wanted.customers);
+    steps.extend(gone.map(Step::RemoveCustomer));
+    if !is_same_sets {
+        let gone = current
+            .sets
+            .iter()
+            .filter(|(id, _)| !wanted.sets.contains_key(id));
+        steps.extend(gone.map(|(id, prefixes)| Step::RemoveSet(*id, Arc::clone(prefixes))));
+    }
     Ok(steps)
+}
+
+/// The writes that fill sets.
+fn add_sets(current: &Sets, wanted: &Sets, steps: &mut Vec<Step>) {
+    for (id, prefixes) in wanted {
+        match current.get(id) {
+            Some(known) if Arc::ptr_eq(known, prefixes) || known == prefixes => {}
+            // Named by its contents, so a set that differs was never filled to the end.
+            Some(known) => {
+                steps.push(Step::RemoveSet(*id, Arc::clone(known)));
+                steps.push(Step::AddSet(*id, Arc::clone(prefixes)));
+            }
+            None => steps.push(Step::AddSet(*id, Arc::clone(prefixes))),
+        }
+    }
 }
 
 /// The writes that change who owns what.
@@ -300,7 +300,8 @@ fn owners<K: Ord + Copy, V: PartialEq + Copy>(
 }
 
 fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityError> {
-    let customers = both(&current.customers, &wanted.customers);
+    let new = wanted.customers.missing_in(&current.customers);
+    let customers = current.customers.len() + new.count();
     if customers > MAX_CUSTOMERS {
         return Err(CapacityError::Customers(customers));
     }
@@ -312,8 +313,10 @@ fn check_capacity(current: &MapImage, wanted: &MapImage) -> Result<(), CapacityE
     if cgroups > MAX_CUSTOMERS {
         return Err(CapacityError::Cgroups(cgroups));
     }
-    let size =
-        |sets: &BTreeMap<SetId, Arc<[Prefix]>>| sets.values().map(|s| s.len()).sum::<usize>();
+    if Arc::ptr_eq(&current.sets, &wanted.sets) {
+        return Ok(());
+    }
+    let size = |sets: &Sets| sets.values().map(|s| s.len()).sum::<usize>();
     let new = wanted
         .sets
         .iter()

@@ -170,11 +170,7 @@ impl Case<'_> {
         let (interfaces, cgroups) = (BTreeMap::new(), BTreeMap::new());
         let notice = &self.host.settings.notice.listen;
         let tables = MapImage::new(self.image, WALL_MINUS_BOOT, notice, interfaces, cgroups)?;
-        let tables = TablesAt {
-            image: &tables,
-            owner: self.owner,
-            now,
-        };
+        let tables = TablesAt::new(&tables, self.owner, now);
         let mode = match self.host.settings.enforcement {
             Enforcement::Policy => HostMode::Policy,
             Enforcement::Observe => HostMode::Observe,
@@ -230,7 +226,7 @@ impl Case<'_> {
                 let source = sources.get(usize::from(decision.entry & !CUSTOMER_SET))?;
                 let name = source.as_ref()?;
                 let Allowlist { to, origin, .. } = self.policy.allowlists.get(name)?;
-                (EntryKind::Allowlist, name, self.matched(to), origin)
+                (EntryKind::Allowlist, name, self.matched(to.iter()), origin)
             }
             Reason::Exemption => {
                 let name = &customer.exemptions.get(usize::from(decision.entry))?.id;
@@ -309,7 +305,7 @@ impl Case<'_> {
             Some(AllowlistStep {
                 name: name.clone(),
                 of,
-                matched: self.matched(to),
+                matched: self.matched(to.iter()),
                 place: self.place(origin),
             })
         })
@@ -354,7 +350,7 @@ impl Case<'_> {
                 let lists = allowlists
                     .iter()
                     .filter_map(|name| self.policy.allowlists.get(name))
-                    .flat_map(|list| &list.to);
+                    .flat_map(|list| list.to.iter());
                 self.matched(prefixes.iter().chain(lists))
             }
         }

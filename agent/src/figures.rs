@@ -34,6 +34,14 @@ pub trait Figures: Send + Sync + 'static {
     /// When the kernel does not give them.
     fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, FiguresError>;
 
+    /// The same of many customers, in their order.
+    ///
+    /// # Errors
+    /// When the kernel does not give them.
+    fn customers(&self, ids: &[CustomerId]) -> Result<Vec<Option<CustomerCounters>>, FiguresError> {
+        ids.iter().map(|id| self.customer(*id)).collect()
+    }
+
     /// Destinations of a customer since its sketch was last cleared; `None` for one that never
     /// had a workload here.
     ///

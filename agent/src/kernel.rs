@@ -2,11 +2,13 @@
 
 pub mod bpf;
 pub mod cgroups;
+mod counters;
 pub mod filter;
 pub mod functions;
 pub mod guard;
 pub mod links;
 pub mod machines;
+pub mod memory;
 pub mod namespaces;
 pub mod netfilter;
 mod netlink;

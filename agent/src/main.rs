@@ -17,6 +17,7 @@ use gate25::cli::{
 use gate25::diagnostic::terminal::{Colour, render};
 use gate25::kernel::bpf::Attachment;
 use gate25::kernel::bpf::pins::DEFAULT_FILESYSTEM;
+use gate25::kernel::memory;
 use gate25::kernel::privileges;
 use gate25::logging;
 use gate25::notify::Environment;
@@ -245,6 +246,7 @@ fn run_command(cli: &Cli, args: &RunArgs) -> anyhow::Result<ExitCode> {
     };
     logging::install(log(&settings))?;
     // Before there is a second thread.
+    memory::keep_little();
     if let Err(error) = privileges::confine() {
         warn!(
             error = in_full(&error),

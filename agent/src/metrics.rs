@@ -1,7 +1,7 @@
 //! What Prometheus sees. Every metric is defined in [`catalogue`], with its help text.
 //!
-//! Values that live in the kernel are read at scrape time into a registry of that scrape, so that
-//! nothing is counted twice and no label outlives what it stands for.
+//! Values that live in the kernel are read at scrape time, so that nothing is counted twice and no label
+//! outlives what it stands for.
 
 pub mod catalogue;
 mod customers;
@@ -85,6 +85,12 @@ pub enum MetricsError {
     /// The page is not text.
     #[error("make the metrics' page")]
     Text(#[from] std::string::FromUtf8Error),
+    /// The page cannot be written.
+    #[error("make the metrics' page")]
+    Write(#[from] std::fmt::Error),
+    /// A series does not have its metric's labels.
+    #[error("make the metrics' page: labels of {0}")]
+    Labels(&'static str),
 }
 
 /// Durations that the agent measures itself.
@@ -171,9 +177,8 @@ impl Metrics {
     }
 
     fn host_page(&self) -> Result<String, MetricsError> {
-        let registry = Registry::new();
         let status = self.status.get();
-        let mut families = Families::new(&registry);
+        let mut families = Families::default();
         let started = Instant::now();
         self.kernel(&mut families)?;
         let detail = Detail::Limited(self.constants.customer_series_limit);
@@ -201,27 +206,32 @@ impl Metrics {
             let seconds = elapsed.as_secs_f64();
             families.gauge(names_of::SCRAPE_COLLECTOR_DURATION, &[collector], seconds)?;
         }
+        let registry = Registry::new();
         registry.register(Box::new(self.timings.apply.clone()))?;
         registry.register(Box::new(self.timings.enforcement_delay.clone()))?;
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
-        encode(&registry)
+        let mut page = String::new();
+        families.write_to(&mut page)?;
+        page.push_str(&encode(&registry)?);
+        Ok(page)
     }
 
     fn customers_page(&self) -> Result<String, MetricsError> {
-        let registry = Registry::new();
-        let mut families = Families::new(&registry);
+        let mut families = Families::default();
         customers::collect(
             &mut families,
             &self.status.get(),
             &*self.figures,
             Detail::Everybody,
         )?;
-        encode(&registry)
+        let mut page = String::new();
+        families.write_to(&mut page)?;
+        Ok(page)
     }
 
-    fn kernel(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
+    fn kernel(&self, families: &mut Families) -> Result<(), MetricsError> {
         let host: HostCounters = self.figures.host()?;
         let returns = self.figures.returns()?;
         for family in Family::ALL {
@@ -262,7 +272,7 @@ impl Metrics {
         families.counter(names_of::UNTRACKED, &[], host.untracked())
     }
 
-    fn constants(&self, families: &mut Families<'_>) -> Result<(), MetricsError> {
+    fn constants(&self, families: &mut Families) -> Result<(), MetricsError> {
         let Constants {
             host,
             backend,
@@ -303,7 +313,7 @@ impl Metrics {
 }
 
 fn workloads(
-    families: &mut Families<'_>,
+    families: &mut Families,
     status: &Status,
     constants: &Constants,
     host: HostMode,
@@ -344,11 +354,7 @@ fn workloads(
     Ok(())
 }
 
-fn policy(
-    families: &mut Families<'_>,
-    status: &Status,
-    now: Timestamp,
-) -> Result<(), MetricsError> {
+fn policy(families: &mut Families, status: &Status, now: Timestamp) -> Result<(), MetricsError> {
     for source in Source::ALL {
         let is = f64::from(u8::from(status.source == source));
         families.gauge(names_of::POLICY_SOURCE, &[source.as_str()], is)?;
@@ -390,7 +396,7 @@ fn policy(
 }
 
 /// Of findings that are about other things nobody here knows.
-fn findings(families: &mut Families<'_>, status: &Status) -> Result<(), MetricsError> {
+fn findings(families: &mut Families, status: &Status) -> Result<(), MetricsError> {
     let found = &status.examined.findings;
     let counted = |kind: &doctor::Kind| {
         kind.area() == doctor::Area::Coverage || *kind == doctor::Kind::NotExamined
@@ -440,7 +446,7 @@ impl Pages for Metrics {
     }
 
     fn ready(&self) -> Result<(), Vec<String>> {
-        let problems = self.status.get().problems;
+        let problems = self.status.read(|status| status.problems.clone());
         if problems.is_empty() {
             Ok(())
         } else {

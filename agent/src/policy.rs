@@ -4,10 +4,12 @@
 //! and reports what is wrong with it; `compile` turns it into the kernel's tables.
 
 pub mod changes;
+mod claims;
 pub mod directory;
 pub mod edit;
 mod join;
 pub mod language;
+mod listed;
 pub mod loader;
 mod overlap;
 pub mod ownership;
@@ -91,8 +93,9 @@ pub struct Allowlist {
     /// Free text for people.
     pub description: String,
     /// Destinations: no host bits, no duplicates, sorted; none inside or around the IPv4-mapped
-    /// (`::ffff:0:0/96`) or NAT64 (`64:ff9b::/96`) ranges, which are judged as IPv4.
-    pub to: Vec<IpNet>,
+    /// (`::ffff:0:0/96`) or NAT64 (`64:ff9b::/96`) ranges, which are judged as IPv4. Shared with every
+    /// policy in which they are the same.
+    pub to: Arc<[IpNet]>,
     /// Where it was written.
     pub origin: Origin,
 }
@@ -174,8 +177,8 @@ pub struct Customer {
     pub profile: String,
     /// Names of this customer's own allowlists, sorted.
     pub allow: Vec<String>,
-    /// Patterns that claim workloads.
-    pub workloads: Vec<Workload>,
+    /// Patterns that claim workloads. Shared with every policy in which they are the same.
+    pub workloads: Arc<[Workload]>,
     /// Where it was written.
     pub origin: Origin,
 }

@@ -5,6 +5,7 @@ pub mod files;
 mod redirects;
 mod replies;
 mod report;
+mod settled;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -31,6 +32,7 @@ use crate::policy::shrink::Limits;
 use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Relay};
 use crate::reconcile::attachments::Attachments;
 use crate::reconcile::redirects::Ways;
+use crate::reconcile::settled::Settled;
 use crate::source::Accepted;
 use crate::status::{Shared, Subject};
 use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
@@ -88,7 +90,9 @@ pub struct Reconciler<D: Dataplane> {
     policy: Option<Accepted>,
     /// The set that was last accepted before this start.
     last_known_good: Option<Accepted>,
-    builtin: Image,
+    builtin: Arc<Image>,
+    /// What the policy has come to in the tables.
+    settled: Option<Settled>,
     last_attempt: Option<SetHash>,
     /// Files that were undone: not taken over again unasked.
     held: Option<SetHash>,
@@ -150,7 +154,8 @@ impl<D: Dataplane> Reconciler<D> {
             workloads: Workloads::default(),
             policy: None,
             last_known_good: None,
-            builtin: builtin()?,
+            builtin: Arc::new(builtin()?),
+            settled: None,
             last_attempt: None,
             held: None,
             attachments: Attachments::default(),
@@ -486,10 +491,8 @@ impl<D: Dataplane> Reconciler<D> {
             self.policy.as_ref().map(|accepted| &*accepted.policy),
             &self.dataplane.installed().interfaces,
         );
-        let mut wanted = self.wanted()?;
-        self.check_redirects(&mut wanted);
+        let wanted = self.settle()?;
         self.check_returns();
-        wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
         let applied = self
             .dataplane
             .apply(&wanted)
@@ -498,7 +501,83 @@ impl<D: Dataplane> Reconciler<D> {
         Ok(applied.writes)
     }
 
+    /// The tables that the policy comes to, by what can be had of it at present.
+    fn settle(&mut self) -> Result<MapImage, CapacityError> {
+        if let Some(settled) = self.settled.as_ref().filter(|it| self.still_holds(it)) {
+            return Ok(MapImage {
+                customers: settled.customers.clone(),
+                sets: Arc::clone(&settled.sets),
+                ..self.owners()
+            });
+        }
+        self.settled = None;
+        let mut wanted = self.wanted()?;
+        self.check_redirects(&mut wanted);
+        wanted.keep_times(self.dataplane.installed(), CLOCK_TOLERANCE);
+        self.settled = self.image().map(|image| Settled {
+            image: Arc::clone(image),
+            offset: self.offset,
+            told: self.told.clone(),
+            has_replies: self.dataplane.replies().is_ok(),
+            customers: wanted.customers.clone(),
+            sets: Arc::clone(&wanted.sets),
+        });
+        Ok(wanted)
+    }
+
+    /// Whether the tables that the policy came to are those that it would come to now.
+    fn still_holds(&self, settled: &Settled) -> bool {
+        let Settled {
+            image,
+            offset,
+            told,
+            has_replies,
+            customers: _,
+            sets: _,
+        } = settled;
+        self.image().is_some_and(|now| Arc::ptr_eq(now, image))
+            && *offset == self.offset
+            && *told == self.told
+            && *has_replies == self.dataplane.replies().is_ok()
+            && self.ways() == Noted::Known
+    }
+
+    /// The policy that runs; `None` while that of an earlier agent goes on.
+    fn image(&self) -> Option<&Arc<Image>> {
+        match &self.policy {
+            Some(accepted) => Some(&accepted.image),
+            None if self.has_leftover() => None,
+            None => Some(&self.builtin),
+        }
+    }
+
     fn wanted(&self) -> Result<MapImage, CapacityError> {
+        let MapImage {
+            interfaces,
+            cgroups,
+            customers,
+            sets,
+        } = self.owners();
+        match self.image() {
+            // An earlier agent's policy goes on.
+            None => Ok(MapImage {
+                customers,
+                sets,
+                interfaces,
+                cgroups,
+            }),
+            Some(image) => MapImage::new(
+                image,
+                self.offset.nanoseconds(),
+                &self.circumstances.notice,
+                interfaces,
+                cgroups,
+            ),
+        }
+    }
+
+    /// The tables as they are, but for who owns what.
+    fn owners(&self) -> MapImage {
         let installed = self.dataplane.installed();
         let mut interfaces: BTreeMap<u32, InterfaceOwner> = self
             .workloads
@@ -509,43 +588,32 @@ impl<D: Dataplane> Reconciler<D> {
                 (*index, owner)
             })
             .collect();
-        let image = match &self.policy {
-            Some(accepted) => &accepted.image,
-            None if self.has_leftover() => {
-                // An earlier agent's policy goes on; what it did not know is nobody's.
+        let mut left = installed.cgroups.clone();
+        let cgroups = match (self.image(), self.listed) {
+            (None, listed) => {
+                // What an earlier agent did not know is nobody's.
                 for (index, owner) in &mut interfaces {
                     if let Some(known) = installed.interfaces.get(index) {
                         *owner = *known;
                     }
                 }
-                let mut cgroups = installed.cgroups.clone();
-                match self.listed {
-                    Listed::Yes => cgroups.retain(|id, _| self.inventory.cgroups.contains_key(id)),
+                match listed {
+                    Listed::Yes => left.retain(|id, _| self.inventory.cgroups.contains_key(id)),
                     Listed::NotYet => {}
                 }
-                return Ok(MapImage {
-                    interfaces,
-                    cgroups,
-                    ..installed.clone()
-                });
+                left
             }
-            None => &self.builtin,
-        };
-        let cgroups = match self.listed {
-            Listed::Yes => self.workloads.claims.clone(),
-            Listed::NotYet => {
-                let mut left = installed.cgroups.clone();
+            (Some(_), Listed::Yes) => self.workloads.claims.clone(),
+            (Some(image), Listed::NotYet) => {
                 left.retain(|_, owner| image.customers.contains_key(owner));
                 left
             }
         };
-        MapImage::new(
-            image,
-            self.offset.nanoseconds(),
-            &self.circumstances.notice,
+        MapImage {
             interfaces,
             cgroups,
-        )
+            ..installed.clone()
+        }
     }
 
     /// Whether an earlier agent has left a policy in the tables.

@@ -314,7 +314,7 @@ impl Reporting {
             Arc::clone(&figures),
             timings,
             counts,
-            Unmarked::new(&Nft::default()),
+            Unmarked::default(),
             constants,
         );
         let web = http::serve(

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use tracing::{error, warn};
 
 use crate::chain::in_full;
-use crate::compile::{CompileError, Image, compile};
+use crate::compile::{CompileError, Compiled, Image, compile_after};
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::Policy;
 use crate::policy::directory::{self, DirectoryError};
@@ -67,6 +67,8 @@ pub struct PolicyFiles {
     directory: PathBuf,
     trust: Trust,
     loader: Loader,
+    /// The set that was last found valid.
+    last: Option<Compiled>,
 }
 
 impl PolicyFiles {
@@ -76,6 +78,7 @@ impl PolicyFiles {
             directory,
             trust: Trust::Keepers(Keepers::of_process()),
             loader: Loader::default(),
+            last: None,
         }
     }
 
@@ -118,10 +121,16 @@ impl PolicyFiles {
         };
         let loaded = self.loader.load(&files, &circumstances)?;
         loaded.warnings.iter().for_each(report);
-        let image = compile(&loaded.policy, now)?;
-        Ok(Accepted {
+        let image = compile_after(&loaded.policy, now, self.last.as_ref())?;
+        let compiled = Compiled {
             policy: Arc::new(loaded.policy),
             image: Arc::new(image),
+        };
+        let Compiled { policy, image } = compiled.clone();
+        self.last = Some(compiled);
+        Ok(Accepted {
+            policy,
+            image,
             hash: loaded.hash,
             files,
             source,

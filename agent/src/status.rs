@@ -193,8 +193,8 @@ pub struct Status {
     pub reload_success: Option<Timestamp>,
     /// Why the last attempt was refused, if it was.
     pub refusal: Option<String>,
-    /// Everything that is judged.
-    pub workloads: BTreeMap<WorkloadId, WorkloadStatus>,
+    /// Everything that is judged. Copies of the status share it.
+    pub workloads: Arc<BTreeMap<WorkloadId, WorkloadStatus>>,
     /// Times that somebody else's change was put right.
     pub repairs: u64,
     /// Times that somebody else's change of the guard was put right.
@@ -259,7 +259,7 @@ impl Default for Status {
             reload_successful: false,
             reload_success: None,
             refusal: None,
-            workloads: BTreeMap::new(),
+            workloads: Arc::default(),
             repairs: 0,
             guard_repairs: 0,
             guard_in_place: false,

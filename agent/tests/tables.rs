@@ -45,7 +45,7 @@ fn allowlist(prefixes: &[&str]) -> Allowlist {
     to.sort_unstable();
     Allowlist {
         description: String::new(),
-        to,
+        to: to.into(),
         origin: origin(1),
     }
 }
@@ -95,7 +95,7 @@ fn exemption(
 
 fn listed(prefixes: &[&str], allowlists: &[&str]) -> Destinations {
     Destinations::Listed {
-        prefixes: allowlist(prefixes).to,
+        prefixes: allowlist(prefixes).to.to_vec(),
         allowlists: names(allowlists),
     }
 }

@@ -10,12 +10,23 @@ use crate::dataplane::MapImage;
 /// Tables as they are for one workload at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TablesAt<'i> {
-    /// The tables.
-    pub(crate) image: &'i MapImage,
-    /// Whose workload it is.
-    pub(crate) owner: CustomerId,
-    /// The moment, in nanoseconds of the clock of the image's deadlines.
-    pub(crate) now: u64,
+    image: &'i MapImage,
+    owner: CustomerId,
+    policy: Option<CustomerPolicy>,
+    now: u64,
+}
+
+impl<'i> TablesAt<'i> {
+    /// The tables of `image` for a workload of `owner`; `now` is in nanoseconds of the clock of the
+    /// image's deadlines.
+    pub(crate) fn new(image: &'i MapImage, owner: CustomerId, now: u64) -> Self {
+        Self {
+            image,
+            owner,
+            policy: image.customers.get(&owner),
+            now,
+        }
+    }
 }
 
 impl Tables for TablesAt<'_> {
@@ -24,7 +35,8 @@ impl Tables for TablesAt<'_> {
     }
 
     fn policy(&self, customer: CustomerId) -> Option<&CustomerPolicy> {
-        self.image.customers.get(&customer)
+        // Nobody else's is asked for.
+        self.policy.as_ref().filter(|_| customer == self.owner)
     }
 
     fn prefix(&self, set: SetId, address: &Address) -> Option<PrefixValue> {

@@ -56,7 +56,7 @@ fn kind<'w>(policy: &Policy, host: &Host<'_>, word: &'w str) -> Result<Kind<'w>,
     }
     let selectors = || {
         let customers = policy.customers.values();
-        let workloads = customers.flat_map(|customer| &customer.workloads);
+        let workloads = customers.flat_map(|customer| customer.workloads.iter());
         workloads.map(|workload| &workload.selector)
     };
     let claims_interface = |selector: &Selector| match selector {

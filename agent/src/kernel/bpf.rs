@@ -43,6 +43,7 @@ use crate::kernel::filter::FilterError;
 use crate::policy::RELAY_PORT;
 
 mod attachments;
+mod batch;
 mod bypass;
 mod cast;
 pub mod debug_lines;
@@ -117,6 +118,14 @@ pub enum BpfError {
         map: &'static str,
         /// What the kernel said.
         source: MapError,
+    },
+    /// A table could not be read as a whole.
+    #[error("read all of table {map}")]
+    Whole {
+        /// Which table.
+        map: &'static str,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// The number of CPUs could not be found out.
     #[error("read the number of CPUs from {file}")]
@@ -412,6 +421,10 @@ impl Figures for Counters {
         self.tables().customer(id).map_err(FiguresError::new)
     }
 
+    fn customers(&self, ids: &[CustomerId]) -> Result<Vec<Option<CustomerCounters>>, FiguresError> {
+        self.tables().customers(ids).map_err(FiguresError::new)
+    }
+
     fn sketch(&self, id: CustomerId) -> Result<Option<Sketch>, FiguresError> {
         self.tables().sketch(id).map_err(FiguresError::new)
     }
@@ -656,9 +669,6 @@ impl Dataplane for Bpf {
 
     fn apply(&mut self, wanted: &MapImage) -> Result<Applied, BpfError> {
         let steps = plan(&self.installed, wanted)?;
-        if steps.is_empty() {
-            return Ok(Applied { writes: 0 });
-        }
         let before = self.installed.clone();
         for step in &steps {
             if let Err(error) = self.run(std::slice::from_ref(step)) {
@@ -666,6 +676,8 @@ impl Dataplane for Bpf {
                 return Err(error);
             }
         }
+        // The same, in memory that is shared with who wants it.
+        self.installed = wanted.clone();
         Ok(Applied {
             writes: steps.iter().map(Step::writes).sum(),
         })

@@ -32,15 +32,14 @@ pub enum MarksError {
 #[derive(Debug)]
 pub struct Unmarked(Mutex<[Tally; TABLES.len()]>);
 
-impl Unmarked {
-    /// Nothing read yet.
-    #[must_use]
-    pub fn new(nft: &Nft) -> Self {
-        Self(Mutex::new(
-            TABLES.map(|table| Tally::new(nft.clone(), table)),
-        ))
+/// Nothing read yet.
+impl Default for Unmarked {
+    fn default() -> Self {
+        Self(Mutex::new(TABLES.map(Tally::new)))
     }
+}
 
+impl Unmarked {
     /// Packets by table, as they are now; where they cannot be read, which the guard's keeper
     /// complains of, as they were.
     pub fn packets(&self) -> [(Family, u64); TABLES.len()] {

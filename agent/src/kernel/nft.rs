@@ -157,16 +157,6 @@ impl Nft {
         }
     }
 
-    /// The same for another caller, who waits no longer than this and is watched by nobody.
-    #[must_use]
-    pub fn for_others(&self, limit: Duration) -> Self {
-        Self {
-            program: self.program.clone(),
-            limit,
-            manager: None,
-        }
-    }
-
     /// The same, which ends it after another time.
     #[must_use]
     pub fn within(self, limit: Duration) -> Self {
@@ -221,25 +211,7 @@ impl Nft {
     /// [`NftError`].
     pub fn table(&self, table: Table) -> Result<Option<Value>, NftError> {
         let words = ["table", table.family.as_str(), table.name];
-        self.of_table(table, "list a table", &words)
-    }
-
-    /// The counters of a table; `None` if there is no such table.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn counters(&self, table: Table) -> Result<Option<Value>, NftError> {
-        let words = ["counters", "table", table.family.as_str(), table.name];
-        self.of_table(table, "list counters", &words)
-    }
-
-    fn of_table(
-        &self,
-        table: Table,
-        action: &'static str,
-        what: &[&str],
-    ) -> Result<Option<Value>, NftError> {
-        match self.list(action, what) {
+        match self.list("list a table", &words) {
             Ok(listed) => Ok(Some(listed)),
             Err(error @ NftError::Refused { .. }) => match self.has_table(table)? {
                 true => Err(error),

@@ -116,8 +116,6 @@ impl NftablesError {
 
 /// nft is done within a second, unless the change is a large one or the machine is busy.
 const ALLOWANCE: u64 = 1_000_000_000;
-/// How long nft may take to tell the counters: whoever writes the table may wait for that.
-const COUNTERS: Duration = Duration::from_secs(10);
 
 /// What this backend cannot do, whatever the kernel.
 const LACKS: [Feature; 6] = [
@@ -165,7 +163,7 @@ impl Nftables {
                 .collect()
         });
         Ok(Self {
-            counters: Counters::new(nft.for_others(COUNTERS)),
+            counters: Counters::new(),
             nft,
             options,
             installed: MapImage::default(),
@@ -249,7 +247,7 @@ impl Nftables {
             let begins = self.waiting.get(id).is_some_and(|at| *at <= times.now);
             (begins || has_slept && policy.has_exemptions()) && !put(id)
         });
-        let due: BTreeSet<_> = due.map(|(id, _)| *id).collect();
+        let due: BTreeSet<_> = due.map(|(id, _)| id).collect();
         commands.append(renewals(&self.options, image, &due, times));
         if !commands.is_empty() {
             self.carry_out(&commands)?;
@@ -271,8 +269,8 @@ impl Nftables {
     /// begins, and at once where the change took longer than was allowed for, as it holds for longer
     /// than it may.
     fn wait(&mut self, image: &MapImage, times: Times, timed: impl Fn(&CustomerId) -> bool) {
-        let next = |(id, policy): (&CustomerId, &CustomerPolicy)| {
-            Some((*id, ruleset::next_start(policy, times.now)?))
+        let next = |(id, policy): (CustomerId, CustomerPolicy)| {
+            Some((id, ruleset::next_start(&policy, times.now)?))
         };
         self.waiting = image.customers.iter().filter_map(next).collect();
         // Where the clock cannot be read, it is taken for late.
@@ -285,7 +283,7 @@ impl Nftables {
             .customers
             .iter()
             .filter(|(id, policy)| timed(id) && policy.has_exemptions());
-        self.waiting.extend(late.map(|(id, _)| (*id, times.now)));
+        self.waiting.extend(late.map(|(id, _)| (id, times.now)));
     }
 }
 

@@ -4,15 +4,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
-
-use super::nft::{Nft, NftError};
+use super::counters;
+use super::netlink::NetlinkError;
 use crate::netfilter::Table;
 
 /// The named counters of a table.
 #[derive(Debug)]
 pub(crate) struct Tally {
-    nft: Nft,
     table: Table,
     read: Option<Instant>,
     totals: BTreeMap<String, Total>,
@@ -32,9 +30,8 @@ struct Total {
 }
 
 impl Tally {
-    pub(crate) fn new(nft: Nft, table: Table) -> Self {
+    pub(crate) fn new(table: Table) -> Self {
         Self {
-            nft,
             table,
             read: None,
             totals: BTreeMap::new(),
@@ -47,18 +44,19 @@ impl Tally {
     }
 
     /// Reads the counters, if the table is there.
-    pub(crate) fn read(&mut self) -> Result<(), NftError> {
-        match self.nft.counters(self.table)? {
-            Some(listed) => self.add(&listed),
-            None => self.lost(),
-        }
+    pub(crate) fn read(&mut self) -> Result<(), NetlinkError> {
+        self.add(counters::of_table(self.table)?);
         self.read = Some(Instant::now());
         Ok(())
     }
 
-    fn add(&mut self, listed: &Value) {
-        for (name, count) in counters(listed) {
-            let total = self.totals.entry(name.to_owned()).or_default();
+    fn add(&mut self, listed: Vec<(String, Count)>) {
+        // Every table of ours has counters.
+        if listed.is_empty() {
+            self.lost();
+        }
+        for (name, count) in listed {
+            let total = self.totals.entry(name).or_default();
             if count.packets < total.now.packets {
                 total.close();
             }
@@ -99,42 +97,28 @@ impl Total {
     }
 }
 
-fn counters(listed: &Value) -> impl Iterator<Item = (&str, Count)> {
-    let objects = listed["nftables"].as_array().into_iter().flatten();
-    objects.filter_map(|object| {
-        let counter = object.get("counter")?;
-        let count = Count {
-            packets: counter["packets"].as_u64()?,
-            bytes: counter["bytes"].as_u64()?,
-        };
-        Some((counter["name"].as_str()?, count))
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::guard::TABLES;
 
     #[test]
     fn count_goes_on_over_tables_that_went() {
-        let mut tally = Tally::new(Nft::default(), TABLES[0]);
-        let listed = |packets: u64| {
-            let counter = json!({"name": "n", "packets": packets, "bytes": packets * 60});
-            json!({"nftables": [{"metainfo": {}}, {"counter": counter}]})
+        let mut tally = Tally::new(TABLES[0]);
+        let listed = |packets| {
+            let bytes = packets * 60;
+            vec![("n".to_owned(), Count { packets, bytes })]
         };
         assert!(!tally.has("n"));
         for (packets, total) in [(3, 3), (5, 5), (2, 7), (2, 7), (4, 9)] {
-            tally.add(&listed(packets));
+            tally.add(listed(packets));
             assert_eq!(tally.packets("n"), total);
         }
         tally.lost();
-        tally.lost();
+        tally.add(Vec::new());
         assert_eq!(tally.sum("n").bytes, 9 * 60);
         // As many as before, in another table.
-        tally.add(&listed(4));
+        tally.add(listed(4));
         assert_eq!(tally.packets("n"), 13);
     }
 }

@@ -26,16 +26,18 @@ pub(super) enum Detail {
 
 /// Exports the series of customers with workloads here.
 pub(super) fn collect(
-    families: &mut Families<'_>,
+    families: &mut Families,
     status: &Status,
     figures: &dyn Figures,
     detail: Detail,
 ) -> Result<(), MetricsError> {
     let mut exported = 0;
     let mut suppressed = 0;
-    for customer in present(status) {
-        let number = number(customer);
-        let Some(counts) = figures.customer(number)? else {
+    let present = present(status);
+    let numbers: Vec<CustomerId> = present.iter().map(|customer| number(customer)).collect();
+    let counted = figures.customers(&numbers)?;
+    for ((customer, number), counts) in present.iter().zip(numbers).zip(counted) {
+        let Some(counts) = counts else {
             continue;
         };
         match detail {
@@ -49,10 +51,14 @@ pub(super) fn collect(
         exported += 1;
         let sketch = figures.sketch(number)?.unwrap_or(Sketch::EMPTY);
         customer_series(families, customer, &counts, &sketch)?;
-        match (detail, figures.customer_returns(number)?) {
-            (Detail::Everybody, Some(returns)) => return_series(families, customer, &returns)?,
+        match detail {
+            Detail::Everybody => {
+                if let Some(returns) = figures.customer_returns(number)? {
+                    return_series(families, customer, &returns)?;
+                }
+            }
             // Anybody out there can send such packets to every customer, and would use up the limit.
-            (Detail::Limited(_), _) | (Detail::Everybody, None) => {}
+            Detail::Limited(_) => {}
         }
     }
     match detail {
@@ -62,14 +68,14 @@ pub(super) fn collect(
                 &[],
                 f64::from(suppressed),
             )?;
-            exemptions(families, status, Timestamp::now())
+            exemptions(families, status, &present, Timestamp::now())
         }
         Detail::Everybody => Ok(()),
     }
 }
 
 fn customer_series(
-    families: &mut Families<'_>,
+    families: &mut Families,
     customer: &str,
     counts: &CustomerCounters,
     sketch: &Sketch,
@@ -90,7 +96,7 @@ fn customer_series(
 }
 
 fn return_series(
-    families: &mut Families<'_>,
+    families: &mut Families,
     customer: &str,
     returns: &ReturnCounters,
 ) -> Result<(), MetricsError> {
@@ -102,11 +108,11 @@ fn return_series(
 }
 
 fn exemptions(
-    families: &mut Families<'_>,
+    families: &mut Families,
     status: &Status,
+    present: &BTreeSet<&str>,
     now: Timestamp,
 ) -> Result<(), MetricsError> {
-    let present = present(status);
     for exemption in &status.policy.exemptions {
         if exemption.expires > now && present.contains(exemption.customer.as_str()) {
             let labels = [exemption.customer.as_str(), &exemption.id];

@@ -8,7 +8,7 @@ use crate::notice::server::Listening;
 use crate::status::Status;
 
 pub(super) fn collect(
-    families: &mut Families<'_>,
+    families: &mut Families,
     status: &Status,
     counts: &Counts,
 ) -> Result<(), MetricsError> {

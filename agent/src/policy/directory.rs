@@ -348,6 +348,8 @@ pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<Option<File>
 pub(crate) fn read_bounded(file: &File) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    // They stay in memory: no room to grow.
+    bytes.shrink_to_fit();
     Ok(bytes)
 }
 

@@ -11,16 +11,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use self::names::{Named, Names};
-use super::language::{
-    AllowlistMap, ClaimMap, CustomerMap, PolicyFile, ProfileMap, RulesMap, WorkloadMap,
-};
+use super::language::{AllowlistMap, CustomerMap, PolicyFile, ProfileMap, RulesMap};
+use super::listed::distinct;
 use super::loader::Circumstances;
 use super::overlap;
-use super::scalar::cgroups::OwnedCgroup;
-use super::scalar::{Id, ListName, OwnedInterface};
+use super::scalar::{Id, ListName};
 use super::{
-    Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, Selector,
-    UNASSIGNED, Workload,
+    Allowlist, Blocked, Customer, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rules, UNASSIGNED,
 };
 use crate::diagnostic::{Diagnostic, Location, Position, Problems, quoted};
 use crate::yaml::read::{At, Placed, nearest};
@@ -127,12 +124,14 @@ impl<'f> Join<'f, '_> {
                 description,
                 to,
             } = named.map;
-            let to = to.as_deref().unwrap_or_default();
-            let to = to
-                .iter()
-                .map(|prefix| (prefix.value.0, prefix.at))
-                .collect();
-            let to = self.prefixes(named.file, to);
+            let to = match to {
+                Some(to) => {
+                    self.judge_lengths(named.file, to.placed());
+                    Arc::clone(&to.nets)
+                }
+                // Reported where it was read.
+                None => Arc::default(),
+            };
             let description = description.as_ref().map(|text| text.value.0.clone());
             let description = description.unwrap_or_default();
             let origin = named.origin();
@@ -192,7 +191,8 @@ impl<'f> Join<'f, '_> {
                 allow,
                 workloads,
             } = named.map;
-            let workloads = workloads.as_deref().unwrap_or_default();
+            // What could not be read was reported there.
+            let workloads = workloads.as_ref().map(|claims| Arc::clone(&claims.0));
             let customer = Customer {
                 name: name
                     .as_ref()
@@ -200,10 +200,7 @@ impl<'f> Join<'f, '_> {
                     .unwrap_or_default(),
                 profile: self.profile(named.file, profile.as_ref()).to_owned(),
                 allow: self.allow(named.file, allow.as_deref().unwrap_or_default()),
-                workloads: workloads
-                    .iter()
-                    .filter_map(|workload| self.workload(named.file, workload))
-                    .collect(),
+                workloads: workloads.unwrap_or_default(),
                 origin: named.origin(),
             };
             customers.push(((*id).to_owned(), customer));
@@ -232,34 +229,6 @@ impl<'f> Join<'f, '_> {
         name
     }
 
-    fn workload(&mut self, file: &Arc<Path>, map: &ClaimMap) -> Option<Workload> {
-        let ClaimMap(WorkloadMap {
-            interface,
-            cgroup,
-            hosts,
-        }) = map;
-        let (selector, at) = match (interface, cgroup) {
-            (Some(At { value, at }), _) => {
-                let OwnedInterface(pattern) = value;
-                (Selector::Interface(pattern.clone()), at)
-            }
-            (None, Some(At { value, at })) => {
-                let OwnedCgroup(pattern) = value;
-                (Selector::Cgroup(pattern.clone()), at)
-            }
-            // Reported where it was read.
-            (None, None) => return None,
-        };
-        let hosts = hosts.as_deref().unwrap_or_default();
-        let hosts = hosts.iter().map(|host| (&host.value.0, host.at)).collect();
-        let hosts = self.distinct(file, hosts);
-        Some(Workload {
-            selector,
-            hosts: hosts.into_iter().map(|(host, _)| host.clone()).collect(),
-            origin: origin(file, *at),
-        })
-    }
-
     /// The names of allowlists in an `allow` list, sorted.
     fn allow(&mut self, file: &Arc<Path>, list: &'f [At<ListName>]) -> Vec<String> {
         let list = list
@@ -286,22 +255,9 @@ impl<'f> Join<'f, '_> {
     fn distinct<T: Ord + Display>(
         &mut self,
         file: &Arc<Path>,
-        mut list: Vec<(T, Position)>,
+        list: Vec<(T, Position)>,
     ) -> Vec<(T, Position)> {
-        list.sort_unstable();
-        list.dedup_by(|(item, at), (kept, first)| {
-            let is_duplicate = item == kept;
-            if is_duplicate {
-                let message = format!("{} is listed twice", quoted(&item.to_string()));
-                self.problems.push(
-                    Diagnostic::error("duplicate-item", Location::at(file, *at), message)
-                        .help("remove one of them")
-                        .related(Location::at(file, *first), "first listed here"),
-                );
-            }
-            is_duplicate
-        });
-        list
+        distinct(file, list, self.problems)
     }
 
     fn unknown<'k>(

@@ -8,12 +8,13 @@ use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde_json::Value;
 
-use super::scalar::cgroups::OwnedCgroup;
+use super::claims::Claims;
+use super::listed::Prefixes;
 use super::scalar::relay::RelayAddress;
-use super::scalar::{HostPattern, Id, ListName, OwnedInterface, Prefix, Target, Time, Told};
+use super::scalar::{Id, ListName, Target, Time, Told};
 use super::{ANY, Blocked, Mode};
 use crate::diagnostic::Problems;
-use crate::yaml::read::{At, Fault, FromNode, Maybe, Placed, Reader, Section, keys};
+use crate::yaml::read::{At, FromNode, Maybe, Placed, Reader, Section, keys};
 use crate::yaml::scalar::{Number, Text, Version};
 use crate::yaml::tree::{self, Kind, Node};
 
@@ -55,7 +56,7 @@ keys! {
         /// Free text for people.
         optional description: At<Text>,
         /// Addresses and prefixes, IPv4 and IPv6.
-        required to: Vec<At<Prefix>>,
+        required to: Prefixes,
     }
 }
 
@@ -90,65 +91,7 @@ keys! {
         /// Further allowlists, open to this customer.
         optional allow: Vec<At<ListName>>,
         /// Patterns that claim workloads.
-        optional workloads: Vec<ClaimMap>,
-    }
-}
-
-keys! {
-    /// A pattern that claims workloads.
-    pub(crate) struct WorkloadMap {
-        /// Pattern for names of network interfaces on the host; `*` and `?` are wildcards.
-        optional interface: At<OwnedInterface>,
-        /// Pattern for paths of cgroups below the cgroup2 mount; takes what lies below them, too.
-        optional cgroup: At<OwnedCgroup>,
-        /// Patterns for host names; every host where nothing is said.
-        optional hosts: Vec<At<HostPattern>>,
-    }
-}
-
-/// A pattern that claims workloads, either interfaces or cgroups.
-#[derive(Debug, Clone)]
-pub(crate) struct ClaimMap(pub(crate) WorkloadMap);
-
-/// The keys of which a workload has one.
-const SELECTORS: [&str; 2] = ["interface", "cgroup"];
-
-impl FromNode for ClaimMap {
-    fn from_node(node: &Node<'_>, reader: &mut Reader<'_>) -> Option<Self> {
-        if let Kind::Map(entries) = &node.kind {
-            let selectors = entries
-                .iter()
-                .filter(|entry| SELECTORS.contains(&&*entry.key));
-            let fault = match selectors.count() {
-                0 => Some(Fault::new(
-                    "missing-key",
-                    "the key `interface` or `cgroup` is missing",
-                )),
-                1 => None,
-                _ => Some(Fault::new(
-                    "two-selectors",
-                    "a workload is either an interface or a cgroup",
-                )),
-            };
-            if let Some(fault) = fault {
-                let help = "write a workload for each: `- interface: PATTERN`, `- cgroup: PATTERN`";
-                reader.fault(node.at, fault.help(help));
-            }
-        }
-        WorkloadMap::from_node(node, reader).map(Self)
-    }
-}
-
-impl JsonSchema for ClaimMap {
-    fn schema_name() -> Cow<'static, str> {
-        WorkloadMap::schema_name()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let mut schema = WorkloadMap::json_schema(generator);
-        let one = SELECTORS.map(|key| serde_json::json!({ "required": [key] }));
-        schema.insert("oneOf".to_owned(), Value::from(one.to_vec()));
-        schema
+        optional workloads: Claims,
     }
 }
 

@@ -18,7 +18,7 @@ const MAX_REPORTED: usize = 8;
 pub(super) fn find(customers: &BTreeMap<String, Customer>, problems: &mut Problems) {
     let mut alike: BTreeMap<(Kind, usize), Vec<Claim<'_>>> = BTreeMap::new();
     for (id, customer) in customers {
-        for workload in &customer.workloads {
+        for workload in customer.workloads.iter() {
             let claim = claim(id, workload);
             let depth = claim.pattern.components();
             alike.entry((claim.kind, depth)).or_default().push(claim);

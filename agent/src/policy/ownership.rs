@@ -21,15 +21,29 @@ pub enum Owner<'p> {
 /// The patterns of a policy that apply on one host, made ready for many names.
 #[derive(Debug)]
 pub struct Ownership<'p> {
-    interfaces: Claims<'p>,
-    cgroups: Claims<'p>,
-    cgroup_depth: usize,
+    interfaces: Patterns<'p>,
+    cgroups: Patterns<'p>,
+}
+
+/// A customer, and the pattern by which something is its own.
+type Claim<'p> = (&'p str, &'p Workload);
+
+/// Patterns of one kind, by how they are looked for. Almost all are plain names or end in their only
+/// `*`: these are only sorted, since that is done for every change on the host.
+#[derive(Debug, Default)]
+struct Patterns<'p> {
+    /// Those that match one name, sorted by it.
+    names: Vec<(&'p str, Claim<'p>)>,
+    /// Those that end in their only `*`, sorted by what is before it.
+    beginnings: Vec<(&'p str, Claim<'p>)>,
+    /// All others.
+    others: Claims<'p>,
 }
 
 /// Patterns component by component: the node that a path leads to holds those that match it.
 #[derive(Debug, Default)]
 struct Claims<'p> {
-    here: Vec<(&'p str, &'p Workload)>,
+    here: Vec<Claim<'p>>,
     below: Components<'p>,
 }
 
@@ -41,33 +55,20 @@ impl<'p> Ownership<'p> {
     /// Prepares the patterns whose `hosts` match this host.
     #[must_use]
     pub fn new(policy: &'p Policy, host: &str) -> Self {
-        let mut interfaces = Claims::default();
-        let mut cgroups = Claims::default();
-        let mut cgroup_depth = 0;
-        for (customer, owner) in &policy.customers {
-            for workload in &owner.workloads {
-                let Workload {
-                    selector,
-                    hosts,
-                    origin: _,
-                } = workload;
-                if !hosts.is_empty() && !hosts.iter().any(|pattern| pattern.matches(host)) {
-                    continue;
-                }
-                let (claims, pattern) = match selector {
-                    Selector::Interface(pattern) => (&mut interfaces, pattern),
-                    Selector::Cgroup(pattern) => {
-                        cgroup_depth = cgroup_depth.max(pattern.components());
-                        (&mut cgroups, pattern)
-                    }
-                };
-                claims.add(pattern, customer, workload);
-            }
+        let mut interfaces = Patterns::default();
+        let mut cgroups = Patterns::default();
+        for (customer, workload) in claims(policy, host) {
+            let (patterns, pattern) = match &workload.selector {
+                Selector::Interface(pattern) => (&mut interfaces, pattern),
+                Selector::Cgroup(pattern) => (&mut cgroups, pattern),
+            };
+            patterns.add(pattern, (customer, workload));
         }
+        interfaces.sort();
+        cgroups.sort();
         Self {
             interfaces,
             cgroups,
-            cgroup_depth,
         }
     }
 
@@ -101,19 +102,31 @@ impl<'p> Ownership<'p> {
         if path.is_empty() {
             return None;
         }
-        let depth = components(path);
-        let nodes = self.cgroups.along(path).collect::<Vec<_>>();
-        let nearest = nodes.iter().rposition(|nodes| is_claimed(nodes))?;
-        let ancestor = lineage(path).nth(depth.checked_sub(nearest + 1)?)?;
-        Some((ancestor, owner(nodes.get(nearest)?)?))
+        self.cgroups.nearest(path)
     }
+}
 
-    /// Components of the longest cgroup pattern: nothing is claimed exactly below this depth. 0
-    /// without such patterns.
-    #[must_use]
-    pub fn cgroup_depth(&self) -> usize {
-        self.cgroup_depth
-    }
+/// Components of the longest pattern of control groups that applies on this host: nothing is claimed
+/// exactly below this depth. 0 without such patterns.
+#[must_use]
+pub fn cgroup_depth(policy: &Policy, host: &str) -> usize {
+    let depths = claims(policy, host).filter_map(|(_, workload)| match &workload.selector {
+        Selector::Interface(_) => None,
+        Selector::Cgroup(pattern) => Some(pattern.components()),
+    });
+    depths.max().unwrap_or_default()
+}
+
+/// The patterns whose `hosts` match this host.
+fn claims<'p>(policy: &'p Policy, host: &str) -> impl Iterator<Item = Claim<'p>> {
+    let all = policy.customers.iter().flat_map(|(customer, owner)| {
+        let workloads = owner.workloads.iter();
+        workloads.map(move |workload| (customer.as_str(), workload))
+    });
+    all.filter(move |(_, workload)| {
+        let hosts = &workload.hosts;
+        hosts.is_empty() || hosts.iter().any(|pattern| pattern.matches(host))
+    })
 }
 
 /// A path and those above it, deepest first, the mount left out.
@@ -133,8 +146,71 @@ fn components(path: &str) -> usize {
     path.split('/').count()
 }
 
+impl<'p> Patterns<'p> {
+    /// Before [`Self::sort`].
+    fn add(&mut self, pattern: &'p Pattern, claim: Claim<'p>) {
+        let text = pattern.as_str();
+        match text.find(['*', '?']) {
+            None => self.names.push((text, claim)),
+            Some(at) if text.get(at..) == Some("*") => {
+                self.beginnings.push((pattern.literal_prefix(), claim));
+            }
+            Some(_) => self.others.add(pattern, claim),
+        }
+    }
+
+    fn sort(&mut self) {
+        self.names.sort_by_key(|(name, _)| *name);
+        self.beginnings.sort_by_key(|(beginning, _)| *beginning);
+    }
+
+    /// Who claims exactly this path; `None` where nobody does.
+    fn of(&self, path: &str) -> Option<Owner<'p>> {
+        let nodes = self
+            .others
+            .along(path)
+            .nth(components(path).checked_sub(1)?);
+        owner(self.claims(path, &nodes.unwrap_or_default()))
+    }
+
+    /// The deepest of a path and those above it that anybody claims, and who does.
+    fn nearest<'n>(&self, path: &'n str) -> Option<(&'n str, Owner<'p>)> {
+        let depth = components(path);
+        let nodes = self.others.along(path).collect::<Vec<_>>();
+        lineage(path).enumerate().find_map(|(above, ancestor)| {
+            let nodes = nodes.get(depth.checked_sub(above + 1)?);
+            let nodes = nodes.map(Vec::as_slice).unwrap_or_default();
+            Some((ancestor, owner(self.claims(ancestor, nodes))?))
+        })
+    }
+
+    /// The claims on a path, to which these nodes lead.
+    fn claims<'a>(
+        &'a self,
+        path: &'a str,
+        nodes: &'a [&Claims<'p>],
+    ) -> impl Iterator<Item = Claim<'p>> {
+        // `*` stands for nothing beyond the last component.
+        let last = path.rfind('/').map_or(0, |slash| slash + 1);
+        let beginnings = (last..=path.len())
+            .filter_map(|end| path.get(..end))
+            .flat_map(|beginning| equal(&self.beginnings, beginning));
+        let others = nodes.iter().flat_map(|node| &node.here);
+        let sorted = equal(&self.names, path).iter().chain(beginnings);
+        sorted.map(|(_, claim)| claim).chain(others).copied()
+    }
+}
+
+/// The entries of a sorted list that have this name.
+fn equal<'a, 'p>(list: &'a [(&'p str, Claim<'p>)], name: &str) -> &'a [(&'p str, Claim<'p>)] {
+    let from = list.partition_point(|(it, _)| *it < name);
+    let rest = list.get(from..).unwrap_or_default();
+    let count = rest.iter().take_while(|(it, _)| *it == name).count();
+    rest.get(..count).unwrap_or_default()
+}
+
 impl<'p> Claims<'p> {
-    fn add(&mut self, pattern: &Pattern, customer: &'p str, workload: &'p Workload) {
+    fn add(&mut self, pattern: &Pattern, claim: Claim<'p>) {
         let mut node = self;
         for component in pattern.as_str().split('/').map(Pattern::new) {
             let start = component.literal_prefix().as_bytes().to_vec();
@@ -152,7 +228,7 @@ impl<'p> Claims<'p> {
             };
             node = next;
         }
-        node.here.push((customer, workload));
+        node.here.push(claim);
     }
 
     /// The nodes that each component of the path leads to, for as long as there are any.
@@ -170,21 +246,12 @@ impl<'p> Claims<'p> {
             (!nodes.is_empty()).then(|| nodes.clone())
         })
     }
-
-    /// Who claims exactly this path; `None` where nobody does.
-    fn of(&self, path: &str) -> Option<Owner<'p>> {
-        owner(&self.along(path).nth(components(path).checked_sub(1)?)?)
-    }
 }
 
-fn is_claimed(nodes: &[&Claims<'_>]) -> bool {
-    nodes.iter().any(|node| !node.here.is_empty())
-}
-
-/// Whose the patterns at these nodes are; `None` where there is none.
-fn owner<'p>(nodes: &[&Claims<'p>]) -> Option<Owner<'p>> {
+/// Whose these claims make something; `None` where there is none.
+fn owner<'p>(claims: impl Iterator<Item = Claim<'p>>) -> Option<Owner<'p>> {
     let mut owners: BTreeMap<&'p str, &'p Workload> = BTreeMap::new();
-    for (customer, workload) in nodes.iter().flat_map(|node| &node.here) {
+    for (customer, workload) in claims {
         let first = owners.entry(customer).or_insert(workload);
         if workload.origin < first.origin {
             *first = workload;

@@ -63,6 +63,10 @@ impl<D: Dataplane> Reconciler<D> {
             }
             Occasion::Watch => Shrink::Refused,
             Occasion::Request(_) if hash.is_some() && hash == self.running_files() => {
+                // What was refused meanwhile is not there any more.
+                self.last_attempt = hash;
+                let status = &self.circumstances.status;
+                status.update(|status| status.reload_successful = true);
                 return ReloadOutcome::Unchanged;
             }
             Occasion::Request(shrink) => shrink,
@@ -167,7 +171,8 @@ impl<D: Dataplane> Reconciler<D> {
         let hash = accepted.hash;
         match self.run_set(accepted) {
             Ok(writes) => {
-                let generation = self.circumstances.status.get().generation;
+                let status = &self.circumstances.status;
+                let generation = status.read(|status| status.generation);
                 ReloadOutcome::Applied {
                     generation,
                     hash,
@@ -208,6 +213,8 @@ impl<D: Dataplane> Reconciler<D> {
         let before = self.policy.replace(set);
         match self.write_tables() {
             Ok(writes) => {
+                // What runs takes its place from now on.
+                self.last_known_good = None;
                 self.circumstances.timings.applied(started.elapsed());
                 self.report_policy(writes);
                 Ok(writes)

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use gate25_common::abi::Blocked;
+use gate25_common::abi::{Blocked, CustomerPolicy};
 use gate25_common::address::Family;
 
 use super::{Noted, Reconciler};
@@ -106,8 +106,8 @@ impl<D: Dataplane> Reconciler<D> {
 /// Why nobody is told the notice over a family.
 fn unanswered(wanted: &MapImage) -> impl Iterator<Item = String> {
     let is_silent = |family| {
-        let mut customers = wanted.customers.values();
-        customers.any(|policy| {
+        let mut customers = wanted.customers.leading();
+        customers.any(|policy: CustomerPolicy| {
             policy.blocked() == Some(Blocked::Notice) && policy.target(family).is_none()
         })
     };

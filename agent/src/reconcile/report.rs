@@ -95,11 +95,12 @@ impl<D: Dataplane> Reconciler<D> {
         let mut guests = sites.iter().filter(is_guests).peekable();
         let in_force = self.is_in_force()
             && (guests.peek().is_none() || guests.any(|site| covered.contains(site)));
-        let before = self.circumstances.status.get().workloads;
+        let status = &self.circumstances.status;
+        let before = status.read(|status| Arc::clone(&status.workloads));
         report_changes(&before, &workloads);
-        self.circumstances.status.update(|status| {
+        status.update(|status| {
             status.source = source;
-            status.workloads = workloads;
+            status.workloads = Arc::new(workloads);
             status.entries = entries;
             status.problems = problems;
             status.in_force = in_force;

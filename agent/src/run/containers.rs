@@ -16,7 +16,7 @@ use crate::kernel::cgroups::{
 use crate::kernel::links::Interface;
 use crate::kernel::namespaces::{self, NamespaceError};
 use crate::policy::Pattern;
-use crate::policy::ownership::Ownership;
+use crate::policy::ownership::cgroup_depth;
 use crate::reconcile::Unread;
 use crate::source::Accepted;
 
@@ -157,9 +157,7 @@ impl Containers {
     /// match, and what is directly below the roots.
     pub(super) fn depth_for(&self, policy: Option<&Accepted>) -> usize {
         let roots = self.roots.iter().map(Pattern::components).max();
-        let claims = policy.map_or(0, |accepted| {
-            Ownership::new(&accepted.policy, &self.host).cgroup_depth()
-        });
+        let claims = policy.map_or(0, |accepted| cgroup_depth(&accepted.policy, &self.host));
         claims.max(roots.unwrap_or(0) + 1)
     }
 

@@ -200,9 +200,7 @@ mod tests {
                     claim: Claim::Customer(owner.to_owned()),
                     state: State::Enforced,
                 };
-                status
-                    .workloads
-                    .insert(WorkloadId::Interface(index), workload);
+                Arc::make_mut(&mut status.workloads).insert(WorkloadId::Interface(index), workload);
             }
         });
         let senders = Senders {

@@ -16,6 +16,7 @@ use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, U
 use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
+use crate::kernel::memory;
 use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
 use crate::reconcile::{Noted, RETRY, Reconciler};
@@ -299,14 +300,14 @@ impl<D: Dataplane> Agent<D> {
         if self.announced {
             return;
         }
-        let status = self.status.get();
-        let text = format!(
-            "policy from {}, {} workloads",
-            status.source.as_str(),
-            status.workloads.len()
-        );
+        let text = self.status.read(|status| {
+            let (source, workloads) = (status.source.as_str(), status.workloads.len());
+            format!("policy from {source}, {workloads} workloads")
+        });
         let told = self.notifier.ready(&text);
         self.announced = told.is_ok();
+        // A start takes more than what comes after it.
+        memory::give_back();
         self.heard(told);
     }
 
@@ -529,6 +530,9 @@ impl<D: Dataplane> Agent<D> {
                 let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
                     let (set, noted) = trial::read(&mut files, beginning.as_ref());
+                    if set.is_err() {
+                        memory::give_back();
+                    }
                     Loaded { files, set, noted }
                 }));
             }

@@ -232,11 +232,8 @@ impl Sweep {
         let Some(owner) = self.owners.of(&path) else {
             return Ok(false);
         };
-        let tables = TablesAt {
-            image: &self.image,
-            owner,
-            now: u64::try_from(clock::boot()?).unwrap_or(0),
-        };
+        let now = u64::try_from(clock::boot()?).unwrap_or(0);
+        let tables = TablesAt::new(&self.image, owner, now);
         let subject = Subject::Guarded {
             destination: socket.destination,
             port: socket.port.to_be_bytes(),

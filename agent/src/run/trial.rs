@@ -492,7 +492,7 @@ impl<D: Dataplane> Agent<D> {
 
     /// Takes note that files are on trial, which run now.
     pub(super) fn on_trial(&mut self, trial: Trial, outcome: ReloadOutcome) -> ReloadOutcome {
-        let generation = self.status.get().generation;
+        let generation = self.status.read(|status| status.generation);
         let (hash, writes) = match outcome {
             ReloadOutcome::Applied { hash, writes, .. } => (hash, writes),
             ReloadOutcome::Unchanged => (trial.files, 0),

@@ -106,6 +106,11 @@ impl<'a> Reader<'a> {
         Self { file, problems }
     }
 
+    /// The file, and where to report what is wrong with it.
+    pub(crate) fn parts(&mut self) -> (&Arc<Path>, &mut Problems) {
+        (self.file, self.problems)
+    }
+
     pub(crate) fn fault(&mut self, at: Position, fault: Fault) {
         let Fault {
             code,

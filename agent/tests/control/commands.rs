@@ -57,7 +57,8 @@ async fn status_json_is_what_the_agent_says() {
 async fn list_prints_fields_between_tabs_and_names_of_tenants_escaped() {
     let lab = Lab::with(Enforcement::Policy, |_| {}).await;
     lab.status.update(|status| {
-        if let Some(workload) = status.workloads.get_mut(&WorkloadId::Interface(6)) {
+        let workloads = Arc::make_mut(&mut status.workloads);
+        if let Some(workload) = workloads.get_mut(&WorkloadId::Interface(6)) {
             workload.name = "tap\t\u{1b}[31m\u{202e}".to_owned();
         }
     });
@@ -100,9 +101,7 @@ async fn list_unassigned_as_yaml_is_a_policy_once_the_ids_are_filled_in() {
         for (index, name) in (20..).zip(odd) {
             let mut workload = status.workloads[&WorkloadId::Interface(4)].clone();
             workload.name = name.to_owned();
-            status
-                .workloads
-                .insert(WorkloadId::Interface(index), workload);
+            Arc::make_mut(&mut status.workloads).insert(WorkloadId::Interface(index), workload);
         }
     });
     let output = lab

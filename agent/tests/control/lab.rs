@@ -322,7 +322,7 @@ fn sample() -> Status {
         reload_successful: true,
         refusal: None,
         reload_success: Some("2026-11-23T09:30:00Z".parse().unwrap()),
-        workloads: BTreeMap::from([
+        workloads: Arc::new(BTreeMap::from([
             (
                 WorkloadId::Cgroup(9_000_000_001),
                 workload("lxc/it's \\x2d", Claim::Unassigned, State::Unassigned),
@@ -347,7 +347,7 @@ fn sample() -> Status {
                 WorkloadId::Interface(7),
                 workload("tap8i0", Claim::Conflict(conflict), State::Conflict),
             ),
-        ]),
+        ])),
         repairs: 0,
         guard_in_place: true,
         guard_repairs: 0,

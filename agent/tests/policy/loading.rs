@@ -1,6 +1,7 @@
 //! What a set becomes, and what a load may take over from the one before.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use gate25::policy::loader::{Circumstances, Loader, Purpose};
 use gate25::policy::ownership::{Owner, Ownership};
@@ -236,7 +237,7 @@ fn owners_that_conflict_are_all_named_with_their_places() {
     let mut policy =
         load("schema: 1\ncustomers:\n  - {id: a, workloads: [{interface: \"tap*\"}]}\n");
     let mut other = policy.customers["a"].clone();
-    other.workloads[0].origin.line = 9;
+    Arc::make_mut(&mut other.workloads)[0].origin.line = 9;
     policy.customers.insert("b".to_owned(), other);
     let owner = Ownership::new(&policy, "h").of_interface("tap0");
     let Owner::Conflict(owners) = owner else {

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use gate25::policy::ownership::{Owner, Ownership};
+use gate25::policy::ownership::{Owner, Ownership, cgroup_depth};
 use gate25::policy::{Customer, Origin, Pattern, Policy, Selector, Workload};
 
 use super::patterns::oracle as glob;
@@ -45,7 +46,7 @@ fn deepest_cgroup_match_wins() {
     assert_eq!(ownership.claim_of_cgroup("lxc/1/x"), None);
     assert_eq!(ownership.claim_of_cgroup("lxc/10"), None);
     assert_eq!(shown(&ownership.claim_of_cgroup("lxc/1").unwrap()), "b");
-    assert_eq!(ownership.cgroup_depth(), 3);
+    assert_eq!(cgroup_depth(&policy, "hv-1"), 3);
 }
 
 #[test]
@@ -77,16 +78,16 @@ fn cgroup_patterns_claim_no_interface_and_only_on_their_hosts() {
     let mut policy = policy(&[("a", "tap1"), ("b", "lxc/1/2")]);
     let workloads = |policy: &mut Policy, id: &str| policy.customers[id].workloads.clone();
     let mut elsewhere = workloads(&mut policy, "b");
-    elsewhere[0].hosts = vec![Pattern::new("hv-2")];
+    Arc::make_mut(&mut elsewhere)[0].hosts = vec![Pattern::new("hv-2")];
     policy.customers.get_mut("b").unwrap().workloads = elsewhere;
     let here = Ownership::new(&policy, "hv-1");
     assert_eq!(here.of_interface("tap1"), Owner::Unassigned);
     assert_eq!(here.of_cgroup("lxc/1/2"), Owner::Unassigned);
-    assert_eq!(here.cgroup_depth(), 1);
+    assert_eq!(cgroup_depth(&policy, "hv-1"), 1);
     let there = Ownership::new(&policy, "hv-2");
     assert_eq!(shown(&there.of_cgroup("lxc/1/2")), "b");
-    assert_eq!(there.cgroup_depth(), 3);
-    assert_eq!(Ownership::new(&Policy::default(), "x").cgroup_depth(), 0);
+    assert_eq!(cgroup_depth(&policy, "hv-2"), 3);
+    assert_eq!(cgroup_depth(&Policy::default(), "x"), 0);
 }
 
 #[test]
@@ -142,7 +143,7 @@ proptest! {
         prop_assert_eq!(found.is_some(), !exactly.is_empty());
         prop_assert_eq!(found.as_ref().map(shown).unwrap_or_default(), exactly);
         let deepest = claims.iter().map(|(_, glob)| glob.matches('/').count() + 1).max();
-        prop_assert_eq!(ownership.cgroup_depth(), deepest.unwrap_or_default());
+        prop_assert_eq!(cgroup_depth(&policy, "hv-1"), deepest.unwrap_or_default());
     }
 
     #[test]
@@ -152,7 +153,8 @@ proptest! {
     ) {
         let claims: Vec<_> = claims.iter().map(|(id, glob)| (&**id, &**glob)).collect();
         let mut policy = policy(&claims);
-        for workload in policy.customers.values_mut().flat_map(|one| &mut one.workloads) {
+        let workloads = policy.customers.values_mut().map(|one| Arc::make_mut(&mut one.workloads));
+        for workload in workloads.flatten() {
             if let Selector::Cgroup(pattern) = &workload.selector {
                 workload.selector = Selector::Interface(pattern.clone());
             }
@@ -217,12 +219,13 @@ fn add(policy: &mut Policy, id: &str, pattern: &str) {
         name: String::new(),
         profile: "default".to_owned(),
         allow: Vec::new(),
-        workloads: Vec::new(),
+        workloads: Arc::default(),
         origin: origin.clone(),
     });
-    customer.workloads.push(Workload {
+    let claim = Workload {
         selector: Selector::Cgroup(Pattern::new(pattern)),
         hosts: Vec::new(),
         origin,
-    });
+    };
+    customer.workloads = customer.workloads.iter().cloned().chain([claim]).collect();
 }

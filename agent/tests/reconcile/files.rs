@@ -84,6 +84,25 @@ fn files_that_were_refused_are_not_looked_at_again_unasked() {
 }
 
 #[test]
+fn files_as_they_run_end_a_refusal_when_somebody_asks_for_them() {
+    let mut lab = Lab::new();
+    let good = lab.read(&["a"]);
+    assert_eq!(kind(&lab.watch(good)), "applied");
+    let bad = lab.read_text("schema: 1\nprofiles: [{nam: default}]\n");
+    assert_eq!(kind(&lab.watch(bad)), "refused");
+    assert!(!lab.status().reload_successful);
+    let before = lab.status().generation;
+    let (asked, watched) = (lab.read(&["a"]), lab.read(&["a"]));
+    assert_eq!(kind(&lab.ask(asked, Shrink::Refused)), "unchanged");
+    assert!(lab.status().reload_successful);
+    assert_eq!(kind(&lab.watch(watched)), "unchanged");
+    assert_eq!(lab.status().generation, before);
+    let bad = lab.read_text("schema: 1\nprofiles: [{nam: default}]\n");
+    assert_eq!(kind(&lab.watch(bad)), "refused");
+    assert!(!lab.status().reload_successful);
+}
+
+#[test]
 fn files_that_the_kernel_refuses_leave_the_policy_and_are_tried_again() {
     let mut lab = Lab::new();
     let first = lab.read(&["a"]);

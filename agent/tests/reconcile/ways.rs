@@ -59,7 +59,11 @@ impl Lab {
     /// Where the customer's connections are led.
     fn target(&self) -> Option<SocketAddr> {
         let kernel = self.kernel();
-        let policy = &kernel.installed.customers[&CustomerId::from_name("a")];
+        let policy = kernel
+            .installed
+            .customers
+            .get(&CustomerId::from_name("a"))
+            .unwrap();
         let target = policy.target(Family::V4)?;
         let port = u16::from_be_bytes(target.port());
         Some(SocketAddr::new(target.address().into(), port))

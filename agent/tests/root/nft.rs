@@ -95,11 +95,6 @@ fn service_manager_is_told_that_the_caller_lives_while_nft_is_slow() {
         fs::write(scripts.path().join("nft.heard"), "").unwrap();
         applied.join().unwrap().unwrap();
     });
-    // Others wait as well, and tell nobody.
-    socket.set_nonblocking(true).unwrap();
-    while socket.recv(&mut [0; 256]).is_ok() {}
-    nft.for_others(LIMIT).apply(&commands()).unwrap();
-    assert!(socket.recv(&mut [0; 256]).is_err());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The nftables backend's table in the real kernel.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use gate25::chain::in_full;
 use gate25::clock;
 use gate25::compile::Prefix;
-use gate25::dataplane::{Attached, Dataplane as _, MapImage, Site};
+use gate25::dataplane::{Attached, Customers, Dataplane as _, MapImage, Site};
 use gate25::features::Feature;
 use gate25::figures::Figures as _;
 use gate25::guard::Mark;
@@ -241,12 +241,13 @@ fn policy_of_many_prefixes_goes_in_and_one_of_too_many_changes_nothing() {
             let sets = (0..16).map(|slot| SetId::new(number * 100 + slot).unwrap());
             let exemptions: Vec<_> = sets.map(|set| Exemption::new(set, 0, u64::MAX)).collect();
             for exemption in &exemptions {
-                too_large.sets.insert(exemption.set(), Arc::clone(prefixes));
+                let sets = Arc::make_mut(&mut too_large.sets);
+                sets.insert(exemption.set(), Arc::clone(prefixes));
             }
             let id = CustomerId::from_raw(number);
-            let policy = builtin().customers[&CustomerId::UNASSIGNED];
+            let policy = builtin().customers.get(&CustomerId::UNASSIGNED).unwrap();
             let policy = policy.with_exemptions(&exemptions).unwrap();
-            too_large.customers.insert(id, policy);
+            too_large.customers.insert(id, &policy);
             let owner = InterfaceOwner::new(id, Counting::All);
             too_large.interfaces.insert(1000 + number as u32, owner);
         }
@@ -312,8 +313,9 @@ fn exemption_written_by_a_slow_nft_ends_on_time() {
         let end = boot() + 7 * SECOND + SECOND / 2;
         let exempt = [Exemption::new(SetId::ANY, 0, end)];
         let mut image = image(customer, 1, &["192.0.2.0/24"]);
-        let policy = image.customers.get_mut(&customer).unwrap();
-        *policy = policy.with_exemptions(&exempt).unwrap();
+        let policy = image.customers.get(&customer).unwrap();
+        let policy = policy.with_exemptions(&exempt).unwrap();
+        image.customers.insert(customer, &policy);
         backend.apply(&image).unwrap();
         let gate = format!("nft list set netdev gate25 e_{:016x}_0", customer.get());
         assert!(output(&gate).0.contains("expires"), "{}", output(&gate).0);
@@ -388,7 +390,7 @@ fn builtin() -> MapImage {
         SetId::NONE,
     );
     MapImage {
-        customers: BTreeMap::from([(CustomerId::UNASSIGNED, closed)]),
+        customers: Customers::from([(CustomerId::UNASSIGNED, closed)]),
         ..MapImage::default()
     }
 }
@@ -414,8 +416,8 @@ fn image(customer: CustomerId, index: u32, nets: &[&str]) -> MapImage {
     let mut image = builtin();
     image
         .customers
-        .insert(customer, policy.with_exemptions(&exemptions).unwrap());
-    image.sets.insert(set, prefixes);
+        .insert(customer, &policy.with_exemptions(&exemptions).unwrap());
+    Arc::make_mut(&mut image.sets).insert(set, prefixes);
     let owner = InterfaceOwner::new(customer, Counting::All);
     image.interfaces.insert(index, owner);
     image

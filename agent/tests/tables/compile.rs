@@ -1,14 +1,65 @@
 //! Policies as tables.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use gate25::compile::{CompileError, Image, compile, longest};
+use gate25::compile::{CompileError, Compiled, Image, compile, compile_after, longest};
 use gate25::policy::{Destinations, Mode, Policy};
 use gate25_common::abi::{self, CustomerId, SetId};
 use gate25_common::address::Address;
 use gate25_common::decide::CUSTOMER_SET;
+use proptest::prelude::{ProptestConfig, prop_assert_eq, proptest};
+use proptest::sample::subsequence;
 
+use super::oracle::{CUSTOMERS, any_policy};
 use super::{allowlist, at, customer, exemption, listed, policy, profile};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    #[test]
+    fn image_made_after_another_is_the_one_made_from_nothing(
+        before in any_policy(),
+        mut after in any_policy(),
+        lists in subsequence(&["l0", "l1", "l2"][..], 0..=3),
+        owners in subsequence(&CUSTOMERS[..], 0..=3),
+        second in 0i64..12,
+    ) {
+        for name in lists {
+            after.allowlists.insert(name.into(), before.allowlists[name].clone());
+        }
+        for id in owners {
+            after.customers.insert(id.into(), before.customers[id].clone());
+        }
+        let image = Arc::new(compile(&before, at(second)).unwrap());
+        let before = Compiled { policy: Arc::new(before), image };
+        let now = at(second + 1);
+        prop_assert_eq!(compile_after(&after, now, Some(&before)), compile(&after, now));
+    }
+}
+
+#[test]
+fn image_made_after_another_shares_the_sets_that_stay() {
+    let mut policy = policy();
+    for (list, id, net) in [("l", "c", "192.0.2.0/24"), ("m", "d", "198.51.100.0/24")] {
+        policy.allowlists.insert(list.into(), allowlist(&[net]));
+        let owner = customer("default", &[list], &[]);
+        policy.customers.insert(id.into(), owner);
+    }
+    let image = Arc::new(compile(&policy, at(0)).unwrap());
+    let before = Compiled {
+        policy: Arc::new(policy.clone()),
+        image: Arc::clone(&image),
+    };
+    let edited = allowlist(&["203.0.113.0/24"]);
+    policy.allowlists.insert("m".into(), edited);
+    let after = compile_after(&policy, at(0), Some(&before)).unwrap();
+    let set = |image: &Image, id: &str| image.customers[&CustomerId::from_name(id)].customer_set;
+    let kept = set(&after, "c");
+    assert!(Arc::ptr_eq(&after.sets[&kept], &image.sets[&kept]));
+    assert_ne!(set(&after, "d"), set(&image, "d"));
+    assert_eq!(after.sets.len(), 2);
+}
 
 #[test]
 fn prefix_of_ipv4_is_mapped_and_of_ipv6_kept() {

@@ -459,7 +459,12 @@ fn cgroup(path: &str, destination: &str) -> Explanation {
         let customer = policy.customers.get_mut(id).unwrap();
         let mut workload = customer.workloads[0].clone();
         workload.selector = Selector::Cgroup(Pattern::new(pattern));
-        customer.workloads.push(workload);
+        customer.workloads = customer
+            .workloads
+            .iter()
+            .cloned()
+            .chain([workload])
+            .collect();
     }
     of(&policy, &Settings::default(), path, destination, None, NOW).unwrap()
 }

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use gate25::compile::Prefix;
-use gate25::dataplane::{MapImage, Step};
+use gate25::dataplane::{Customers, MapImage, Step};
 use gate25::guard::Mark;
 use gate25::kernel::nftables::{
     Options, Range, Reject, Times, addresses, changes, concerning, hook, renewals,
@@ -75,8 +75,8 @@ fn customers_without_anything_here_and_their_sets_stay_out() {
     let mut image = image();
     let elsewhere = CustomerId::from_raw(0xc2);
     let set = SetId::new(0x52).unwrap();
-    image.customers.insert(elsewhere, policy(set, &[]));
-    image.sets.insert(set, prefixes(&["203.0.113.0/24"]));
+    image.customers.insert(elsewhere, &policy(set, &[]));
+    Arc::make_mut(&mut image.sets).insert(set, prefixes(&["203.0.113.0/24"]));
     assert_eq!(concerning(&image), self::image());
 }
 
@@ -227,11 +227,11 @@ fn image() -> MapImage {
     let exemption = Exemption::new(SetId::ANY, 10 * SECOND, 30 * SECOND);
     let owner = InterfaceOwner::new(CUSTOMER, Counting::All);
     MapImage {
-        customers: BTreeMap::from([
+        customers: Customers::from([
             (CustomerId::UNASSIGNED, policy(SetId::NONE, &[])),
             (CUSTOMER, policy(set, &[exemption])),
         ]),
-        sets: BTreeMap::from([(set, prefixes(&["192.0.2.25/32"]))]),
+        sets: Arc::new(BTreeMap::from([(set, prefixes(&["192.0.2.25/32"]))])),
         interfaces: BTreeMap::from([(7, owner)]),
         cgroups: BTreeMap::new(),
     }

@@ -182,7 +182,7 @@ fn longest(policy: &Policy, to: &Destinations, address: IpAddr) -> Option<u8> {
     };
     let lists = allowlists
         .iter()
-        .flat_map(|name| &policy.allowlists[name].to);
+        .flat_map(|name| policy.allowlists[name].to.iter());
     prefixes
         .iter()
         .chain(lists)

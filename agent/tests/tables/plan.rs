@@ -1,16 +1,20 @@
 //! Tables that turn into other tables.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gate25::compile::{Prefix, compile};
-use gate25::dataplane::{CapacityError, MapImage, Step, plan};
+use gate25::dataplane::{CapacityError, Customers, MapImage, Sets, Step, plan};
 use gate25::policy::{Destinations, Policy};
 use gate25_common::abi::{
     Blocked, Counting, CustomerId, CustomerPolicy, Exemption, InterfaceOwner, MAX_CUSTOMERS,
     MAX_EXEMPTIONS, Mode, Quarantine, SetId,
 };
+use gate25_common::address::Address;
+use gate25_common::filter::SetFilter;
+use gate25_common::redirect::Target;
 use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, proptest};
 
 use super::{allowlist, at, customer, exemption, policy};
@@ -21,12 +25,12 @@ proptest! {
         let mut now = a.clone();
         for step in plan(&a, &b).unwrap() {
             step.apply_to(&mut now);
-            for (id, policy) in &now.customers {
+            for (id, policy) in now.customers.iter() {
                 for set in policy.sets().filter(|set| ![SetId::NONE, SetId::ANY].contains(set)) {
                     prop_assert!(now.sets.contains_key(&set), "{id:?} without {set:?} at {step:?}");
                     prop_assert_eq!(&now.sets[&set], &contents(set));
                 }
-                let known = [a.customers.get(id), b.customers.get(id)];
+                let known = [a.customers.get(&id), b.customers.get(&id)];
                 prop_assert!(known.contains(&Some(policy)), "{id:?} is neither old nor new");
             }
             for id in a.customers.keys().filter(|id| b.customers.contains_key(id)) {
@@ -44,6 +48,27 @@ proptest! {
             }
         }
         prop_assert_eq!(now, b);
+    }
+
+    #[test]
+    fn customers_come_out_of_a_table_as_they_went_in(
+        customers in proptest::collection::btree_map(any::<u64>(), any_entry(), 0..6),
+        owner in any::<u64>(),
+        exempt in any_entry(),
+    ) {
+        let expected: BTreeMap<_, _> = customers
+            .into_iter()
+            .map(|(id, policy)| (CustomerId::from_raw(id), policy))
+            .collect();
+        let mut kept: Customers = expected.clone().into_iter().collect();
+        let shared = kept.clone();
+        prop_assert_eq!(kept.iter().collect::<BTreeMap<_, _>>(), expected.clone());
+        let owner = CustomerId::from_raw(owner);
+        kept.insert(owner, &exempt);
+        prop_assert_eq!(kept.get(&owner), Some(exempt));
+        kept.remove(&owner);
+        prop_assert_eq!(kept.get(&owner), None);
+        prop_assert_eq!(shared.iter().collect::<BTreeMap<_, _>>(), expected);
     }
 
     #[test]
@@ -67,11 +92,11 @@ proptest! {
 fn plan_with_a_half_filled_set_fills_it() {
     let set = SetId::new(7).unwrap();
     let wanted = MapImage {
-        sets: BTreeMap::from([(set, contents(set))]),
+        sets: Arc::new(BTreeMap::from([(set, contents(set))])),
         ..MapImage::default()
     };
     let mut current = MapImage {
-        sets: BTreeMap::from([(set, contents(set)[..1].into())]),
+        sets: Arc::new(BTreeMap::from([(set, contents(set)[..1].into())])),
         ..MapImage::default()
     };
     for step in plan(&current, &wanted).unwrap() {
@@ -119,7 +144,10 @@ fn assert_one_write(before: &MapImage, after: &MapImage, id: CustomerId) {
     let steps = plan(before, after).unwrap();
     assert_eq!(
         steps,
-        [Step::PutCustomer(id, Box::new(after.customers[&id]))]
+        [Step::PutCustomer(
+            id,
+            Box::new(after.customers.get(&id).unwrap())
+        )]
     );
     assert_eq!(steps.iter().map(Step::writes).sum::<usize>(), 1);
 }
@@ -173,12 +201,13 @@ fn state() -> impl Strategy<Value = MapImage> {
         })
         .prop_map(|(customers, (interfaces, cgroups))| {
             let used: BTreeSet<SetId> = customers.values().flat_map(CustomerPolicy::sets).collect();
+            let sets: Sets = used
+                .into_iter()
+                .filter(|set| ![SetId::NONE, SetId::ANY].contains(set))
+                .map(|set| (set, contents(set)))
+                .collect();
             MapImage {
-                sets: used
-                    .into_iter()
-                    .filter(|set| ![SetId::NONE, SetId::ANY].contains(set))
-                    .map(|set| (set, contents(set)))
-                    .collect(),
+                sets: Arc::new(sets),
                 customers: customers
                     .into_iter()
                     .map(|(id, policy)| (CustomerId::from_raw(id), policy))
@@ -229,7 +258,7 @@ impl Written {
             .collect();
         let policy = policy_of(mode, set(self.profile), SetId::NONE, &exemptions);
         MapImage {
-            customers: BTreeMap::from([(CustomerId::from_raw(1), policy)]),
+            customers: Customers::from([(CustomerId::from_raw(1), policy)]),
             ..MapImage::default()
         }
     }
@@ -262,6 +291,28 @@ fn times() -> impl Strategy<Value = (Written, Written)> {
             _ => {}
         }
         (one, other)
+    })
+}
+
+/// As [`any_policy`], with everything else that an entry may hold.
+fn any_entry() -> impl Strategy<Value = CustomerPolicy> {
+    let target = |address: &'static str| {
+        let address: IpAddr = address.parse().unwrap();
+        let port = any::<u16>();
+        proptest::option::of(port)
+            .prop_map(move |port| Target::new(address.into(), port?.to_be_bytes()))
+    };
+    let filter = || {
+        let lengths = proptest::collection::vec(0u8..=128, 0..4);
+        lengths.prop_map(|lengths| {
+            let address: Address = IpAddr::from([192, 0, 2, 1]).into();
+            SetFilter::of(lengths.into_iter().map(|length| (address, length)))
+        })
+    };
+    let targets = (target("192.0.2.1"), target("2001:db8::1"));
+    (any_policy(), targets, filter(), filter()).prop_map(|(policy, (v4, v6), profile, own)| {
+        let [v4, v6] = [v4, v6].map(|it| it.unwrap_or(Target::NONE));
+        policy.with_targets(v4, v6).with_filters(profile, own)
     })
 }
 

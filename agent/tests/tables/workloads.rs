@@ -162,12 +162,14 @@ fn veth_of_a_namespace_shared_by_two_customers_is_nobodys() {
 fn veth_claimed_by_name_and_by_its_container_agrees_or_is_a_conflict() {
     for (owner, expected) in [("a", "a"), ("b", "conflict of a, b")] {
         let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
-        lab.policy
+        let claims = &mut lab
+            .policy
             .customers
             .entry(owner.to_owned())
             .or_insert_with(|| customer("default", &[], &[]))
-            .workloads
-            .extend(customer("default", &[], &["veth1i0"]).workloads);
+            .workloads;
+        let more = customer("default", &[], &["veth1i0"]).workloads;
+        *claims = claims.iter().chain(more.iter()).cloned().collect();
         lab.veth(5, "veth1i0", Some(0));
         lab.inventory
             .namespaces
@@ -278,7 +280,7 @@ impl Lab {
                 origin: origin(4),
             }];
             let customer = Customer {
-                workloads,
+                workloads: workloads.into(),
                 ..customer("default", &[], &[])
             };
             ((*id).to_owned(), customer)

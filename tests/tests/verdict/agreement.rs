@@ -3,6 +3,7 @@
 //! (ARCHITECTURE.md, "The nftables backend").
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25::compile::Prefix;
@@ -297,8 +298,8 @@ fn image(tables: &MemoryTables, interface: u32) -> MapImage {
         .owner
         .map(|owner| (interface, InterfaceOwner::new(owner, Counting::All)));
     MapImage {
-        customers: tables.policies.clone(),
-        sets: sets.collect(),
+        customers: tables.policies.clone().into_iter().collect(),
+        sets: Arc::new(sets.collect()),
         interfaces: owner.into_iter().collect(),
         cgroups: BTreeMap::new(),
     }

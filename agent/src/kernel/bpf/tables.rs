@@ -1,6 +1,7 @@
 //! The kernel's tables, read and written.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -14,9 +15,9 @@ use gate25_common::names;
 use gate25_common::redirect::{Flow, Hindrances, Redirected};
 
 use crate::compile::Prefix;
-use crate::dataplane::{MapImage, Step};
-use crate::kernel::bpf::BpfError;
+use crate::dataplane::{MapImage, Sets, Step};
 use crate::kernel::bpf::patience::patiently;
+use crate::kernel::bpf::{BpfError, batch};
 
 /// `BPF_NOEXIST`: what is counted stays.
 pub(super) const NO_REPLACE: u64 = 1;
@@ -83,7 +84,7 @@ impl PolicyTables {
                 entry: value.entry(),
             });
         }
-        let sets = sets
+        let sets: Sets = sets
             .into_iter()
             .map(|(id, mut prefixes)| {
                 prefixes.sort_unstable();
@@ -92,7 +93,7 @@ impl PolicyTables {
             .collect();
         Ok(MapImage {
             customers,
-            sets,
+            sets: Arc::new(sets),
             interfaces,
             cgroups,
         })
@@ -140,6 +141,8 @@ impl PolicyTables {
 /// The tables that the kernel counts in. Reading needs no exclusive access.
 pub(super) struct CounterTables {
     host: PerCpuArray<MapData, HostCounters>,
+    /// The table of `customers` once more, to be read as a whole.
+    all_customers: MapData,
     customers: PerCpuHashMap<MapData, CustomerId, CustomerCounters>,
     sketches: HashMap<MapData, CustomerId, Sketch>,
     redirects: HashMap<MapData, Flow, Redirected>,
@@ -155,6 +158,7 @@ impl CounterTables {
             host: typed(&open, names::MAP_HOST_COUNTERS, |map| {
                 PerCpuArray::try_from(aya::maps::Map::PerCpuArray(map))
             })?,
+            all_customers: open(names::MAP_CUSTOMER_COUNTERS)?,
             customers: typed(&open, names::MAP_CUSTOMER_COUNTERS, |map| {
                 PerCpuHashMap::try_from(aya::maps::Map::PerCpuHashMap(map))
             })?,
@@ -187,12 +191,24 @@ impl CounterTables {
     /// Totals of a customer; `None` for one that was never tracked.
     pub(super) fn customer(&self, id: CustomerId) -> Result<Option<CustomerCounters>, BpfError> {
         let values = present(self.customers.get(&id, 0), names::MAP_CUSTOMER_COUNTERS)?;
-        Ok(values.map(|values| {
-            values.iter().fold(CustomerCounters::ZERO, |mut sum, cpu| {
-                sum.add(cpu);
-                sum
-            })
-        }))
+        Ok(values.map(|values| sum(&values)))
+    }
+
+    /// The same of many customers, in their order.
+    pub(super) fn customers(
+        &self,
+        ids: &[CustomerId],
+    ) -> Result<Vec<Option<CustomerCounters>>, BpfError> {
+        let mut all = std::collections::HashMap::with_capacity(ids.len());
+        let map = self.all_customers.fd().as_fd();
+        let read = batch::per_cpu(map, self.cpus, CustomerCounters::ZERO, |id: u64, values| {
+            all.insert(CustomerId::from_raw(id), sum(values));
+        });
+        read.map_err(|error| BpfError::Whole {
+            map: names::MAP_CUSTOMER_COUNTERS,
+            source: error,
+        })?;
+        Ok(ids.iter().map(|id| all.get(id).copied()).collect())
     }
 
     /// Destinations of a customer since its sketch was last cleared.
@@ -265,6 +281,14 @@ impl CounterTables {
             source,
         })
     }
+}
+
+/// What all CPUs together have counted.
+fn sum(values: &[CustomerCounters]) -> CustomerCounters {
+    values.iter().fold(CustomerCounters::ZERO, |mut sum, cpu| {
+        sum.add(cpu);
+        sum
+    })
 }
 
 pub(super) fn typed<T>(

@@ -14,7 +14,6 @@ use gate25_common::returns::ReturnCounters;
 
 use super::names::{self, TABLE};
 use crate::figures::{Figures, FiguresError};
-use crate::kernel::nft::Nft;
 use crate::kernel::tally::{Count, Tally};
 
 /// How long a reading for the host serves customers: nft tells of all at once.
@@ -27,8 +26,8 @@ const ETHERNET_HEADER: u64 = 14;
 pub struct Counters(Arc<Mutex<Tally>>);
 
 impl Counters {
-    pub(super) fn new(nft: Nft) -> Self {
-        Self(Arc::new(Mutex::new(Tally::new(nft, TABLE))))
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Tally::new(TABLE))))
     }
 
     /// The table is gone: counting begins anew.

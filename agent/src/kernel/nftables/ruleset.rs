@@ -1,6 +1,7 @@
 //! Our table as commands for nft. Pure: the same states give the same commands.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use gate25_common::abi::{CustomerId, CustomerPolicy, Exemption, InterfaceOwner, SetId};
 use gate25_common::address::Family;
@@ -124,14 +125,16 @@ pub fn concerning(image: &MapImage) -> MapImage {
         interfaces: image.interfaces.clone(),
         ..MapImage::default()
     };
-    for (id, policy) in image.customers.iter().filter(|(id, _)| owners.contains(id)) {
-        part.customers.insert(*id, *policy);
-        for set in policy.sets() {
-            if let Some(prefixes) = image.sets.get(&set) {
-                part.sets.insert(set, prefixes.clone());
-            }
-        }
-    }
+    let here = owners
+        .into_iter()
+        .filter_map(|id| Some((id, image.customers.get(&id)?)));
+    part.customers = here.collect();
+    let sets = part.customers.values().flat_map(|policy| {
+        let sets: Vec<SetId> = policy.sets().collect();
+        sets
+    });
+    let sets = sets.filter_map(|set| Some((set, Arc::clone(image.sets.get(&set)?))));
+    part.sets = Arc::new(sets.collect());
     part
 }
 
@@ -151,11 +154,11 @@ pub fn replacement(
     for chain in existing.chains.iter().filter(|name| is_hooked(name)) {
         commands.rules(chain, vec![vec![jump(names::GUEST)]]);
     }
-    for (id, prefixes) in &image.sets {
+    for (id, prefixes) in &*image.sets {
         add_set(&mut commands, *id, prefixes);
     }
-    for (id, policy) in &image.customers {
-        put_customer(&mut commands, options, (*id, policy), image, times);
+    for (id, policy) in image.customers.iter() {
+        put_customer(&mut commands, options, (id, &policy), image, times);
     }
     for (index, owner) in &image.interfaces {
         put_interface(&mut commands, *index, *owner);
@@ -179,14 +182,14 @@ pub fn changes(
             Step::PutCustomer(id, policy) => {
                 put_customer(&mut commands, options, (*id, policy), wanted, times);
                 if let Some(before) = current.customers.get(id) {
-                    let slots = exemptions(policy).count()..exemptions(before).count();
+                    let slots = exemptions(policy).count()..exemptions(&before).count();
                     remove_gates(&mut commands, *id, slots);
                 }
             }
             Step::RemoveCustomer(id) => {
                 remove_customer(&mut commands, *id);
                 if let Some(before) = current.customers.get(id) {
-                    remove_gates(&mut commands, *id, 0..exemptions(before).count());
+                    remove_gates(&mut commands, *id, 0..exemptions(&before).count());
                 }
             }
             Step::PutInterface(index, owner) => {
@@ -218,7 +221,7 @@ pub fn renewals(
     let mut commands = Commands::of(TABLE);
     for id in of {
         if let Some(policy) = image.customers.get(id) {
-            put_customer(&mut commands, options, (*id, policy), image, times);
+            put_customer(&mut commands, options, (*id, &policy), image, times);
         }
     }
     commands

@@ -16,10 +16,19 @@ impl Join<'_, '_> {
         list: Vec<(IpNet, Position)>,
     ) -> Vec<IpNet> {
         let list = self.distinct(file, list);
-        for (net, at) in &list {
-            self.judge_length(file, *net, *at);
-        }
+        self.judge_lengths(file, list.iter().copied());
         list.into_iter().map(|(net, _)| net).collect()
+    }
+
+    /// Reports prefixes that are wider than the rules of the set allow.
+    pub(super) fn judge_lengths(
+        &mut self,
+        file: &Arc<Path>,
+        list: impl Iterator<Item = (IpNet, Position)>,
+    ) {
+        for (net, at) in list {
+            self.judge_length(file, net, at);
+        }
     }
 
     fn judge_length(&mut self, file: &Arc<Path>, net: IpNet, at: Position) {

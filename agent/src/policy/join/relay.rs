@@ -116,8 +116,9 @@ impl Join<'_, '_> {
             let lists = allow
                 .iter()
                 .filter_map(|name| self.names.allowlists.get(name.value.0.as_str()));
-            let mut prefixes = lists.flat_map(|list| list.map.to.as_deref().unwrap_or_default());
-            if prefixes.any(|prefix| prefix.value.0.contains(&ip)) {
+            let lists = lists.filter_map(|list| list.map.to.as_ref());
+            let mut prefixes = lists.flat_map(|list| list.nets.iter());
+            if prefixes.any(|prefix| prefix.contains(&ip)) {
                 continue;
             }
             let message = format!(
