@@ -143,9 +143,9 @@ impl Desk {
     fn visitor(&self, peer: &Peer) -> Visitor {
         if peer.user == 0 {
             Visitor::Root
-        } else if peer.user == geteuid().as_raw() {
-            Visitor::Member
-        } else if self.group.is_some_and(|group| peer.groups.contains(&group)) {
+        } else if peer.user == geteuid().as_raw()
+            || self.group.is_some_and(|group| peer.groups.contains(&group))
+        {
             Visitor::Member
         } else {
             Visitor::Stranger
