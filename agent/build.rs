@@ -153,6 +153,8 @@ fn build(
         ])
         .arg(&target)
         .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        // Cut into more units, the same sources make programs that the verifier takes longer for.
+        .env("CARGO_INCREMENTAL", "0")
         // Set by cargo for this script's own crate and target; they would steer the inner build.
         .env_remove("RUSTFLAGS")
         .env_remove("RUSTC_WRAPPER")

@@ -3,9 +3,9 @@
 use std::io::{self, Read, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
@@ -22,6 +22,12 @@ pub(crate) fn start(command: &mut Command) -> io::Result<Child> {
         .spawn()
 }
 
+/// Something that is done over and over while a child is waited for.
+pub(crate) struct Meanwhile<'a> {
+    pub(crate) every: Duration,
+    pub(crate) act: &'a dyn Fn(),
+}
+
 /// Gives the child its input and takes what it writes; `None` if it was ended at the limit.
 ///
 /// All at once: it may fill its own pipes before it has read everything.
@@ -29,6 +35,7 @@ pub(crate) fn talk(
     mut child: Child,
     input: Vec<u8>,
     limit: Duration,
+    meanwhile: Option<&Meanwhile<'_>>,
 ) -> io::Result<Option<Output>> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
@@ -42,7 +49,7 @@ pub(crate) fn talk(
             let _late = done.send(());
             output
         });
-        let in_time = ended.recv_timeout(limit).is_ok();
+        let in_time = is_in_time(&ended, limit, meanwhile);
         if !in_time {
             end(&child)?;
         }
@@ -67,6 +74,28 @@ pub(crate) fn talk(
             stderr: stderr?,
         }))
     })
+}
+
+/// Whether the child has ended within the limit.
+fn is_in_time(
+    ended: &mpsc::Receiver<()>,
+    limit: Duration,
+    meanwhile: Option<&Meanwhile<'_>>,
+) -> bool {
+    let began = Instant::now();
+    loop {
+        let left = limit.saturating_sub(began.elapsed());
+        let pause = meanwhile.map_or(left, |it| it.every.min(left));
+        match ended.recv_timeout(pause) {
+            Ok(()) => return true,
+            Err(RecvTimeoutError::Timeout) if began.elapsed() < limit => {
+                if let Some(Meanwhile { every: _, act }) = meanwhile {
+                    act();
+                }
+            }
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return false,
+        }
+    }
 }
 
 fn read(pipe: Option<impl Read>) -> io::Result<Vec<u8>> {

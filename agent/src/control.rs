@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod messages;
+pub mod presence;
 mod routes;
 mod server;
 mod socket;
@@ -197,6 +198,9 @@ pub enum ReloadOutcome {
         message: String,
     },
 }
+
+/// Why a host that observes is not bypassed.
+pub(crate) const ONLY_OBSERVES: &str = "this host only observes by its settings";
 
 /// A time in which this host only observes.
 #[derive(Debug, Clone, PartialEq, Eq)]

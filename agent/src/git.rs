@@ -204,7 +204,7 @@ impl Git<'_> {
             .env("GIT_NO_LAZY_FETCH", "1")
             .env("GIT_OPTIONAL_LOCKS", "0");
         let child = start(&mut command).map_err(failed)?;
-        match talk(child, input, LIMIT).map_err(failed)? {
+        match talk(child, input, LIMIT, None).map_err(failed)? {
             None => Err(GitError::Slow { action }),
             Some(output) if output.status.success() => Ok(output.stdout),
             Some(output) => {

@@ -1,4 +1,4 @@
-//! Listening on an address, however long it takes until that works.
+//! Listening on an address or a socket, however long it takes until that works.
 
 use std::io;
 use std::net::SocketAddr;
@@ -27,12 +27,21 @@ pub(crate) enum Buffers {
 pub(crate) async fn bind(
     address: SocketAddr,
     buffers: Buffers,
-    mut failed: impl FnMut(&io::Error, Duration),
+    failed: impl FnMut(&io::Error, Duration),
 ) -> TcpListener {
+    until_it_works(|| open(address, buffers), failed).await
+}
+
+/// Tries after growing waits until it works; `failed` is told of attempts that came to nothing, with
+/// the time until the next.
+pub(crate) async fn until_it_works<T, E>(
+    mut attempt: impl FnMut() -> Result<T, E>,
+    mut failed: impl FnMut(&E, Duration),
+) -> T {
     let mut wait = FIRST_RETRY;
     loop {
-        match open(address, buffers) {
-            Ok(listener) => return listener,
+        match attempt() {
+            Ok(done) => return done,
             Err(error) => failed(&error, wait),
         }
         tokio::time::sleep(wait).await;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use gate25::chain::in_full;
-use gate25::cli::console::{self, Console};
+use gate25::cli::console::{self, Console, FAILED};
 use gate25::cli::explain::{self, Layout};
 use gate25::cli::{
     bypass, check, diff, doctor, exempt, guard, list, metrics, pages, prepare, reload, schema,
@@ -29,9 +29,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing::warn;
-
-/// Invalid input, or not enforcing.
-const FAILED: u8 = 1;
 
 /// Closes TCP port 25 of guests in the kernel and opens it for those who qualify.
 #[derive(Debug, Parser)]
@@ -138,8 +135,11 @@ fn check_command(cli: &Cli, args: &check::Args) -> anyhow::Result<ExitCode> {
         customer_key: |id| CustomerId::from_name(id).get(),
         colour: colour(stdout.is_terminal()),
     };
-    let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
-    Ok(check::run(args, &surroundings, out, complaints)?)
+    let mut console = Console {
+        out: &mut stdout.lock(),
+        complaints: &mut io::stderr().lock(),
+    };
+    Ok(check::run(args, &surroundings, &mut console)?)
 }
 
 fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> {
@@ -160,8 +160,11 @@ fn explain_command(cli: &Cli, args: &explain::Args) -> anyhow::Result<ExitCode> 
         },
         colour,
     };
-    let (out, complaints) = (&mut stdout.lock(), &mut io::stderr().lock());
-    Ok(explain::run(args, &surroundings, out, complaints)?)
+    let mut console = Console {
+        out: &mut stdout.lock(),
+        complaints: &mut io::stderr().lock(),
+    };
+    Ok(explain::run(args, &surroundings, &mut console)?)
 }
 
 fn exempt_command(cli: &Cli, args: &exempt::Args) -> anyhow::Result<ExitCode> {

@@ -30,7 +30,7 @@ use crate::figures::{Figures, FiguresError};
 use crate::http::{PageError, Pages};
 use crate::kernel::guard::Unmarked;
 use crate::notice::counts::Counts;
-use crate::status::{ExemptionStatus, SUBJECTS, Shared, Source, State, Status, Trial};
+use crate::status::{ExemptionStatus, Shared, Source, State, Status, Subject, Trial};
 use catalogue as names_of;
 use customers::Detail;
 use family::Families;
@@ -320,9 +320,9 @@ fn workloads(
         families.gauge(names_of::ENFORCING, &[backend, hook], enforcing(is))?;
     }
     families.gauge(names_of::PROBLEMS, &[], status.problems.len() as f64)?;
-    for subject in SUBJECTS {
+    for subject in Subject::ALL {
         let is = f64::from(u8::from(status.complained_of.contains(subject)));
-        families.gauge(names_of::COMPLAINTS, &[subject], is)?;
+        families.gauge(names_of::COMPLAINTS, &[subject.as_str()], is)?;
     }
     let guarded = f64::from(u8::from(status.guard_in_place));
     families.gauge(names_of::GUARD_IN_PLACE, &[], guarded)?;

@@ -149,6 +149,23 @@ impl Notifier {
         self.send(&[NotifyState::Watchdog])
     }
 
+    /// The agent lives, and waits for something that may take long: a start or an end takes longer. Says
+    /// nothing where the service manager demands nothing.
+    ///
+    /// # Errors
+    /// [`NotifyError::Send`].
+    pub fn ping_waiting(&self) -> Result<(), NotifyError> {
+        let Some(period) = self.watchdog else {
+            return Ok(());
+        };
+        // As long as the service manager waits for the next message.
+        let longer = u32::try_from(2 * period.as_micros()).unwrap_or(u32::MAX);
+        self.send(&[
+            NotifyState::Watchdog,
+            NotifyState::ExtendTimeoutUsec(longer),
+        ])
+    }
+
     /// The agent ends.
     ///
     /// # Errors

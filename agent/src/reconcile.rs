@@ -32,13 +32,11 @@ use crate::policy::{Blocked, DEFAULT_PROFILE, Mode, Origin, Policy, Profile, Rel
 use crate::reconcile::attachments::Attachments;
 use crate::reconcile::redirects::Ways;
 use crate::source::Accepted;
-use crate::status::Shared;
+use crate::status::{Shared, Subject};
 use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
-/// What is complained of where something would not outlive the agent.
-const PINS: &str = "pins";
 /// How long an attachment that failed, or a qdisc that was taken away, is left alone.
 pub const RETRY: Duration = Duration::from_secs(1);
 
@@ -100,7 +98,7 @@ pub struct Reconciler<D: Dataplane> {
     /// Where connections would be led, and why they are not.
     led: Ways,
     /// What else is wrong, by subject.
-    complaints: BTreeMap<&'static str, String>,
+    complaints: BTreeMap<Subject, String>,
     /// Whether sockets may be open that the tables now refuse.
     revoked: bool,
 }
@@ -331,15 +329,15 @@ impl<D: Dataplane> Reconciler<D> {
     }
 
     /// What is said to be wrong with something around enforcement.
-    pub fn complaint(&self, subject: &str) -> Option<&str> {
-        self.complaints.get(subject).map(String::as_str)
+    pub fn complaint(&self, subject: Subject) -> Option<&str> {
+        self.complaints.get(&subject).map(String::as_str)
     }
 
     /// Says, or takes back, that something around enforcement is wrong.
-    pub fn complain(&mut self, subject: &'static str, complaint: Option<String>) {
+    pub fn complain(&mut self, subject: Subject, complaint: Option<String>) {
         let before = match &complaint {
             Some(complaint) => self.complaints.insert(subject, complaint.clone()),
-            None => self.complaints.remove(subject),
+            None => self.complaints.remove(&subject),
         };
         if before != complaint {
             self.report_complaints();
@@ -393,7 +391,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Sees to it that everything would still be there without this agent.
     pub fn verify_pins(&mut self) {
         let before = (
-            self.complaint(PINS).map(str::to_owned),
+            self.complaint(Subject::Pins).map(str::to_owned),
             self.attachments.lost.take(),
         );
         let failure = match self.dataplane.repin() {
@@ -420,9 +418,9 @@ impl<D: Dataplane> Reconciler<D> {
                 None
             }
         };
-        self.complain(PINS, complaint);
+        self.complain(Subject::Pins, complaint);
         let after = (
-            self.complaint(PINS).map(str::to_owned),
+            self.complaint(Subject::Pins).map(str::to_owned),
             self.attachments.lost.clone(),
         );
         if before != after {

@@ -60,7 +60,7 @@ use crate::run::store::Store;
 use crate::run::trial::Trials;
 use crate::settings::Settings;
 use crate::source::PolicyFiles;
-use crate::status::Shared;
+use crate::status::{Shared, Subject};
 use crate::watch::PolicyWatch;
 use crate::workloads::Host;
 use crate::{control, http, notice as responder};
@@ -95,11 +95,14 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     raise_open_files();
     let Place { folder, lock, pins } = Place::lock(&settings, &surroundings.bpf_filesystem)?;
-    let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment)?;
+    let notifier = Arc::new(notifier(&surroundings.notify));
+    // The loop waits for this one.
+    let nft = Nft::default().watched_by(Arc::clone(&notifier));
+    let opened = backend::open(&settings, pins.as_ref(), surroundings.attachment, &nft)?;
     // Every other thread did at its start.
     privileges::confine_to_enforcing()?;
     let base = Base {
-        notifier: notifier(&surroundings.notify),
+        notifier,
         host: Host {
             name: settings.host.clone().unwrap_or(surroundings.hostname),
             interfaces: settings.interfaces.clone(),
@@ -125,7 +128,7 @@ pub async fn run(
 /// What a run has whichever backend it uses.
 struct Base {
     settings: Settings,
-    notifier: Notifier,
+    notifier: Arc<Notifier>,
     host: Host,
     mounts: Mounts,
     doctor: Doctor,
@@ -221,7 +224,7 @@ async fn enforce<D: Dataplane>(
         status: status.clone(),
         dirty: true,
     };
-    agent.reconciler.complain("backend", shortcomings);
+    agent.reconciler.complain(Subject::Backend, shortcomings);
     let windows = tokio::spawn(sketch_windows(status, figures));
     let ended = shutdown
         .run_until_cancelled(async {

@@ -49,21 +49,58 @@ impl Source {
     }
 }
 
-/// What can be complained of besides enforcement.
-pub const SUBJECTS: [&str; 12] = [
-    "backend",
-    "cgroup watches",
-    "cgroups",
-    "guard",
-    "namespaces",
-    "notice",
-    "other backend",
-    "pins",
-    "redirect",
-    "sockets",
-    "state",
-    "trial",
-];
+macro_rules! subjects {
+    ($($(#[$what:meta])* $name:ident = $word:literal,)*) => {
+        /// What can be complained of besides enforcement.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Subject {
+            $($(#[$what])* $name,)*
+        }
+
+        impl Subject {
+            /// Every subject.
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// The word for it in metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $word,)*
+                }
+            }
+        }
+    };
+}
+
+subjects! {
+    /// What the backend that runs cannot do.
+    Backend = "backend",
+    /// The kernel refuses watches on control groups.
+    CgroupWatches = "cgroup watches",
+    /// Control groups cannot be listed or followed.
+    Cgroups = "cgroups",
+    /// The guard is not as it should be.
+    Guard = "guard",
+    /// Other agents are not kept away.
+    Lock = "lock",
+    /// Network namespaces of containers cannot be looked into.
+    Namespaces = "namespaces",
+    /// The SMTP notice is not listened for.
+    Notice = "notice",
+    /// The other backend's rules are there.
+    OtherBackend = "other backend",
+    /// Enforcement would end with this agent.
+    Pins = "pins",
+    /// Connections cannot be led elsewhere.
+    Redirect = "redirect",
+    /// Packets that come back cannot be judged.
+    Returns = "returns",
+    /// Sockets of revoked connections are not ended.
+    Sockets = "sockets",
+    /// The accepted set is not kept.
+    State = "state",
+    /// A set is on trial, or was undone.
+    Trial = "trial",
+}
 
 /// Whether a workload is under the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -176,8 +213,8 @@ pub struct Status {
     pub trial: Option<Trial>,
     /// What else somebody should look at.
     pub warnings: Vec<String>,
-    /// What the warnings are about, among [`SUBJECTS`].
-    pub complained_of: BTreeSet<&'static str>,
+    /// What the warnings are about.
+    pub complained_of: BTreeSet<Subject>,
     /// What is wrong with the coverage of workloads.
     pub examined: Examined,
 }

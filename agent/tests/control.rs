@@ -9,5 +9,7 @@ mod commands;
 mod lab;
 #[path = "control/messages.rs"]
 mod messages;
+#[path = "control/presence.rs"]
+mod presence;
 #[path = "control/socket.rs"]
 mod socket;

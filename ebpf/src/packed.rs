@@ -2,7 +2,9 @@
 
 use gate25_common::address::Family;
 use gate25_common::decide::Route;
-use gate25_common::packet::{Form, Frame, Link, Malformed, Outline, ParseError, Parsed, Tunnel};
+use gate25_common::packet::{
+    Form, Frame, Link, MAX_HEADERS, Malformed, Outline, ParseError, Parsed, Tunnel,
+};
 
 /// What the lowest byte says.
 const KIND: u64 = 0xff;
@@ -24,6 +26,25 @@ const NETWORK: Field = Field::new(16, 10);
 const TRANSPORT: Field = Field::new(26, 10);
 const TCP_HEADER: Field = Field::new(36, 6);
 const PAYLOAD: Field = Field::new(42, 22);
+
+/// Whatever is told is told again as it was, and no two things by one number.
+const _: () = {
+    assert!(Tunnel::ALL.len() == 3 && TUNNEL + Tunnel::ALL.len() as u64 <= MALFORMED);
+    assert!(MALFORMED + Malformed::ALL.len() as u64 <= KIND);
+    let mut at = 0;
+    while at < Malformed::ALL.len() {
+        let kind = Malformed::ALL[at] as u64;
+        assert!(kind == at as u64 && unpack_malformed(kind) as u64 == kind);
+        at += 1;
+    }
+};
+
+/// Headers of the link and of IP are shorter than what is walked of extension headers, so that every
+/// offset is below twice that; a TCP header has 60 bytes, and no packet of the kernel 4 MiB.
+const _: () = {
+    assert!(NETWORK.mask >= 2 * MAX_HEADERS as u64 - 1 && TRANSPORT.mask == NETWORK.mask);
+    assert!(TCP_HEADER.mask >= 60 && PAYLOAD.mask >= (1 << 22) - 1);
+};
 
 /// Bits of the number that hold a number of their own.
 struct Field {
@@ -210,7 +231,7 @@ fn unpack_error(packed: u64) -> ParseError {
 }
 
 #[inline(always)]
-fn unpack_malformed(kind: u64) -> Malformed {
+const fn unpack_malformed(kind: u64) -> Malformed {
     const HEADER: u64 = Malformed::Header as u64;
     const EXTENSIONS: u64 = Malformed::Extensions as u64;
     const SHORT_FRAGMENT: u64 = Malformed::ShortFragment as u64;

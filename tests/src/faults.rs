@@ -30,28 +30,48 @@ pub fn kill_at_bpf_call(number: u32) -> Vec<String> {
     .to_vec()
 }
 
-/// The command that runs the agent's and writes its calls of bpf(2) to a file.
+/// The command that runs the agent's, fails this call of bpf(2), counted in each thread from 1 on, and
+/// writes all of them to a file; with `None`, it fails none.
 #[must_use]
-pub fn count_bpf_calls(log: &Path) -> Vec<String> {
+pub fn fail_bpf_call(number: Option<usize>, log: &Path) -> Vec<String> {
     let log = log.to_string_lossy();
-    ["strace", "-D", "-f", "-qq", "-o", &log, "-e", "trace=bpf"]
-        .map(str::to_owned)
-        .to_vec()
+    let mut words = vec![
+        "strace",
+        "-D",
+        "-f",
+        "-qq",
+        "-s",
+        "256",
+        "-o",
+        &log,
+        "-e",
+        "trace=bpf",
+    ];
+    let inject = number.map(|number| format!("inject=bpf:error=ENOMEM:when={number}"));
+    if let Some(inject) = &inject {
+        words.extend(["-e", inject]);
+    }
+    words.into_iter().map(str::to_owned).collect()
 }
 
-/// The most calls of bpf(2) that a thread has made, of those written to the file.
+/// Which calls of bpf(2) in the file have this word in them, counted in their threads from 1 on.
 ///
 /// # Errors
 /// When it cannot be read.
-pub fn bpf_calls(log: &Path) -> anyhow::Result<u32> {
+pub fn bpf_calls_with(log: &Path, word: &str) -> anyhow::Result<Vec<usize>> {
     let text = fs::read_to_string(log).with_context(|| format!("read {}", log.display()))?;
-    let mut threads = std::collections::BTreeMap::<&str, u32>::new();
+    let mut threads = std::collections::BTreeMap::<&str, usize>::new();
+    let mut found = Vec::new();
     // A call that another thread interrupts takes two lines.
-    let begun = text.lines().filter(|line| line.contains("bpf("));
-    for thread in begun.filter_map(|line| line.split_whitespace().next()) {
-        *threads.entry(thread).or_default() += 1;
+    for line in text.lines().filter(|line| line.contains("bpf(")) {
+        let thread = line.split_whitespace().next().unwrap_or_default();
+        let calls = threads.entry(thread).or_default();
+        *calls += 1;
+        if line.contains(word) {
+            found.push(*calls);
+        }
     }
-    Ok(threads.into_values().max().unwrap_or_default())
+    Ok(found)
 }
 
 /// Kills a running agent at this call of bpf(2) from now on, counted in each thread from 1 on.
@@ -62,14 +82,6 @@ pub fn bpf_calls(log: &Path) -> anyhow::Result<u32> {
 pub fn kill_later(ns: &NetNs, agent: &mut Agent, number: u32) -> anyhow::Result<Process> {
     let inject = format!("inject=bpf:signal=KILL:when={number}");
     attach(ns, agent, &["-e", &inject, "-o", "/dev/null"])
-}
-
-/// Writes the calls of bpf(2) that a running agent makes from now on to a file.
-///
-/// # Errors
-/// When strace does not take hold of it.
-pub fn count_later(ns: &NetNs, agent: &mut Agent, log: &Path) -> anyhow::Result<Process> {
-    attach(ns, agent, &["-o", &log.to_string_lossy()])
 }
 
 fn attach(ns: &NetNs, agent: &mut Agent, args: &[&str]) -> anyhow::Result<Process> {

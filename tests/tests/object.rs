@@ -18,6 +18,7 @@ use gate25_common::abi::{
     MAX_PREFIXES, PrefixKey, PrefixValue,
 };
 use gate25_common::address::Family;
+use gate25_common::bypass::Bypass;
 use gate25_common::counters::{CustomerCounters, HostCounters, Sketch};
 use gate25_common::decide::HostMode;
 use gate25_common::names;
@@ -137,9 +138,9 @@ fn names_fit_the_kernel() {
 #[test]
 fn maps_have_the_types_and_sizes_of_the_tables() {
     use bpf_map_type::{
-        BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY,
-        BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF, BPF_MAP_TYPE_SK_STORAGE,
-        BPF_MAP_TYPE_SOCKMAP,
+        BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_LPM_TRIE, BPF_MAP_TYPE_LRU_HASH,
+        BPF_MAP_TYPE_PERCPU_ARRAY, BPF_MAP_TYPE_PERCPU_HASH, BPF_MAP_TYPE_RINGBUF,
+        BPF_MAP_TYPE_SK_STORAGE, BPF_MAP_TYPE_SOCKMAP,
     };
     let id = size_of::<CustomerId>();
     // Type, key, value, entries, flags.
@@ -272,10 +273,16 @@ fn maps_have_the_types_and_sizes_of_the_tables() {
             ),
         ),
         (
+            names::MAP_BYPASS,
+            (BPF_MAP_TYPE_ARRAY, 4, size_of::<Bypass>(), 1, 0),
+        ),
+        (
             names::MAP_EVENTS,
             (BPF_MAP_TYPE_RINGBUF, 0, 0, EVENTS_BYTES, 0),
         ),
     ]);
+    let named: BTreeSet<&str> = expected.keys().copied().collect();
+    assert_eq!(named, BTreeSet::from(names::MAPS));
     let object = object("plain");
     for (name, (kind, key, value, entries, flags)) in expected {
         let map = &object.maps[name];

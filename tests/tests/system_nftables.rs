@@ -2,6 +2,9 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use gate25_tests::{
@@ -228,6 +231,49 @@ fn switch_between_backends_opens_nothing() {
     assert_eq!(done.code, Some(0), "{done:?}");
     assert!(done.out.contains("netdev gate25"), "{done:?}");
     world.check_open(&guest).unwrap();
+}
+
+#[test]
+fn nft_that_is_slow_gets_no_agent_killed_by_its_service_manager() {
+    let world = World::for_nftables().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let path = world.lab.dir().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    // Whoever says nothing for so long is killed.
+    let watchdog = Duration::from_secs(4);
+    manager.set_read_timeout(Some(watchdog)).unwrap();
+    let mut settings = settings("nftables");
+    let slow = "while [ -e $0.slow ] && [ \"$1\" = -e ]; do /bin/sleep 0.1; done";
+    settings.env = world.nft_that(slow).unwrap();
+    settings.env.extend([
+        (
+            "NOTIFY_SOCKET".to_owned(),
+            path.to_string_lossy().into_owned(),
+        ),
+        ("WATCHDOG_USEC".to_owned(), watchdog.as_micros().to_string()),
+    ]);
+    let agent = world.agent_with(settings, &policy).unwrap();
+    // What was said at the start, when nothing was slow.
+    manager.set_nonblocking(true).unwrap();
+    while manager.recv(&mut [0; 4096]).is_ok() {}
+    manager.set_nonblocking(false).unwrap();
+    let slow = world.nft().with_extension("slow");
+    fs::write(&slow, "").unwrap();
+    let exempt = policy.exempt("c-1");
+    agent.write_policy("policy.yaml", &exempt.text()).unwrap();
+    let mut said = String::new();
+    // Once as it begins to wait, and three times while it does.
+    while said.matches("EXTEND_TIMEOUT_USEC=").count() < 4 {
+        let mut message = [0; 4096];
+        let read = manager.recv(&mut message);
+        let read = read.unwrap_or_else(|error| panic!("{error}: {said}\n{}", agent.log()));
+        said.push_str(&String::from_utf8_lossy(&message[..read]));
+    }
+    world.check_closed(&guest).unwrap();
+    fs::remove_file(&slow).unwrap();
+    world.wait_open(&guest).unwrap();
 }
 
 #[test]

@@ -7,7 +7,9 @@ mod besieged;
 
 use std::time::Duration;
 
-use gate25_tests::{Accounts, Agent, Meter, PolicyText, Privileges, Settings, Trial, World, poll};
+use gate25_tests::{
+    Accounts, Agent, Meter, PolicyText, Privileges, Settings, Trial, World, faults, poll,
+};
 use nix::sys::signal::Signal;
 
 use besieged::{besieged, closed, either};
@@ -162,6 +164,40 @@ fn counters_of_another_form_begin_anew() {
             Accounts::AtMost,
         )
         .unwrap();
+}
+
+#[test]
+fn start_that_cannot_read_a_pinned_table_ends_and_leaves_what_was_counted() {
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..world.settings()
+    };
+    let mut agent = world.agent_with(settings, &policy).unwrap();
+    world.check_closed(&guest).unwrap();
+    let before = refused(&agent);
+    assert!(before > 0.0);
+    agent.stop().unwrap();
+    let calls = world.lab.dir().join("calls");
+    agent.settings().wrapper = faults::fail_bpf_call(None, &calls);
+    agent.restart().unwrap();
+    agent.stop().unwrap();
+    // It is opened to see what it is, then to see its form, which the next call tells.
+    let opened = faults::bpf_calls_with(&calls, "/HOST_COUNTERS").unwrap();
+    for call in [opened[0], opened[1], opened[1] + 1] {
+        agent.settings().wrapper = faults::fail_bpf_call(Some(call), &calls);
+        agent.restart_unready().unwrap();
+        let status = agent.process().wait(LIMIT).unwrap();
+        assert!(!status.success(), "{call}: {status}");
+        let log = agent.log();
+        let told = log.contains("look at what is pinned") && log.contains("HOST_COUNTERS");
+        assert!(told, "{call}: {log}");
+    }
+    agent.settings().wrapper.clear();
+    agent.restart().unwrap();
+    assert_eq!(refused(&agent), before);
 }
 
 #[test]

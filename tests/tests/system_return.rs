@@ -335,5 +335,7 @@ fn hosts_that_cannot_judge_what_comes_back_say_so_and_enforce_the_rest() {
         let line = status.lines().find(|line| told(line));
         assert!(line.is_some_and(|line| line.contains(why)), "{status}");
         assert!(agent.log().lines().any(told), "{}", agent.log());
+        let complained = metrics.sum("gate25_complaints", &[("subject", "returns")]);
+        assert_eq!(complained, Some(1.0), "{why}");
     }
 }

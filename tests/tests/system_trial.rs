@@ -2,9 +2,12 @@
 #![cfg(feature = "root")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use gate25_tests::{Agent, Guest, Hosting, Outcome, PolicyText, Sender, World, connect, poll};
+use gate25_tests::{
+    Agent, Guest, Hosting, Outcome, PolicyText, Privileges, Sender, Settings, World, connect, poll,
+};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -206,6 +209,44 @@ fn files_that_are_refused_begin_no_trial_and_harm_none() {
     assert_eq!(scene.value(END), ends);
     scene.world.check_open(&scene.guest).unwrap();
     scene.check_others_unharmed();
+}
+
+#[test]
+fn undo_that_fails_leaves_the_trial_and_its_deadline_as_they_were() {
+    let world = World::for_nftables().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let _second = world.guest(102, "tap102i0").unwrap();
+    let host = &world.hosting.hypervisor;
+    let folder = "/var/lib/state25";
+    let mut settings = Settings {
+        more: format!("backend: nftables\nstate_dir: {folder}\n"),
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    let refusing = "[ -e $0.broken ] && [ \"$1\" = -e ] && { echo 'Error: no' >&2; exit 1; }";
+    settings.env = world.nft_that(refusing).unwrap();
+    let agent = world.agent_with(settings, &base()).unwrap();
+    world.check_closed(&guest).unwrap();
+    agent.apply_policy(FILE, &with_exemption().text()).unwrap();
+    let begun = agent
+        .command(&["reload", "--confirm-within", "12s"])
+        .unwrap();
+    assert_eq!(begun.code, Some(0), "{begun:?}\n{}", agent.log());
+    let broken = world.nft().with_extension("broken");
+    fs::write(&broken, "").unwrap();
+    let refused = agent.command(&["undo"]).unwrap();
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    fs::remove_file(&broken).unwrap();
+    poll("the trial to go on, on disk too", LIMIT, || {
+        let kept = host.run(|| fs::read_to_string(format!("{folder}/trial.json")))??;
+        let kept: serde_json::Value = serde_json::from_str(&kept)?;
+        Ok(kept["running"].is_object().then_some(()))
+    })
+    .unwrap();
+    world.check_open(&guest).unwrap();
+    let over = agent.wait_metric(END, &[], LIMIT, |value| value == 0.0);
+    over.unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    world.check_closed(&guest).unwrap();
 }
 
 /// Customer c-2 is exempt.

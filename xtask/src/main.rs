@@ -89,3 +89,26 @@ fn main() -> ExitCode {
         ExitCode::FAILURE
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publish_takes_whole_tables_alone() {
+        let is_taken = |words: &str| {
+            let words = ["xtask"].into_iter().chain(words.split(' '));
+            Args::try_parse_from(words).is_ok()
+        };
+        assert!(!is_taken("test --publish"));
+        for command in ["test --full", "soak", "vm"] {
+            assert!(is_taken(&format!("{command} --publish")), "{command}");
+            let filtered = format!("{command} --publish --filter name");
+            assert!(!is_taken(&filtered), "{command}");
+        }
+        for part in ["test --full system", "vm system", "vm --kernel 6.1"] {
+            assert!(is_taken(part), "{part}");
+            assert!(!is_taken(&format!("{part} --publish")), "{part}");
+        }
+    }
+}

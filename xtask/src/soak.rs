@@ -1,11 +1,12 @@
 //! The long run: faults under the leak meter, over and over until the time is up.
 
 use std::{
+    fs,
     process::ExitCode,
     time::{Duration, Instant},
 };
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use crate::{
     binaries,
@@ -30,8 +31,8 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md.
-    #[arg(long)]
+    /// Put the table of what was tried, and what leaked, into tests/LEAKS.md: the whole one.
+    #[arg(long, conflicts_with = "filter")]
     publish: bool,
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         numbers.extend((number > 0).then_some((target, number)));
     }
     let ledger = Ledger::begin()?;
+    let skips = cargo::target().join("soak.skips");
     let end = Instant::now() + Duration::from_secs(options.minutes * 60);
     let mut all = Count::default();
     let mut pass = 0;
@@ -89,10 +91,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
                 turn.as_secs()
             );
             let mut command = tests(false, turn.as_secs(), target);
-            command.env("GATE25_LEDGER", ledger.path());
+            fs::write(&skips, "").with_context(|| format!("write {}", skips.display()))?;
+            command
+                .env("GATE25_LEDGER", ledger.path())
+                .env("GATE25_SKIPS", &skips);
             // Longer than their turns take one after the other: worlds are made, rounds are ended.
             let limit = LIMIT + Duration::from_secs(turn.as_secs() * number);
-            all.add(count_tests(command, limit)?);
+            let mut count = count_tests(command, limit)?;
+            count.skip(&fs::read_to_string(&skips).context("read the skips")?);
+            all.add(count);
         }
     }
     println!();

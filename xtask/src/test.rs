@@ -30,9 +30,8 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the tables of the run into tests/LEAKS.md and, where they are run, tests/PACKAGE.md and
-    /// tests/KERNELS.md.
-    #[arg(long)]
+    /// Put the tables of the run into tests/LEAKS.md, tests/PACKAGE.md and tests/KERNELS.md: whole ones.
+    #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
     publish: bool,
 }
 

@@ -76,9 +76,9 @@ pub(crate) struct Options {
     /// Do not repeat what passed before with the very same binaries
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
-    /// Put the table of kernels and what came of them into tests/KERNELS.md; with --package that of the
-    /// steps into tests/PACKAGE.md.
-    #[arg(long)]
+    /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one. With --package
+    /// that of the steps into tests/PACKAGE.md.
+    #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter"])]
     publish: bool,
     /// Instead of the tests: install the package on a Debian of its own, boot it, upgrade it, remove it.
     #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter", "resume"])]

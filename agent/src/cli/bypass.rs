@@ -1,15 +1,20 @@
 //! `gate25 bypass`: this host only observes for a time, which the kernel ends.
 
+use std::convert::Infallible;
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use gate25_common::bypass::MAX_TICKET;
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
+use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
-use crate::cli::term::term;
-use crate::control::client::Client;
-use crate::control::messages::{Bypass, BypassRequest};
+use crate::cli::term::of_bypass;
+use crate::control::ONLY_OBSERVES;
+use crate::control::client::{Client, ClientError};
+use crate::control::messages::{Bypass, BypassRequest, Mode, Status};
+use crate::dataplane::BypassError;
 use crate::diagnostic::{escape, is_deceptive};
 
 /// Has this host only observe for a time, whatever its settings say
@@ -23,7 +28,7 @@ pub struct Args {
     #[command(subcommand)]
     pub what: Option<What>,
     /// How long, at most 24h
-    #[arg(long = "for", value_name = "TERM", value_parser = term, required = true)]
+    #[arg(long = "for", value_name = "TERM", value_parser = of_bypass, required = true)]
     pub term: Option<SignedDuration>,
     /// The ticket under which
     #[arg(long, value_parser = ticket, required = true)]
@@ -75,25 +80,24 @@ pub fn run(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    if args.dry_run {
-        match reader {
-            Reader::Programs => console.json(&request)?,
-            Reader::People => {
-                let seconds = request.seconds.unwrap_or_default();
-                writeln!(
-                    console.out,
-                    "this host would only observe for {seconds} seconds"
-                )?;
-            }
-        }
-        return Ok(ExitCode::SUCCESS);
-    }
-    let status = match Client::new(&settings.control.socket).bypass(&request) {
+    let client = Client::new(&settings.control.socket);
+    let answered = if args.dry_run {
+        let status = client.status();
+        status.and_then(|status| bypassed(status, &request, surroundings.now))
+    } else {
+        client.bypass(&request)
+    };
+    let status = match answered {
         Ok(status) => status,
         Err(error) => return console.no_answer(&error),
     };
     match (reader, &status.bypass) {
         (Reader::Programs, _) => console.json(&status)?,
+        (Reader::People, Some(Bypass { ends, ticket, .. })) if args.dry_run => writeln!(
+            console.out,
+            "this host would only observe until {ends} ({})",
+            escape(ticket)
+        )?,
         (Reader::People, Some(Bypass { ends, ticket, .. })) => writeln!(
             console.out,
             "this host only observes until {ends} ({}): `gate25 bypass end` ends it now",
@@ -107,6 +111,33 @@ pub fn run(
     Ok(match (request.seconds, &status.bypass) {
         (Some(_), Some(_)) | (None, None) => ExitCode::SUCCESS,
         (Some(_), None) | (None, Some(_)) => ExitCode::from(FAILED),
+    })
+}
+
+/// How the agent would be, or why it would refuse.
+fn bypassed(
+    status: Status,
+    request: &BypassRequest,
+    now: Timestamp,
+) -> Result<Status, ClientError> {
+    if status.mode == Mode::Observe {
+        return Err(ClientError::Refused(ONLY_OBSERVES.to_owned()));
+    }
+    if status.backend.name == "nftables" {
+        let why = BypassError::<Infallible>::Unsupported.to_string();
+        return Err(ClientError::Refused(why));
+    }
+    let seconds = request.seconds.unwrap_or_default();
+    let ends = now.checked_add(Duration::from_secs(seconds));
+    let ends = ends.map_err(|error| ClientError::Refused(in_full(&error)))?;
+    Ok(Status {
+        enforcing: false,
+        bypass: Some(Bypass {
+            ends,
+            since: now,
+            ticket: request.ticket.clone().unwrap_or_default(),
+        }),
+        ..status
     })
 }
 

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::chain::in_full;
+use crate::cli::console::{Console, FAILED};
 use crate::cli::files;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, Severity, escape};
@@ -23,10 +23,6 @@ use crate::settings::Missing;
 use crate::trust::Trust;
 use base::{BaseError, Difference, difference};
 
-/// The set is valid.
-const OK: u8 = 0;
-/// The set is refused.
-const INVALID: u8 = 1;
 /// The set holds, but `--lint-fatal` was given and there are warnings.
 const WARNINGS: u8 = 3;
 
@@ -85,8 +81,7 @@ pub struct Surroundings<'a> {
 pub fn run(
     args: &Args,
     surroundings: &Surroundings<'_>,
-    out: &mut dyn Write,
-    complaints: &mut dyn Write,
+    console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let (mut report, policy) = check(args.dir.as_deref(), surroundings);
     let mut failed = false;
@@ -95,11 +90,15 @@ pub fn run(
             Ok(difference) => report.difference = Some(difference),
             Err(error) => {
                 failed = true;
-                complain(&error, surroundings.colour, complaints)?;
+                if let BaseError::Invalid { diagnostics, .. } = &error {
+                    console.refuse_beside(surroundings.colour, diagnostics)?;
+                }
+                console.complain(&error, FAILED)?;
             }
         }
     }
     let difference = report.difference.as_ref();
+    let out = &mut *console.out;
     match args.format {
         Format::Text if args.json => json::print(out, &report)?,
         Format::Text => {
@@ -118,14 +117,13 @@ pub fn run(
             words::github(&report, difference, place, out)?;
         }
     }
-    let code = if !report.valid || failed {
-        INVALID
+    Ok(if !report.valid || failed {
+        ExitCode::from(FAILED)
     } else if args.lint_fatal && !report.diagnostics.is_empty() {
-        WARNINGS
+        ExitCode::from(WARNINGS)
     } else {
-        OK
-    };
-    Ok(ExitCode::from(code))
+        ExitCode::SUCCESS
+    })
 }
 
 #[derive(Debug, Serialize)]
@@ -207,15 +205,6 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> (Report, Option
     (report, policy)
 }
 
-fn complain(error: &BaseError, colour: Colour, complaints: &mut dyn Write) -> io::Result<()> {
-    if let BaseError::Invalid { diagnostics, .. } = error {
-        for diagnostic in diagnostics {
-            writeln!(complaints, "{}\n", render(diagnostic, colour))?;
-        }
-    }
-    writeln!(complaints, "gate25: {}", escape(&in_full(error)))
-}
-
 /// Where it is written what changes for a customer.
 fn place(
     policy: &Policy,
@@ -294,7 +283,7 @@ fn print(report: &Report, colour: Colour, out: &mut dyn Write) -> io::Result<()>
                 out,
                 "valid: {} in {}: {}, {} ({active_exemptions} active), {}, {}",
                 several(report.files, "file"),
-                crate::diagnostic::escape(report.directory.as_deref().unwrap_or_default()),
+                escape(report.directory.as_deref().unwrap_or_default()),
                 several(*customers, "customer"),
                 several(*exemptions, "exemption"),
                 several(*allowlists, "allowlist"),

@@ -12,6 +12,7 @@ use serde::Serialize;
 use crate::chain::in_full;
 use crate::cli::files;
 use crate::control::client::ClientError;
+use crate::control::presence::Presence;
 use crate::diagnostic::terminal::{Colour, render};
 use crate::diagnostic::{Diagnostic, escape};
 use crate::json;
@@ -19,7 +20,7 @@ use crate::settings::{Missing, Settings};
 use crate::trust::Trust;
 
 /// Invalid, refused, or not enforcing.
-pub(super) const FAILED: u8 = 1;
+pub const FAILED: u8 = 1;
 /// The command line makes no sense.
 pub(super) const USAGE: u8 = 2;
 /// The agent cannot be asked.
@@ -156,6 +157,31 @@ impl Console<'_> {
     /// Prints a remark that is not part of the answer.
     pub(super) fn say(&mut self, text: &str) -> io::Result<()> {
         writeln!(self.complaints, "gate25: {}", escape(text))
+    }
+
+    /// Prints that an agent runs and is not where it should be, or that nobody knows; with `Ok`, none
+    /// runs.
+    pub(super) fn unless_stopped(
+        &mut self,
+        socket: &Path,
+        filesystem: &Path,
+    ) -> io::Result<Result<(), ExitCode>> {
+        let socket_shown = socket.display();
+        match Presence::look(socket, filesystem) {
+            Presence::Stopped => return Ok(Ok(())),
+            // It has just begun, or was just killed.
+            Presence::Running => self.say(&format!("an agent serves {socket_shown}: try again"))?,
+            Presence::Unserved => {
+                self.say(&format!("an agent runs, but nobody serves {socket_shown}"))?;
+            }
+            Presence::Unknown(error) => {
+                let error = in_full(&error);
+                self.say(&format!(
+                    "nobody serves {socket_shown}, and it is not known whether an agent runs: {error}"
+                ))?;
+            }
+        }
+        Ok(Err(ExitCode::from(UNREACHABLE)))
     }
 
     /// Prints why the agent gave no answer.

@@ -14,6 +14,7 @@ use crate::control::client::{Client, ClientError};
 use crate::control::messages::{self, Teller};
 use crate::diagnostic::escape;
 use crate::diagnostic::terminal::Colour;
+use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use crate::policy::Policy;
 use crate::policy::changes::{Change, Kind, compare};
 use crate::policy::loader::{Circumstances, Loader, Purpose, Refused, SourceFile};
@@ -34,6 +35,9 @@ pub struct Args {
     /// Print one JSON object
     #[arg(short, long)]
     pub json: bool,
+    /// BPF filesystem that a running agent has locked its folder on
+    #[arg(long, hide = true, value_name = "DIR", default_value = DEFAULT_FILESYSTEM)]
+    pub bpffs: PathBuf,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,6 +58,9 @@ struct Base {
 enum BaseError {
     #[error(transparent)]
     Client(ClientError),
+    /// Said already.
+    #[error("whoever may run the policy does not tell it")]
+    NotStopped(ExitCode),
     #[error("the agent is not running, and has kept no policy in {}", .0.display())]
     Nothing(PathBuf),
     #[error("the agent is not running, and the policy that it kept cannot be read")]
@@ -86,9 +93,10 @@ pub fn run(
     let Some(policy) = set.policy else {
         return console.refuse(reader, surroundings.colour, &set.diagnostics);
     };
-    let base = match base(&settings, &circumstances, console)? {
+    let base = match base(&settings, &args.bpffs, &circumstances, console)? {
         Ok(base) => base,
         Err(BaseError::Client(error)) => return console.no_answer(&error),
+        Err(BaseError::NotStopped(code)) => return Ok(code),
         Err(error @ BaseError::Nothing(_)) => return console.complain(&error, UNREACHABLE),
         Err(error @ (BaseError::State(_) | BaseError::Refused(_))) => {
             return console.complain(&error, FAILED);
@@ -107,10 +115,12 @@ pub fn run(
 
 fn base(
     settings: &Settings,
+    filesystem: &Path,
     circumstances: &Circumstances,
     console: &mut Console<'_>,
 ) -> io::Result<Result<Base, BaseError>> {
-    match Client::new(&settings.control.socket).policy() {
+    let socket = &settings.control.socket;
+    match Client::new(socket).policy() {
         Ok(running) => {
             if running.files.is_empty() {
                 let source = &running.source;
@@ -119,6 +129,9 @@ fn base(
             Ok(of_agent(running, circumstances))
         }
         Err(error) if error.is_nobody() => {
+            if let Err(code) = console.unless_stopped(socket, filesystem)? {
+                return Ok(Err(BaseError::NotStopped(code)));
+            }
             let kept = of_state(&settings.state_dir, circumstances);
             if kept.is_ok() {
                 console.say("the agent is not running: compared with what it last accepted")?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Layout, Reader, Surroundings, is_root};
 use crate::cli::files;
 use crate::control::client::{Client, ClientError};
+use crate::control::presence::Presence;
 use crate::diagnostic::{Diagnostic, Severity as Bad, escape};
 use crate::doctor::{
     Agent, Area, Facts, Finding, Host, Kind, Look, NftFacts, Sampling, Severity, Survey, judge,
@@ -82,7 +83,7 @@ pub fn run(
         Err(code) => return Ok(code),
     };
     let client = Client::new(&settings.control.socket).patient(PATIENCE);
-    let agent = ask(&client);
+    let agent = ask(&client, &settings.control.socket, &args.bpffs);
     let mistakes = mistakes(&settings, surroundings);
     let survey = Survey::new(settings, &args.bpffs);
     let mut facts = survey.facts(agent, mistakes);
@@ -124,18 +125,29 @@ fn settled(survey: &Survey, facts: &mut Facts) -> Vec<Finding> {
         return first;
     }
     thread::sleep(SETTLE);
-    let sample = facts.coverage.sample.take();
-    facts.coverage = survey.coverage(&BTreeSet::new(), Sampling::Off);
-    facts.coverage.sample = sample;
+    let again = survey.coverage(&BTreeSet::new(), Sampling::Off);
+    let before = std::mem::replace(&mut facts.coverage, again);
+    facts.coverage.sample = before.sample;
     let mut findings = judge(facts);
     findings.retain(|it| first.iter().any(|before| before.is_about_the_same(it)));
     findings
 }
 
-fn ask(client: &Client) -> Agent {
+fn ask(client: &Client, socket: &Path, filesystem: &Path) -> Agent {
     match client.status() {
         Ok(status) => Agent::Running(Box::new(status)),
-        Err(error) if error.is_nobody() => Agent::Stopped,
+        Err(error) if error.is_nobody() => match Presence::look(socket, filesystem) {
+            Presence::Stopped => Agent::Stopped,
+            Presence::Running => Agent::Silent(in_full(&error)),
+            Presence::Unserved => {
+                let socket = socket.display();
+                Agent::Silent(format!("an agent runs, but nobody serves {socket}"))
+            }
+            Presence::Unknown(error) => {
+                let error = in_full(&error);
+                Agent::Hidden(format!("it is not known whether one runs: {error}"))
+            }
+        },
         Err(ClientError::Unreachable { path, source })
             if source.kind() == ErrorKind::PermissionDenied =>
         {

@@ -6,8 +6,9 @@ mod file;
 mod list;
 
 use std::io::{self, BufRead};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -185,29 +186,70 @@ fn add(
     console: &mut Console<'_>,
     answers: Option<&mut dyn BufRead>,
 ) -> Outcome {
+    let desk = go_on!(Desk::open(&args.how, surroundings, console)?);
+    let Wanted {
+        id,
+        customer,
+        reason,
+        ticket,
+        approved_by,
+        end,
+        to,
+        file,
+    } = go_on!(wanted(args, &desk, console, answers)?);
+    // As on the command line: `--to any --to relays` makes no list.
+    let to = go_on!(desk.usage(ask::destinations(&to.join(" ")), console)?);
+    let from = args.starts.unwrap_or(surroundings.now);
+    let expires = go_on!(desk.usage(moment(end, from), console)?);
+    if expires <= surroundings.now {
+        return desk.refuse(&format!("{expires} is over"), console).map(Err);
+    }
+    let new = NewExemption {
+        id,
+        customer,
+        reason,
+        ticket,
+        approved_by,
+        starts: args.starts,
+        expires,
+        to,
+    };
+    desk.edit(&file, &Edit::Add(new), console).map(Ok)
+}
+
+/// What an exemption that is granted needs, whether it was given or asked for.
+struct Wanted {
+    id: String,
+    customer: String,
+    reason: String,
+    ticket: String,
+    approved_by: String,
+    end: End,
+    to: Vec<String>,
+    file: Arc<Path>,
+}
+
+fn wanted(
+    args: &AddArgs,
+    desk: &Desk<'_>,
+    console: &mut Console<'_>,
+    answers: Option<&mut dyn BufRead>,
+) -> io::Result<Result<Wanted, ExitCode>> {
     let AddArgs {
         id,
         customer,
         reason,
         ticket,
         approved_by,
-        starts,
+        starts: _,
         until,
         term,
         to,
         file,
-        how,
+        how: _,
     } = args.clone();
-    let desk = go_on!(Desk::open(&how, surroundings, console)?);
-    let policy = desk.policy();
-    let new_id = |text: &str| match policy.exemptions.get(text) {
-        Some(exemption) => Err(desk.is_there(text, exemption)),
-        None => ask::id(text),
-    };
-    let known = |text: &str| match policy.customers.contains_key(text) {
-        true => Ok(text.to_owned()),
-        false => Err(desk.unknown("customer", text, policy.customers.keys())),
-    };
+    let new_id = |text: &str| new_id(desk, text);
+    let known = |text: &str| known_customer(desk, text);
     for wrong in [id.as_deref().map(new_id), customer.as_deref().map(known)] {
         if let Some(Err(why)) = wrong {
             return desk.refuse(&why, console).map(Err);
@@ -235,31 +277,34 @@ fn add(
     let choose = |text: &str| desk.chosen_file(text);
     let file = ask.want(choice, &desk.why_which_file(), &question, choose, console)?;
     go_on!(ask.close(console)?);
-    let (Some(id), Some(customer), Some(reason), Some(ticket)) = (id, customer, reason, ticket)
-    else {
-        return Ok(Err(ExitCode::from(FAILED)));
-    };
-    let (Some(approved_by), Some(end), Some(to), Some(file)) = (approved_by, end, to, file) else {
-        return Ok(Err(ExitCode::from(FAILED)));
-    };
-    // As on the command line: `--to any --to relays` makes no list.
-    let to = go_on!(desk.usage(ask::destinations(&to.join(" ")), console)?);
-    let from = starts.unwrap_or(surroundings.now);
-    let expires = go_on!(desk.usage(moment(end, from), console)?);
-    if expires <= surroundings.now {
-        return desk.refuse(&format!("{expires} is over"), console).map(Err);
+    let wanted = (|| {
+        Some(Wanted {
+            id: id?,
+            customer: customer?,
+            reason: reason?,
+            ticket: ticket?,
+            approved_by: approved_by?,
+            end: end?,
+            to: to?,
+            file: file?,
+        })
+    })();
+    Ok(wanted.ok_or(ExitCode::from(FAILED)))
+}
+
+fn new_id(desk: &Desk<'_>, text: &str) -> Result<String, String> {
+    match desk.policy().exemptions.get(text) {
+        Some(exemption) => Err(desk.is_there(text, exemption)),
+        None => ask::id(text),
     }
-    let new = NewExemption {
-        id,
-        customer,
-        reason,
-        ticket,
-        approved_by,
-        starts,
-        expires,
-        to,
-    };
-    desk.edit(&file, &Edit::Add(new), console).map(Ok)
+}
+
+fn known_customer(desk: &Desk<'_>, text: &str) -> Result<String, String> {
+    let customers = &desk.policy().customers;
+    match customers.contains_key(text) {
+        true => Ok(text.to_owned()),
+        false => Err(desk.unknown("customer", text, customers.keys())),
+    }
 }
 
 fn extend(

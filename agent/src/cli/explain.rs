@@ -3,7 +3,7 @@
 mod text;
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,11 +12,10 @@ use std::str::FromStr;
 use gate25_common::abi::CustomerId;
 use jiff::Timestamp;
 
+use crate::cli::console::{Console, Reader, USAGE};
 use crate::cli::files;
-use crate::diagnostic::Diagnostic;
-use crate::diagnostic::terminal::{Colour, render};
+use crate::diagnostic::terminal::Colour;
 use crate::explain::{ExplainError, Host, Question, explain};
-use crate::json;
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::policy::scalar::Time;
 use crate::settings::Missing;
@@ -24,11 +23,6 @@ use crate::trust::Trust;
 use crate::yaml::read::Scalar as _;
 use crate::yaml::tree::Style;
 pub use text::Layout;
-
-/// Settings or policy are invalid.
-const INVALID: u8 = 1;
-/// The question makes no sense.
-const USAGE: u8 = 2;
 
 /// Says why a connection passes or does not
 ///
@@ -106,21 +100,20 @@ pub struct Surroundings<'a> {
     pub colour: Colour,
 }
 
-/// Prints the answer, or what is wrong with the files, to `out`; what is wrong with the question
-/// goes to `complaints`.
+/// Prints the answer, or what is wrong with the files or the question.
 ///
 /// # Errors
 /// Writing failed.
 pub fn run(
     args: &Args,
     surroundings: &Surroundings<'_>,
-    out: &mut dyn Write,
-    complaints: &mut dyn Write,
+    console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
+    let reader = Reader::of(args.json);
     let settings = match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody)
     {
         Ok(loaded) => loaded.settings,
-        Err(diagnostics) => return refuse(args, &diagnostics, surroundings.colour, out),
+        Err(diagnostics) => return console.refuse(reader, surroundings.colour, &diagnostics),
     };
     let at = args.at.unwrap_or(surroundings.now);
     // As the agent would have taken the files at that time.
@@ -131,7 +124,7 @@ pub fn run(
     };
     let set = files::policy(&settings.policy_dir, &circumstances);
     let Some(policy) = set.policy else {
-        return refuse(args, &set.diagnostics, surroundings.colour, out);
+        return console.refuse(reader, surroundings.colour, &set.diagnostics);
     };
     let host = Host {
         name: settings.host.as_deref().unwrap_or(surroundings.hostname),
@@ -146,41 +139,23 @@ pub fn run(
         at,
     };
     match explain(&policy, &host, &question) {
-        Ok(explanation) if args.json => {
-            json::print(out, &explanation)?;
-            Ok(ExitCode::SUCCESS)
-        }
         Ok(explanation) => {
-            text::print(&explanation, host.name, surroundings.layout, out)?;
+            match reader {
+                Reader::Programs => console.json(&explanation)?,
+                Reader::People => {
+                    let out = &mut *console.out;
+                    text::print(&explanation, host.name, surroundings.layout, out)?;
+                }
+            }
             Ok(ExitCode::SUCCESS)
         }
         Err(
             error @ (ExplainError::Unknown { .. } | ExplainError::Path(_) | ExplainError::Time(_)),
-        ) => {
-            writeln!(complaints, "gate25: {error}")?;
-            Ok(ExitCode::from(USAGE))
-        }
+        ) => console.complain(&error, USAGE),
         Err(error @ (ExplainError::Compile(_) | ExplainError::Capacity(_))) => {
             Err(io::Error::other(error))
         }
     }
-}
-
-fn refuse(
-    args: &Args,
-    diagnostics: &[Diagnostic],
-    colour: Colour,
-    out: &mut dyn Write,
-) -> io::Result<ExitCode> {
-    if args.json {
-        let refusal = serde_json::json!({ "valid": false, "diagnostics": diagnostics });
-        json::print(out, &refusal)?;
-    } else {
-        for diagnostic in diagnostics {
-            writeln!(out, "{}\n", render(diagnostic, colour))?;
-        }
-    }
-    Ok(ExitCode::from(INVALID))
 }
 
 /// A time in the policy's own notation.

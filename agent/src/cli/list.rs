@@ -20,6 +20,7 @@ use crate::kernel::nftables;
 use crate::kernel::removal::Removal;
 use crate::settings::Settings;
 use gate25_common::abi::CustomerId;
+use gate25_common::decide::Verdict;
 use stopped::Stopped;
 
 /// Lists workloads, customers or exemptions
@@ -38,7 +39,8 @@ pub struct Args {
 pub enum What {
     /// Guests and containers on this host: kind, number, name, state, customer
     Workloads(WorkloadArgs),
-    /// Customers: id, number, workloads here, active exemptions, attempts allowed and refused
+    /// Customers: id, number, workloads here, active exemptions, and attempts: allowed, allowed
+    /// although the policy would refuse them, refused
     Customers(Form),
     /// Exemptions: id, customer, state, start, end
     Exemptions(Form),
@@ -105,6 +107,7 @@ pub fn run(
                     "workloads",
                     "exemptions",
                     "allowed",
+                    "would be refused",
                     "refused",
                 ],
                 |customers: &Customers| customers.customers.iter().map(customer).collect(),
@@ -167,8 +170,12 @@ impl Desk<'_> {
         }
         if !is_root() {
             console
-                .say("the agent is not running; only root may see what it left in the kernel")?;
+                .say("the agent is not reached; only root may see what it left in the kernel")?;
             return Ok(Err(ExitCode::from(UNREACHABLE)));
+        }
+        let socket = &self.settings.control.socket;
+        if let Err(code) = console.unless_stopped(socket, &self.form.bpffs)? {
+            return Ok(Err(code));
         }
         let stopped = Stopped::new(&self.form.bpffs, self.settings, self.surroundings);
         match read(&stopped) {
@@ -254,11 +261,12 @@ fn customer(customer: &Customer) -> Vec<String> {
         exemptions,
         connections,
     } = customer;
-    let attempts = |verdicts: &[&str]| {
+    let attempts = |column: Attempts| {
         let counted = connections.as_ref().map(|connections| {
-            let counts = verdicts
+            let verdicts = Verdict::ALL
                 .iter()
-                .filter_map(|verdict| connections.get(*verdict));
+                .filter(|it| Attempts::of(**it) == column);
+            let counts = verdicts.filter_map(|verdict| connections.get(verdict.as_str()));
             counts.sum::<u64>()
         });
         counted.map_or_else(|| "-".to_owned(), |count| count.to_string())
@@ -268,9 +276,33 @@ fn customer(customer: &Customer) -> Vec<String> {
         number.clone(),
         workloads.to_string(),
         exemptions.to_string(),
-        attempts(&["allow", "observe"]),
-        attempts(&["reject", "drop"]),
+        attempts(Attempts::Allowed),
+        attempts(Attempts::WouldBeRefused),
+        attempts(Attempts::Refused),
     ]
+}
+
+/// Columns of what a customer's workloads tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempts {
+    Allowed,
+    WouldBeRefused,
+    Refused,
+}
+
+impl Attempts {
+    /// Where attempts of this verdict are counted.
+    fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Allow => Self::Allowed,
+            Verdict::Observe => Self::WouldBeRefused,
+            Verdict::Reject
+            | Verdict::Drop
+            | Verdict::Redirect
+            | Verdict::Notice
+            | Verdict::Throttle => Self::Refused,
+        }
+    }
 }
 
 fn exemption(exemption: &Exemption) -> Vec<String> {

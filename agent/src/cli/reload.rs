@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use jiff::SignedDuration;
 
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
-use crate::cli::term::term;
+use crate::cli::term::of_trial;
 use crate::control::client::Client;
 use crate::control::messages::{Reload, ReloadRequest, TrialRequest};
 
@@ -25,8 +25,9 @@ pub struct Args {
     /// Only say what would come of it
     #[arg(long)]
     pub dry_run: bool,
-    /// Go back to the set before after this time, as in 5m, unless `gate25 confirm` is run
-    #[arg(long, value_name = "TERM", value_parser = term, conflicts_with = "dry_run")]
+    /// Go back to the set before after this time, as in 5m and at most 7d, unless `gate25 confirm` is
+    /// run; returns as with `--wait`
+    #[arg(long, value_name = "TERM", value_parser = of_trial, conflicts_with_all = ["dry_run", "wait"])]
     pub confirm_within: Option<SignedDuration>,
     /// Print one JSON object
     #[arg(short, long)]

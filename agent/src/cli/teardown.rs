@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
-use crate::control::client::Client;
+use crate::control::presence::Presence;
 use crate::diagnostic::escape;
 use crate::kernel::bpf::leftover::{Leftover, Removals};
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
@@ -65,9 +65,20 @@ pub fn run(
         Ok(settings) => settings,
         Err(code) => return Ok(code),
     };
-    if Client::new(&settings.control.socket).is_served() {
-        let socket = settings.control.socket.display();
-        console.say(&format!("an agent serves {socket}: stop it first"))?;
+    let socket = settings.control.socket.display();
+    let why = match Presence::look(&settings.control.socket, &args.bpffs) {
+        Presence::Stopped => None,
+        Presence::Running => Some(format!("an agent serves {socket}: stop it first")),
+        Presence::Unserved => Some(format!(
+            "another gate25 runs on this host, and does not serve {socket}: stop it first"
+        )),
+        Presence::Unknown(error) => {
+            let error = in_full(&error);
+            Some(format!("it is not known whether an agent runs: {error}"))
+        }
+    };
+    if let Some(why) = why {
+        console.say(&why)?;
         return Ok(ExitCode::from(FAILED));
     }
     let leftover = Leftover::at(&args.bpffs);

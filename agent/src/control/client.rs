@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::{CONTENT_TYPE, HOST};
@@ -27,8 +27,6 @@ use super::messages::{
 const PATIENCE: Duration = Duration::from_secs(80);
 /// Longer than from fork(2) to exec(2).
 const PAUSE: Duration = Duration::from_millis(100);
-/// The same on a machine that is busy.
-const GRACE: Duration = Duration::from_millis(500);
 /// Bytes of an answer: a policy set comes in one.
 const ANSWER_BYTES: usize = 1 << 30;
 
@@ -150,20 +148,6 @@ impl Client {
         let socket = std::os::unix::net::UnixStream::connect(&self.socket)?;
         let credentials = getsockopt(&socket, PeerCredentials)?;
         u32::try_from(credentials.pid()).map_err(io::Error::other)
-    }
-
-    /// Whether anybody serves the socket, whether he answers or not. A program that a dead agent was
-    /// about to start, which has its files until exec(2), does not for long.
-    #[must_use]
-    pub fn is_served(&self) -> bool {
-        let end = Instant::now() + GRACE;
-        while super::socket::is_served(&self.socket) {
-            if Instant::now() > end {
-                return true;
-            }
-            thread::sleep(PAUSE);
-        }
-        false
     }
 
     /// How it is.

@@ -85,7 +85,7 @@ pub enum Mode {
 /// What enforces.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
-    /// `ebpf`.
+    /// `ebpf` or `nftables`.
     pub name: String,
     /// Why it was chosen.
     pub reason: String,
@@ -375,11 +375,16 @@ pub struct ReloadRequest {
     pub wait: bool,
 }
 
+/// The longest trial, in seconds: a week.
+pub const LONGEST_TRIAL: u64 = 7 * 24 * 3600;
+/// The longest bypass, in seconds: a day.
+pub const LONGEST_BYPASS: u64 = 24 * 3600;
+
 /// `POST /v1/trial`: the files are read, and gone back from unless somebody confirms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrialRequest {
-    /// How long there is to confirm.
+    /// How long there is to confirm: 1 to [`LONGEST_TRIAL`].
     pub seconds: u64,
     /// Take a set over even if it lost much.
     #[serde(default)]
@@ -439,7 +444,7 @@ pub enum Reload {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BypassRequest {
-    /// How long it is.
+    /// How long it is: 1 to [`LONGEST_BYPASS`].
     pub seconds: Option<u64>,
     /// Under which ticket.
     pub ticket: Option<String>,

@@ -20,7 +20,9 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tracing::warn;
 
-use super::messages::{self, Failure, Reload, ReloadRequest, TrialRequest};
+use super::messages::{
+    self, Failure, LONGEST_BYPASS, LONGEST_TRIAL, Reload, ReloadRequest, TrialRequest,
+};
 use super::{Agent, BypassRequest, Command, Execution, Shrink, view};
 use crate::chain::in_full;
 use crate::figures::{Figures, FiguresError};
@@ -31,10 +33,6 @@ const UNDO: &str = "/v1/undo";
 const BYPASS: &str = "/v1/bypass";
 /// What opens more than the files say, or what they no longer say: not for members of the group.
 pub(super) const OF_ROOT: [&str; 4] = [TRIAL, CONFIRM, UNDO, BYPASS];
-/// A day, in seconds.
-const LONGEST_BYPASS: u64 = 24 * 3600;
-/// A week, in seconds.
-const LONGEST_TRIAL: u64 = 7 * 24 * 3600;
 
 #[derive(Clone)]
 struct Desk {

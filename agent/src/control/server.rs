@@ -19,13 +19,10 @@ use super::{Agent, Limits, Settings, Socket};
 use crate::chain::in_full;
 use crate::http::connections::{self, Connections, Slot};
 use crate::kernel::peer::{Peer, peer};
+use crate::listen::{FIRST_RETRY, until_it_works};
 
 /// Bytes of a request's body.
 const BODY_BYTES: usize = 64 * 1024;
-/// Waits between attempts to bind the socket grow from here...
-const FIRST_RETRY: Duration = Duration::from_millis(250);
-/// ...to here.
-const LAST_RETRY: Duration = Duration::from_secs(30);
 /// How long a new connection waits for others to make room.
 const ROOM: Duration = Duration::from_secs(1);
 
@@ -37,21 +34,16 @@ pub async fn serve(settings: Settings, agent: Agent, shutdown: CancellationToken
         group,
         limits,
     } = settings;
-    let mut wait = FIRST_RETRY;
-    let socket = loop {
-        match Socket::bind(&socket, &group) {
-            Ok(bound) => break bound,
-            Err(error) => {
-                let retry = wait.as_secs_f64();
-                let error = in_full(&error);
-                warn!(path = %socket.display(), error, retry, "no control socket");
-            }
-        }
-        let paused = shutdown.run_until_cancelled(tokio::time::sleep(wait)).await;
-        if paused.is_none() {
-            return;
-        }
-        wait = (wait * 2).min(LAST_RETRY);
+    let bound = until_it_works(
+        || Socket::bind(&socket, &group),
+        |error, wait| {
+            let retry = wait.as_secs_f64();
+            let error = in_full(error);
+            warn!(path = %socket.display(), error, retry, "no control socket");
+        },
+    );
+    let Some(socket) = shutdown.run_until_cancelled(bound).await else {
+        return;
     };
     info!("control socket open");
     let desk = Desk {

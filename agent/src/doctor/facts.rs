@@ -52,9 +52,9 @@ pub struct Coverage {
     pub functions: Look<Vec<Function>>,
     /// The machines that run here.
     pub machines: Look<Vec<Machine>>,
-    /// What was counted within a moment; `None` where the kernel does not count how often programs
-    /// run.
-    pub sample: Option<Sample>,
+    /// What was counted within a moment; `None` where nobody counted, or the kernel does not count how
+    /// often programs run.
+    pub sample: Look<Option<Sample>>,
 }
 
 /// An interface.

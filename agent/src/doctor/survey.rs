@@ -96,7 +96,8 @@ impl Survey {
         Coverage {
             sample: match (sampling, &own, &details) {
                 (Sampling::Moment, Ok(own), Ok(before)) => sample(own, before),
-                _ => None,
+                // That either cannot be read is told as such.
+                (Sampling::Moment | Sampling::Off, Ok(_) | Err(_), Ok(_) | Err(_)) => Ok(None),
             },
             interfaces,
             chained: self.chained(&chains),
@@ -180,38 +181,39 @@ impl Survey {
     }
 }
 
-/// What is counted from now on for a moment; `None` where the kernel does not count runs, or
-/// something cannot be read.
-fn sample(own: &BTreeMap<u32, String>, before: &[Detail]) -> Option<Sample> {
-    if !hooks::counts_runs().ok()? {
-        return None;
+/// What is counted from now on for a moment; `None` where the kernel does not count runs.
+fn sample(own: &BTreeMap<u32, String>, before: &[Detail]) -> Look<Option<Sample>> {
+    if !hooks::counts_runs().map_err(|error| in_full(&error))? {
+        return Ok(None);
     }
-    let runs = || {
-        let mut programs = Catalogue::default();
-        let mut runs = 0;
-        for (number, name) in own {
-            if name == names::PROGRAM_TC_INGRESS
-                && let Some(program) = programs.program(*number).ok()?
-            {
-                runs += program.runs;
-            }
-        }
-        Some(runs)
-    };
     let before: BTreeMap<u32, u64> = before
         .iter()
         .map(|detail| (detail.interface.index, detail.received))
         .collect();
-    let ran = runs()?;
+    let ran = runs(own)?;
     thread::sleep(SAMPLE);
-    let after = links::details().ok()?;
+    let after = links::details().map_err(|error| in_full(&error))?;
     let received = after.iter().filter_map(|detail| {
         let index = detail.interface.index;
         let more = detail.received.checked_sub(*before.get(&index)?)?;
         Some((index, more))
     });
-    Some(Sample {
+    Ok(Some(Sample {
         received: received.collect(),
-        runs: runs()?.saturating_sub(ran),
-    })
+        runs: runs(own)?.saturating_sub(ran),
+    }))
+}
+
+/// How often our programs at the ingress of interfaces have run.
+fn runs(own: &BTreeMap<u32, String>) -> Look<u64> {
+    let mut programs = Catalogue::default();
+    let mut runs = 0;
+    for (number, name) in own {
+        if name == names::PROGRAM_TC_INGRESS {
+            let program = programs.program(*number);
+            let program = program.map_err(|error| in_full(&error))?;
+            runs += program.map_or(0, |program| program.runs);
+        }
+    }
+    Ok(runs)
 }

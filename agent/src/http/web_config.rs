@@ -152,7 +152,6 @@ impl WebConfigFile {
         {
             return state.config.clone();
         }
-        let first = state.seen.is_none();
         let mut files = vec![self.path.clone()];
         // Stamped before they are read: a change meanwhile leads to another reading.
         let own = stamps(&files);
@@ -163,13 +162,6 @@ impl WebConfigFile {
             Ok(config) => {
                 info!(path = %self.path.display(), "web configuration read");
                 Some(Arc::new(config))
-            }
-            Err(WebConfigError::Read {
-                ref path,
-                ref source,
-            }) if first && *path == self.path && source.kind() == io::ErrorKind::NotFound => {
-                info!(path = %self.path.display(), "no web configuration: plain http for all");
-                Some(Arc::default())
             }
             Err(error) => {
                 error!(path = %self.path.display(), error = in_full(&error), "http serves nothing");

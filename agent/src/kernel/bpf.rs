@@ -1,6 +1,7 @@
 //! The eBPF backend: loads the object, writes its tables, attaches its programs.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -169,6 +170,14 @@ pub enum BpfError {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// What an earlier start has pinned could not be looked at: nobody knows whether it is fit.
+    #[error("look at what is pinned at {}", path.display())]
+    Unreadable {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Box<dyn Error + Send + Sync>,
     },
     /// A descriptor could not be kept.
     #[error("duplicate a descriptor")]
@@ -768,7 +777,7 @@ fn open_pin(path: &Path) -> Result<OwnedFd, BpfError> {
 fn discard_unfit(pins: &Pins) -> Result<(), BpfError> {
     for name in names::MAPS {
         let path = pins.map(name);
-        if !path.exists() {
+        if !inherit::is_there(&path)? {
             continue;
         }
         if !inherit::fits(&path, name)? {

@@ -3,14 +3,16 @@
 use std::io;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use tracing::warn;
 
 use crate::chain::in_full;
-use crate::child::{start, talk};
+use crate::child::{Meanwhile, start, talk};
 use crate::netfilter::{Commands, Table};
+use crate::notify::Notifier;
 
 /// Where nft is looked for, unless somebody says otherwise: in the search path.
 pub const DEFAULT_PROGRAM: &str = "nft";
@@ -125,6 +127,8 @@ impl NftError {
 pub struct Nft {
     program: PathBuf,
     limit: Duration,
+    /// Who is told that the caller lives while it waits.
+    manager: Option<Arc<Notifier>>,
 }
 
 impl Default for Nft {
@@ -139,6 +143,27 @@ impl Nft {
         Self {
             program: program.into(),
             limit: LIMIT,
+            manager: None,
+        }
+    }
+
+    /// The same for a caller that a service manager watches: while nft is waited for, it is told that the
+    /// caller lives. Whoever kills it for waiting has the next start wait for the same.
+    #[must_use]
+    pub fn watched_by(self, manager: Arc<Notifier>) -> Self {
+        Self {
+            manager: Some(manager),
+            ..self
+        }
+    }
+
+    /// The same for another caller, who waits no longer than this and is watched by nobody.
+    #[must_use]
+    pub fn for_others(&self, limit: Duration) -> Self {
+        Self {
+            program: self.program.clone(),
+            limit,
+            manager: None,
         }
     }
 
@@ -256,16 +281,6 @@ impl Nft {
         self.list("list the ruleset", &["ruleset"])
     }
 
-    /// The chains of the family `netdev` as nft writes them for people: its JSON does not name the
-    /// devices of chains before nftables 1.0.8.
-    ///
-    /// # Errors
-    /// [`NftError`].
-    pub fn chains_of_devices(&self) -> Result<String, NftError> {
-        let listed = self.run("list chains", &["list", "chains", "netdev"], Vec::new())?;
-        Ok(String::from_utf8_lossy(&listed).into_owned())
-    }
-
     fn list(&self, action: &'static str, what: &[&str]) -> Result<Value, NftError> {
         let words = [&["-j", "-t", "list"], what].concat();
         let listed = self.run(action, &words, Vec::new())?;
@@ -299,7 +314,20 @@ impl Nft {
             action,
             source,
         })?;
-        let output = talk(child, input, self.limit).map_err(|source| NftError::Broken {
+        let talked = match &self.manager {
+            None => talk(child, input, self.limit, None),
+            Some(manager) => {
+                // Unheard, it is told of by the caller's own next ping.
+                let ping = || drop(manager.ping_waiting());
+                // Others may have been waited for since the caller's last.
+                ping();
+                let meanwhile = manager
+                    .watchdog_period()
+                    .map(|every| Meanwhile { every, act: &ping });
+                talk(child, input, self.limit, meanwhile.as_ref())
+            }
+        };
+        let output = talked.map_err(|source| NftError::Broken {
             program: program(),
             action,
             source,

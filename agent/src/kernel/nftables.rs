@@ -29,6 +29,7 @@ use crate::dataplane::{
     Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
 };
 use crate::features::Feature;
+use crate::kernel::netfilter::{BaseChain, ChainsError, base_chains};
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
 use crate::kernel::removal::Removal;
@@ -63,6 +64,9 @@ pub enum NftablesError {
     /// This kernel or this nft lacks something.
     #[error("nftables here cannot do what the backend needs (nft 1.0.6 and Linux 5.17 can)")]
     Unsupported(#[source] NftError),
+    /// What is hooked to interfaces cannot be looked at.
+    #[error(transparent)]
+    Chains(#[from] ChainsError),
     /// The policy does not fit.
     #[error(transparent)]
     Capacity(#[from] CapacityError),
@@ -99,6 +103,7 @@ impl NftablesError {
         match self {
             Self::Nft(error) | Self::Unsupported(error) => error.left_all_as_it_was(),
             Self::Foreign
+            | Self::Chains(_)
             | Self::Capacity(_)
             | Self::Clock(_)
             | Self::BeforeBoot
@@ -111,6 +116,8 @@ impl NftablesError {
 
 /// nft is done within a second, unless the change is a large one or the machine is busy.
 const ALLOWANCE: u64 = 1_000_000_000;
+/// How long nft may take to tell the counters: whoever writes the table may wait for that.
+const COUNTERS: Duration = Duration::from_secs(10);
 
 /// What this backend cannot do, whatever the kernel.
 const LACKS: [Feature; 6] = [
@@ -158,7 +165,7 @@ impl Nftables {
                 .collect()
         });
         Ok(Self {
-            counters: Counters::new(nft.clone()),
+            counters: Counters::new(nft.for_others(COUNTERS)),
             nft,
             options,
             installed: MapImage::default(),
@@ -399,12 +406,12 @@ impl Dataplane for Nftables {
     }
 
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, NftablesError> {
-        let chains = self.nft.chains_of_devices()?;
+        let chains = base_chains()?;
         let mut displaced = BTreeSet::new();
         for site in among {
             if let Site::Interface(index) = site
                 && self.hooked.contains(index)
-                && !is_hooked(&chains, *index, name_of(*index)?)
+                && !name_of(*index)?.is_some_and(|name| is_chained(&chains, *index, &name))
             {
                 displaced.insert(*site);
             }
@@ -493,17 +500,13 @@ fn look(nft: &Nft) -> Result<Option<(Existing, Signature)>, NftablesError> {
     }
 }
 
-/// Whether the listing has the chain of `index` on an interface of this name.
-fn is_hooked(listing: &str, index: u32, name: Option<String>) -> bool {
-    let header = format!("chain {} {{", names::interface_chain(index));
-    let mut lines = listing.lines().map(str::trim);
-    let Some(name) = name else {
-        return false;
-    };
-    lines.any(|line| line == header)
-        && lines
-            .next()
-            .is_some_and(|line| line.contains(&format!("\"{name}\"")))
+/// Whether our chain of `index` is on an interface of this name.
+fn is_chained(chains: &[BaseChain], index: u32, name: &str) -> bool {
+    let chain = names::interface_chain(index);
+    let mut ours = chains
+        .iter()
+        .filter(|it| it.table == TABLE.name && it.name == chain);
+    ours.any(|it| it.is_at_ingress_of(name))
 }
 
 fn name_of(index: u32) -> Result<Option<String>, NftablesError> {

@@ -109,10 +109,10 @@ fn rules(files: &[(&Arc<Path>, &PolicyFile)], problems: &mut Problems) -> Rules 
             rules.max_exemption_days = days.value.0;
         }
         if let Some(bits) = min_prefix_v4 {
-            rules.min_prefix_v4 = bits.value.0.try_into().unwrap_or(u8::MAX);
+            rules.min_prefix_v4 = bits.value.0;
         }
         if let Some(bits) = min_prefix_v6 {
-            rules.min_prefix_v6 = bits.value.0.try_into().unwrap_or(u8::MAX);
+            rules.min_prefix_v6 = bits.value.0;
         }
     }
     rules

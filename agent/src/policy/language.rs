@@ -41,9 +41,9 @@ keys! {
         /// Longest term of an exemption in days; 90 where nothing is said.
         optional max_exemption_days: At<Number<1, 3650>>,
         /// Shortest IPv4 prefix of a destination; 16 where nothing is said.
-        optional min_prefix_v4: At<Number<0, 32>>,
+        optional min_prefix_v4: At<Number<0, 32, u8>>,
         /// Shortest IPv6 prefix of a destination; 32 where nothing is said.
-        optional min_prefix_v6: At<Number<0, 128>>,
+        optional min_prefix_v6: At<Number<0, 128, u8>>,
     }
 }
 

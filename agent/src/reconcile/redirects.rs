@@ -9,6 +9,7 @@ use gate25_common::address::Family;
 use super::{Noted, Reconciler};
 use crate::dataplane::{Dataplane, Led, MapImage};
 use crate::kernel::routes::Way;
+use crate::status::Subject;
 
 /// Where connections are to be led, and where the ways went when that was last looked at.
 #[derive(Debug, Default)]
@@ -46,7 +47,7 @@ impl<D: Dataplane> Reconciler<D> {
             let why = why.join("; ");
             format!("connections that are to be led elsewhere are rejected: {why}")
         });
-        self.complain("redirect", complaint);
+        self.complain(Subject::Redirect, complaint);
     }
 
     /// Looks whether the ways to where connections are to be led have changed.

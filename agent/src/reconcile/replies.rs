@@ -8,10 +8,8 @@ use tracing::warn;
 
 use super::Reconciler;
 use crate::dataplane::{Dataplane, Returns, Site};
+use crate::status::Subject;
 use crate::workloads::Framing;
-
-/// What is complained of where packets that come back cannot be judged.
-const SUBJECT: &str = "returns";
 
 impl<D: Dataplane> Reconciler<D> {
     /// Every guest's interface where what comes back is judged, else those of customers whose
@@ -43,11 +41,11 @@ impl<D: Dataplane> Reconciler<D> {
             )),
         };
         if let Some(complaint) = &complaint
-            && self.complaints.get(SUBJECT) != Some(complaint)
+            && self.complaint(Subject::Returns) != Some(complaint)
         {
             warn!("{complaint}");
         }
-        self.complain(SUBJECT, complaint);
+        self.complain(Subject::Returns, complaint);
     }
 
     fn judges_returns(&self) -> bool {

@@ -16,7 +16,7 @@ use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::skb::{self, SkbAccess};
-use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events};
+use crate::kernel::bpf::{Attachment, Bpf, BpfError, DebugLines, LoadOptions, events};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
@@ -119,16 +119,21 @@ pub(super) fn open(
     settings: &Settings,
     pins: Option<&Pins>,
     attachment: Attachment,
+    nft: &Nft,
 ) -> anyhow::Result<Either> {
     let ebpf = |reason| {
         let pins = pins.context("backend ebpf needs the BPF filesystem")?;
-        open_ebpf(settings, pins, attachment, reason)
+        open_ebpf(settings, pins, attachment, nft, reason)
     };
-    let nftables = |reason| open_nftables(settings, pins, reason);
+    let nftables = |reason| open_nftables(settings, pins, nft, reason);
     match settings.backend {
         Backend::Ebpf => ebpf("configured"),
         Backend::Nftables => nftables("configured"),
         Backend::Auto => ebpf("preferred").or_else(|error| {
+            // eBPF is at work here: the other backend would take away what cannot be looked at just now.
+            if let Some(BpfError::Unreadable { .. }) = error.downcast_ref() {
+                return Err(error);
+            }
             let why = format!("{error:#}");
             match nftables("fallback") {
                 Ok(opened) => {
@@ -149,6 +154,7 @@ fn open_ebpf(
     settings: &Settings,
     pins: &Pins,
     attachment: Attachment,
+    nft: &Nft,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
     privileges::require(&privileges::FOR_EBPF)?;
@@ -186,13 +192,14 @@ fn open_ebpf(
         dataplane: bpf,
         tables: Tables::unwatched(),
         tasks,
-        other: Other::Table(Nft::default()).if_any(),
+        other: Other::Table(nft.clone()).if_any(),
     })))
 }
 
 fn open_nftables(
     settings: &Settings,
     pins: Option<&Pins>,
+    nft: &Nft,
     reason: &'static str,
 ) -> anyhow::Result<Either> {
     privileges::require(&privileges::FOR_NFTABLES)?;
@@ -204,7 +211,7 @@ fn open_nftables(
         guard: settings.guard,
         reject: Reject::Reset,
     };
-    let backend = Nftables::open(Nft::default(), options)?;
+    let backend = Nftables::open(nft.clone(), options)?;
     info!(ports = ?settings.guarded_ports, mode = ?settings.enforcement, "nftables enforces");
     let lacks = backend.lacks();
     Ok(Either::Nftables(Box::new(Opened {

@@ -10,7 +10,7 @@ use tracing::{error, info, warn};
 use super::serve::Agent;
 use crate::chain::in_full;
 use crate::clock;
-use crate::control::BypassRequest;
+use crate::control::{BypassRequest, ONLY_OBSERVES};
 use crate::dataplane::Dataplane;
 use crate::figures::Figures;
 
@@ -72,7 +72,7 @@ impl<D: Dataplane> Agent<D> {
         let bypass = match request {
             BypassRequest::Begin { within, ticket } => {
                 if self.mode == HostMode::Observe {
-                    return Err("this host only observes by its settings".to_owned());
+                    return Err(ONLY_OBSERVES.to_owned());
                 }
                 let length = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
                 Bypass::new(now, now.saturating_add(length), ticket)

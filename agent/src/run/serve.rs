@@ -1,5 +1,7 @@
 //! The loop: events come in, the reconciler is told, and leads the kernel where it should be.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use gate25_common::decide::HostMode;
@@ -33,13 +35,8 @@ use crate::run::trial::{self, TrialError, Trials};
 use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::state::lock::LockError;
 use crate::state::trial::Trial;
-use crate::status::{Shared, Source};
+use crate::status::{Shared, Source, Subject};
 use crate::watch::{PolicyWatch, Reason};
-
-/// What is complained of where the kernel refuses watches.
-const WATCHES: &str = "cgroup watches";
-/// What is complained of while the other backend's rules are there.
-const OTHER: &str = "other backend";
 
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
@@ -66,7 +63,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) mode: HostMode,
     pub(super) requests: mpsc::Receiver<Command>,
     pub(super) reloads: Reloads,
-    pub(super) notifier: Notifier,
+    pub(super) notifier: Arc<Notifier>,
     pub(super) announced: bool,
     /// Whether the service manager did not hear the last message.
     pub(super) unheard: bool,
@@ -95,7 +92,7 @@ pub(super) struct Loaded {
 pub(super) struct Reloads {
     /// The files may have changed since the reading that is under way began.
     again: bool,
-    waiting: Vec<Request>,
+    waiting: VecDeque<Request>,
     serving: Option<Request>,
 }
 
@@ -128,7 +125,8 @@ impl<D: Dataplane> Agent<D> {
             .look_now(cgroups.values().cloned().collect())
             .await
         {
-            self.reconciler.complain("namespaces", found.complaint);
+            self.reconciler
+                .complain(Subject::Namespaces, found.complaint);
             self.reconciler.namespaces(found.namespaces, &found.unread);
         }
         let heard = self.notice.first().await;
@@ -141,7 +139,8 @@ impl<D: Dataplane> Agent<D> {
     /// The set that was last accepted is what the files are measured by.
     fn kept_policy(&mut self) {
         let stored = self.store.load();
-        self.reconciler.complain("state", self.store.complaint());
+        self.reconciler
+            .complain(Subject::State, self.store.complaint());
         let stored = self.resume_trial().or(stored);
         let (Some(stored), Files::Idle(files)) = (stored, &mut self.files) else {
             return;
@@ -210,10 +209,10 @@ impl<D: Dataplane> Agent<D> {
                 next = self.doctor.next() => self.examine(next),
                 () = self.bypassing.over() => self.bypass_over(),
                 next = self.trials.next() => self.trial(next),
-                complaint = self.store.saved() => self.reconciler.complain("state", complaint),
+                complaint = self.store.saved() => self.reconciler.complain(Subject::State, complaint),
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
-                    Next::Done(complaint) => self.reconciler.complain("sockets", complaint),
+                    Next::Done(complaint) => self.reconciler.complain(Subject::Sockets, complaint),
                 },
                 _ = retry.tick(), if self.reconciler.has_failed() || self.other.is_any() => {
                     if self.reconciler.has_failed() {
@@ -273,7 +272,7 @@ impl<D: Dataplane> Agent<D> {
             status.guard_repairs += repairs;
             status.guard_in_place = in_place;
         });
-        self.reconciler.complain("guard", complaint);
+        self.reconciler.complain(Subject::Guard, complaint);
     }
 
     fn heard_of_notice(&mut self, heard: Heard) {
@@ -284,7 +283,7 @@ impl<D: Dataplane> Agent<D> {
         } = heard;
         self.status.update(|status| status.notice = listeners);
         self.dirty |= self.reconciler.notice_told(told) == Noted::News;
-        self.reconciler.complain("notice", complaint);
+        self.reconciler.complain(Subject::Notice, complaint);
     }
 
     /// Tells the service manager once everything that is there has its programs.
@@ -314,15 +313,16 @@ impl<D: Dataplane> Agent<D> {
             return;
         }
         if !self.reconciler.covers_interfaces() {
-            self.reconciler.complain(OTHER, self.other.stays());
+            self.reconciler
+                .complain(Subject::OtherBackend, self.other.stays());
             return;
         }
         let complaint = self.other.remove();
-        let said = self.reconciler.complaint(OTHER);
+        let said = self.reconciler.complaint(Subject::OtherBackend);
         if let Some(complaint) = complaint.as_deref().filter(|it| said != Some(*it)) {
             warn!("{complaint}");
         }
-        self.reconciler.complain(OTHER, complaint);
+        self.reconciler.complain(Subject::OtherBackend, complaint);
         if let Err(error) = self.keep_others_away() {
             warn!(
                 error = in_full(&error),
@@ -333,7 +333,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn keep_others_away(&mut self) -> Result<(), LockError> {
         let complaint = self.mounts.lock_again()?;
-        self.reconciler.complain("lock", complaint);
+        self.reconciler.complain(Subject::Lock, complaint);
         Ok(())
     }
 
@@ -391,7 +391,8 @@ impl<D: Dataplane> Agent<D> {
             }
             Happened::Cgroup(CgroupEvent::WatchLimit) => {
                 let why = "fs.inotify.max_user_watches is too low: new cgroups are found late";
-                self.reconciler.complain(WATCHES, Some(why.to_owned()));
+                self.reconciler
+                    .complain(Subject::CgroupWatches, Some(why.to_owned()));
                 return Ok(());
             }
             Happened::Cgroup(CgroupEvent::Lost) => self.list_containers(),
@@ -415,7 +416,8 @@ impl<D: Dataplane> Agent<D> {
                 let unknown = interfaces.iter().any(|it| found.lacks(it));
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
-                self.reconciler.complain("namespaces", found.complaint);
+                self.reconciler
+                    .complain(Subject::Namespaces, found.complaint);
                 if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }
@@ -431,7 +433,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn list_to(&mut self, depth: usize) {
         // Listing says it again where it still holds.
-        self.reconciler.complain(WATCHES, None);
+        self.reconciler.complain(Subject::CgroupWatches, None);
         match self.containers.list(depth) {
             Ok(Some(cgroups)) => {
                 self.reconciler.cgroups(cgroups, Instant::now());
@@ -441,7 +443,7 @@ impl<D: Dataplane> Agent<D> {
             Err(why) => self.containers.broken(why),
         }
         self.reconciler
-            .complain("cgroups", self.containers.complaint());
+            .complain(Subject::Cgroups, self.containers.complaint());
         self.doctor.soon();
         self.dirty = true;
     }
@@ -479,7 +481,7 @@ impl<D: Dataplane> Agent<D> {
                 confirm_within,
                 reply,
             } => {
-                self.reloads.waiting.push(Request {
+                self.reloads.waiting.push_back(Request {
                     shrink,
                     execution,
                     confirm_within,
@@ -511,7 +513,7 @@ impl<D: Dataplane> Agent<D> {
     fn load(&mut self) {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
-                self.reloads.serving = self.reloads.waiting.pop();
+                self.reloads.serving = self.reloads.waiting.pop_front();
                 let within = self
                     .reloads
                     .serving

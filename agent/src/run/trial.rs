@@ -20,10 +20,8 @@ use crate::policy::loader::SetHash;
 use crate::source::{Accepted, PolicyFiles, SourceError};
 use crate::state::trial::{Deadline, Phase, Trial, boot_id};
 use crate::state::{LastKnownGood, StateError, StoredSet};
-use crate::status::{self, Source};
+use crate::status::{self, Source, Subject};
 
-/// What is complained of while a set is on trial, or undone.
-const SUBJECT: &str = "trial";
 /// Waits no longer than this without looking at the clock: it counts suspended time, timers do not.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -334,7 +332,7 @@ impl<D: Dataplane> Agent<D> {
                 let error = in_full(&error);
                 error!(error, "a trial of an earlier start cannot be gone on with");
                 let complaint = format!("a trial of an earlier start is lost: {error}");
-                self.reconciler.complain(SUBJECT, Some(complaint));
+                self.reconciler.complain(Subject::Trial, Some(complaint));
                 return None;
             }
         };
@@ -481,6 +479,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn go_back(&mut self, read: Result<Accepted, TrialError>, reply: Option<Reply>) {
         let running = self.reconciler.policy().map(|running| running.hash);
+        let noted = read.is_ok();
         let outcome = match (read, running) {
             (Ok(set), Some(files)) => {
                 let (base, stored) = (set.hash, set.stored(Timestamp::now()));
@@ -502,8 +501,14 @@ impl<D: Dataplane> Agent<D> {
         };
         if let TrialOutcome::Refused(why) = &outcome {
             error!(why, "the policy before does not run");
-            // At a deadline it is tried again.
-            self.trials.retry = Some(Instant::now() + LOOK);
+            if noted {
+                // On disk it was undone: what is tells the next start.
+                self.trials.keep();
+            }
+            if reply.is_none() {
+                // At a deadline it is tried again; who asked may ask again, and the deadline stays.
+                self.trials.retry = Some(Instant::now() + LOOK);
+            }
         }
         self.report_trial();
         if let Some(reply) = reply {
@@ -542,7 +547,7 @@ impl<D: Dataplane> Agent<D> {
         let complaints: Vec<String> = complaint.into_iter().chain(unkept).collect();
         let complaint = (!complaints.is_empty()).then(|| complaints.join("; "));
         self.status.update(|status| status.trial = told);
-        self.reconciler.complain(SUBJECT, complaint);
+        self.reconciler.complain(Subject::Trial, complaint);
     }
 }
 

@@ -37,14 +37,14 @@ keys! {
         optional policy_dir: At<FilePath>,
         /// Where the agent keeps what it must find again.
         optional state_dir: At<FilePath>,
-        /// What enforces: `auto` or `ebpf`.
+        /// What enforces: `auto`, `ebpf` or `nftables`.
         optional backend: At<Backend>,
         /// Whether nftables stops what leaves guests before the programs are in place.
         optional guard: At<Truth>,
         /// The bit of the packet's mark by which the guard knows packets that were judged.
         optional guard_mark: At<Mark>,
         /// Destination ports that are judged.
-        optional guarded_ports: Placed<Vec<At<Number<1, 65535>>>>,
+        optional guarded_ports: Placed<Vec<At<Number<1, 65535, u16>>>>,
         /// Whether packets that come back to guests from guarded ports are judged.
         optional block_return: At<Truth>,
         /// Which interfaces are workloads.
@@ -90,7 +90,7 @@ keys! {
         /// How often the files are compared, changes seen or not.
         optional rescan: At<Span<1000, 86_400_000>>,
         /// A set that loses more than this part of its objects is not applied unasked.
-        optional max_shrink_percent: At<Number<1, 100>>,
+        optional max_shrink_percent: At<Number<1, 100, u8>>,
         /// Sets with fewer objects than this may shrink as they like.
         optional shrink_min_objects: At<Number<0, 1_000_000>>,
     }
@@ -220,8 +220,8 @@ fn set_reload(map: Option<ReloadMap>, reload: &mut Reload) {
     {
         reload.rescan = rescan;
     }
-    if let Some(Ok(percent)) = max_shrink_percent.map(|percent| percent.value.0.try_into()) {
-        reload.max_shrink_percent = percent;
+    if let Some(percent) = max_shrink_percent {
+        reload.max_shrink_percent = percent.value.0;
     }
     if let Some(objects) = shrink_min_objects {
         reload.shrink_min_objects = objects.value.0;
@@ -296,18 +296,15 @@ impl Judge<'_> {
         }
     }
 
-    fn ports(&mut self, list: &Placed<Vec<At<Number<1, 65535>>>>) -> Vec<u16> {
+    fn ports(&mut self, list: &Placed<Vec<At<Number<1, 65535, u16>>>>) -> Vec<u16> {
         let mut seen = BTreeMap::new();
         for At {
             value: Number(port),
             at,
         } in &list.value
         {
-            let Ok(port) = u16::try_from(*port) else {
-                continue;
-            };
-            self.once(&mut seen, port, *at);
-            if SUBMISSION.contains(&port) {
+            self.once(&mut seen, *port, *at);
+            if SUBMISSION.contains(port) {
                 let message = format!("port {port} is for submission with a password");
                 self.problems.push(
                     Diagnostic::warning("submission-port", Location::at(self.file, *at), message)

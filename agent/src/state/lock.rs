@@ -12,7 +12,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 /// How long a program that an agent was about to start may outlive it: until its exec(2).
 /// On a busy machine that takes a while.
-const GRACE: Duration = Duration::from_secs(3);
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Why the lock was not acquired.

@@ -48,11 +48,11 @@ impl Scalar for Text {
     }
 }
 
-/// A whole number from `MIN` to `MAX`.
+/// A whole number from `MIN` to `MAX`, as what it is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Number<const MIN: u32, const MAX: u32>(pub(crate) u32);
+pub(crate) struct Number<const MIN: u32, const MAX: u32, T = u32>(pub(crate) T);
 
-impl<const MIN: u32, const MAX: u32> Scalar for Number<MIN, MAX> {
+impl<const MIN: u32, const MAX: u32, T: TryFrom<u32>> Scalar for Number<MIN, MAX, T> {
     const EXPECTED: &'static str = "a whole number";
 
     fn parse(text: &str, style: Style) -> Result<Self, Fault> {
@@ -64,14 +64,13 @@ impl<const MIN: u32, const MAX: u32> Scalar for Number<MIN, MAX> {
             )
             .help(format!("write digits, from {MIN} to {MAX}, without quotes")));
         }
-        match text.parse() {
-            Ok(number) if (MIN..=MAX).contains(&number) => Ok(Self(number)),
-            Ok(_) | Err(_) => Err(Fault::new(
-                "out-of-range",
-                format!("{} is out of range", quoted(text)),
-            )
-            .help(format!("from {MIN} to {MAX}"))),
-        }
+        let number = text.parse().ok();
+        let number = number.filter(|number| (MIN..=MAX).contains(number));
+        let kept = number.and_then(|number| T::try_from(number).ok());
+        kept.map(Self).ok_or_else(|| {
+            let message = format!("{} is out of range", quoted(text));
+            Fault::new("out-of-range", message).help(format!("from {MIN} to {MAX}"))
+        })
     }
 
     fn schema() -> Schema {

@@ -8,9 +8,12 @@ use std::sync::Arc;
 use gate25::control::{Command, ReloadOutcome, RunningPolicy, TrialOutcome};
 use gate25::policy::loader::{SetHash, SourceFile};
 use gate25::settings::Enforcement;
+use gate25::state::lock::ExclusiveLock;
 use gate25::state::{LastKnownGood, StoredSet};
 use gate25::status::Source;
 use gate25::workloads::WorkloadId;
+use gate25_common::abi::CustomerId;
+use jiff::{SignedDuration, Timestamp};
 
 use crate::lab::{Lab, configure};
 
@@ -71,11 +74,22 @@ cgroup\t9000000001\tlxc/it's \\x2d\tunassigned\tunassigned
 past\tacme\texpired\t2020-01-01T00:00:00Z\t2020-02-01T00:00:00Z
 ";
     assert_eq!(text, expected);
-    let text = stdout(&lab.gate25(&["list", "customers"]).await);
-    assert!(
-        text.lines().any(|line| line.starts_with("acme\t")),
-        "{text}"
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn list_customers_tells_what_passed_what_would_be_refused_and_what_was() {
+    let lab = Lab::with(Enforcement::Policy, |_| {}).await;
+    let number = |id: CustomerId| format!("{:016x}", id.get());
+    let expected = format!(
+        "acme\t{}\t1\t1\t1\t2\t120\n\
+         blue\t{}\t0\t0\t-\t-\t-\n\
+         unassigned\t{}\t4\t0\t-\t-\t-\n",
+        number(CustomerId::from_name("acme")),
+        number(CustomerId::from_name("blue")),
+        number(CustomerId::UNASSIGNED),
     );
+    let text = stdout(&lab.gate25(&["list", "customers"]).await);
+    assert_eq!(text, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,8 +207,52 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
     assert_eq!(undone.status.code(), Some(1));
     let said = String::from_utf8_lossy(&undone.stderr);
     assert!(said.contains("nothing is on trial"), "{said}");
-    let dry = ["reload", "--confirm-within", "5m", "--dry-run"];
-    assert_eq!(lab.gate25(&dry).await.status.code(), Some(2));
+    for (term, more) in [("5m", "--dry-run"), ("5m", "--wait"), ("8d", "--json")] {
+        let output = lab
+            .gate25(&["reload", "--confirm-within", term, more])
+            .await;
+        assert_eq!(output.status.code(), Some(2), "{term} {more}: {output:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bypass_that_is_only_tried_out_says_what_would_come_of_it() {
+    let lab = Lab::with(Enforcement::Policy, |command| panic!("{command:?}")).await;
+    let rehearse = |term| {
+        [
+            "bypass",
+            "--for",
+            term,
+            "--ticket",
+            "NOC-1",
+            "--dry-run",
+            "-j",
+        ]
+    };
+    let output = lab.gate25(&rehearse("30d")).await;
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let output = lab.gate25(&rehearse("30m")).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (_, mut status) = lab.get("/v1/status").await;
+    let bypass = &printed["bypass"];
+    let time = |of: &str| bypass[of].as_str().unwrap().parse::<Timestamp>().unwrap();
+    assert_eq!(
+        time("ends").duration_since(time("since")),
+        SignedDuration::from_mins(30)
+    );
+    assert_eq!(bypass["ticket"], "NOC-1");
+    // For the rest it is how the agent is.
+    status["bypass"] = bypass.clone();
+    status["enforcing"] = false.into();
+    assert_eq!(printed, status);
+    let observing = Lab::with(Enforcement::Observe, |command| panic!("{command:?}")).await;
+    let output = observing.gate25(&rehearse("30m")).await;
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let dir = observing.stop().await;
+    let config = configure(dir.path(), &dir.path().join("run/control.sock"));
+    let output = gate25(&config, &rehearse("30m"));
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,7 +311,10 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
         BASE.replace("acme", "blue"),
     )
     .unwrap();
-    assert_eq!(gate25(&config, &["diff"]).status.code(), Some(4));
+    let filesystem = dir.path().join("bpf");
+    let bpffs = filesystem.to_str().unwrap();
+    let diff = ["diff", "--json", "--bpffs", bpffs];
+    assert_eq!(gate25(&config, &diff).status.code(), Some(4));
     assert!(
         !dir.path().join("state").exists(),
         "a command that reads makes nothing"
@@ -265,7 +326,7 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
     };
     let store = LastKnownGood::open(&dir.path().join("state")).unwrap();
     store.save(&stored).unwrap();
-    let output = gate25(&config, &["diff", "--json"]);
+    let output = gate25(&config, &diff);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["agent"], "stopped");
@@ -277,6 +338,13 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
         )
     };
     assert_eq!((told(0), told(1)), (("acme", "removed"), ("blue", "added")));
+    // An agent that nobody reaches may run something else.
+    fs::create_dir_all(filesystem.join("gate25")).unwrap();
+    let _held = ExclusiveLock::acquire(&filesystem.join("gate25")).unwrap();
+    let output = gate25(&config, &diff);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("nobody serves"), "{said}");
 }
 
 fn base_files() -> Arc<[SourceFile]> {

@@ -220,10 +220,20 @@ impl Figures for Counted {
             return Ok(None);
         }
         let mut counters = CustomerCounters::ZERO;
-        let _report =
-            counters.count_attempt::<Uninterrupted>(&decision(Verdict::Allow, Reason::Allowlist));
-        let _report =
-            counters.count_attempt::<Uninterrupted>(&decision(Verdict::Reject, Reason::Profile));
+        // As often as tells each from every sum of others.
+        for (verdict, times) in [
+            (Verdict::Allow, 1),
+            (Verdict::Observe, 2),
+            (Verdict::Reject, 8),
+            (Verdict::Drop, 16),
+            (Verdict::Redirect, 32),
+            (Verdict::Notice, 64),
+        ] {
+            for _ in 0..times {
+                let _report =
+                    counters.count_attempt::<Uninterrupted>(&decision(verdict, Reason::Profile));
+            }
+        }
         Ok(Some(counters))
     }
 

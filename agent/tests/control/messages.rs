@@ -115,7 +115,7 @@ async fn customers_and_exemptions_are_listed_by_id_with_times_in_utc() {
         (&json!(1), &json!(1))
     );
     let attempts =
-        json!({"allow": 1, "observe": 0, "reject": 1, "drop": 0, "redirect": 0, "notice": 0});
+        json!({"allow": 1, "observe": 2, "reject": 8, "drop": 16, "redirect": 32, "notice": 64});
     assert_eq!(customers[0]["connections"], attempts);
     assert_eq!(customers[1]["connections"], json!(null));
     // Conflicting workloads are nobody's.

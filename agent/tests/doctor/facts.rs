@@ -52,7 +52,7 @@ pub(crate) fn healthy() -> Facts {
             }]),
             functions: Ok(Vec::new()),
             machines: Ok(Vec::new()),
-            sample: None,
+            sample: Ok(None),
         },
         agent: Agent::Running(Box::new(status())),
         host: Host {

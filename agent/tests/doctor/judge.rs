@@ -74,16 +74,23 @@ fn bypass_that_the_settings_ignore_is_the_hosts_own() {
 #[test]
 fn sample_in_which_a_program_ran_proves_nothing() {
     let mut facts = healthy();
-    facts.coverage.sample = Some(Sample {
+    facts.coverage.sample = Ok(Some(Sample {
         runs: 1,
         received: [(TAP, 1_000)].into(),
-    });
+    }));
     assert_eq!(judge(&facts), []);
-    facts.coverage.sample = Some(Sample {
+    facts.coverage.sample = Ok(Some(Sample {
         runs: 0,
         received: [(TAP, 0), (4, 1_000)].into(),
-    });
+    }));
     assert_eq!(judge(&facts), []);
+}
+
+#[test]
+fn sample_that_cannot_be_read_is_not_one_that_the_kernel_does_not_take() {
+    let mut facts = healthy();
+    facts.coverage.sample = Err("no permission".to_owned());
+    assert_eq!(kinds(&facts), [Kind::NotExamined]);
 }
 
 #[test]

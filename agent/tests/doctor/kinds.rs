@@ -54,10 +54,10 @@ const CASES: &[Case] = &[
         facts.coverage.machines = Ok(vec![machine()]);
     }),
     (Kind::ProgramNotRun, TAP_NAME, |facts| {
-        facts.coverage.sample = Some(Sample {
+        facts.coverage.sample = Ok(Some(Sample {
             runs: 0,
             received: [(TAP, 10)].into(),
-        });
+        }));
     }),
     (Kind::Bypass, "vmbr0", |facts| {
         let interfaces = facts.coverage.interfaces.as_mut().unwrap();

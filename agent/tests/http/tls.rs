@@ -20,9 +20,11 @@ const WRONG: &str = "Authorization: Basic bm9jOndyb25n\r\n";
 const TLS: &str = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n";
 
 #[tokio::test]
-async fn config_without_file_serves_plain_http_to_all() {
+async fn config_that_is_not_there_serves_nothing_until_it_is() {
     let folder = Folder::new();
     let lab = Lab::configured(folder.path("web.yaml")).await;
+    assert_eq!(lab.get("/metrics", "").await.status, 0);
+    folder.write("web.yaml", "{}");
     assert_eq!(lab.get("/metrics", "").await.status, 200);
 }
 

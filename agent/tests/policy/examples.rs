@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gate25::cli::console::Console;
 use gate25::cli::{check, schema};
 use gate25::diagnostic::terminal::Colour;
 use gate25::policy::Pattern;
@@ -32,7 +33,11 @@ fn run(args: &check::Args, config: &Path, missing: Missing) -> (ExitCode, String
         colour: Colour::Never,
     };
     let mut out = Vec::new();
-    let code = check::run(args, &surroundings, &mut out, &mut Vec::new()).unwrap();
+    let mut console = Console {
+        out: &mut out,
+        complaints: &mut Vec::new(),
+    };
+    let code = check::run(args, &surroundings, &mut console).unwrap();
     (code, String::from_utf8(out).unwrap())
 }
 

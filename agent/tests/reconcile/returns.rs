@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use gate25::dataplane::{Returns, Site};
+use gate25::status::Subject;
 
 use super::{Kernel, Lab};
 
@@ -54,6 +55,8 @@ fn returns_that_cannot_be_judged_are_told_and_hold_nothing_up() {
     let covered = BTreeSet::from([Site::Interface(3), Site::Interface(4)]);
     assert_eq!(lab.kernel().covered, covered);
     assert_eq!(lab.status().returns, 0);
+    let complained_of = lab.status().complained_of;
+    assert_eq!(complained_of, BTreeSet::from([Subject::Returns]));
     let warnings = lab.status().warnings;
     assert!(
         matches!(&warnings[..], [one] if one.ends_with("reach guests: not here")),

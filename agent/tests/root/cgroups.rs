@@ -10,10 +10,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use gate25::kernel::cgroups::{Cgroup, CgroupEvent, Cgroups, Hierarchy, Role, list};
-use gate25_tests::paced;
+use gate25_tests::{paced, poll};
 
 use crate::cgroup::{Own, Sleeper};
-use crate::netns::deadline;
+use crate::netns::{LIMIT, deadline};
 
 /// Set in the process that runs a test again under other limits.
 const LIMITED: &str = "GATE25_TEST_WATCHES";
@@ -189,7 +189,8 @@ fn next_first_process_is_reported() {
         fs::write(own.directory("r").join("cgroup.freeze"), "1").unwrap();
         fs::write(own.directory("r").join("cgroup.freeze"), "0").unwrap();
         drop((first, second));
-        poll(|| empty(&own.directory("r"))).await;
+        let emptied = || Ok(empty(&own.directory("r")).then_some(()));
+        poll("the cgroup to be empty", LIMIT, emptied).unwrap();
         while let Ok(event) = tokio::time::timeout(Duration::from_millis(100), cgroups.next()).await
         {
             // Frozen and thawed at once looks like emptied and filled at once.
@@ -419,14 +420,6 @@ fn watches(inodes: &[u64]) -> usize {
 fn empty(cgroup: &Path) -> bool {
     let text = fs::read_to_string(cgroup.join("cgroup.events")).unwrap();
     text.contains("populated 0")
-}
-
-async fn poll(done: impl Fn() -> bool) {
-    let deadline = Instant::now() + deadline();
-    while !done() {
-        assert!(Instant::now() < deadline, "took too long");
-        tokio::task::yield_now().await;
-    }
 }
 
 fn id_by_path(listed: Vec<Cgroup>) -> BTreeMap<PathBuf, u64> {

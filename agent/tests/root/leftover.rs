@@ -11,12 +11,13 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
 use gate25::state::lock::ExclusiveLock;
+use gate25_tests::poll;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::netns::{deadline, output, run, within};
+use crate::netns::{LIMIT, deadline, output, run, within};
 
 const POLICY: &str = "schema: 1
 allowlists: [{name: relays, to: [192.0.2.25]}]
@@ -68,7 +69,8 @@ fn commands_beside_an_agent_reload_compare_and_do_not_tear_down() {
         };
         assert_eq!(owner(), "tap1i0");
         assert_eq!(reload(&[]), ("applied".to_owned(), Some(0)));
-        until(|| owner() == "tap2i0");
+        let is_owned = || Ok((owner() == "tap2i0").then_some(()));
+        poll("the interface's owner", LIMIT, is_owned).unwrap();
 
         fs::write(&file, policy.replace("allow: [relays]", "alow: [relays]")).unwrap();
         let refused = host.gate25(&["reload", "--wait"]);
@@ -318,7 +320,7 @@ impl Host {
             .arg("--config")
             .arg(self.dir.path().join("gate25.yaml"))
             .args(words);
-        if !matches!(words, ["diff" | "reload", ..]) {
+        if !matches!(words, ["reload", ..]) {
             command.arg("--bpffs").arg(self.bpffs());
         }
         command
@@ -380,14 +382,6 @@ fn until_ready(agent: &mut Child) {
             panic!("the agent is not ready: {log}");
         }
         std::thread::yield_now();
-    }
-}
-
-#[track_caller]
-fn until(condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + deadline();
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not come to be");
     }
 }
 

@@ -2,15 +2,19 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use gate25::kernel::nft::{Nft, NftError};
 use gate25::netfilter::{Commands, Family, Signature, Table};
+use gate25::notify::{Environment, Notifier};
 use gate25::{guard, kernel::nftables};
 use tempfile::TempDir;
 
-use crate::netns::{run, within};
+use crate::netns::{LIMIT, run, within};
 
 const GUARD: Table = guard::TABLES[0];
 
@@ -63,6 +67,39 @@ fn program_that_hangs_is_ended_with_what_it_started() {
     assert!(!error.left_all_as_it_was());
     // The pipes that its child holds would keep us waiting.
     assert!(began.elapsed() < Duration::from_secs(20));
+}
+
+#[test]
+fn service_manager_is_told_that_the_caller_lives_while_nft_is_slow() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let environment = Environment {
+        notify_socket: Some(path.into()),
+        watchdog_usec: Some("200000".into()),
+        watchdog_pid: None,
+    };
+    let notifier = Notifier::from_environment(&environment, std::process::id()).unwrap();
+    // As long as it takes until somebody has heard enough.
+    let (scripts, slow) = script("while [ ! -e $0.heard ]; do sleep 0.05; done; cat >/dev/null");
+    let nft = Nft::new(&slow).watched_by(Arc::new(notifier));
+    thread::scope(|scope| {
+        let applied = scope.spawn(|| nft.apply(&commands()));
+        for _ in 0..5 {
+            let mut message = [0; 256];
+            let read = socket.recv(&mut message).unwrap();
+            let message = String::from_utf8_lossy(&message[..read]);
+            assert_eq!(message, "WATCHDOG=1\nEXTEND_TIMEOUT_USEC=200000\n");
+        }
+        fs::write(scripts.path().join("nft.heard"), "").unwrap();
+        applied.join().unwrap().unwrap();
+    });
+    // Others wait as well, and tell nobody.
+    socket.set_nonblocking(true).unwrap();
+    while socket.recv(&mut [0; 256]).is_ok() {}
+    nft.for_others(LIMIT).apply(&commands()).unwrap();
+    assert!(socket.recv(&mut [0; 256]).is_err());
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use gate25::kernel::sockets::{Destroyed, TcpSocket, Within, destroy, to_ports};
 use gate25_common::address::Address;
+use gate25_tests::Feature;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::socket::{SockaddrIn, bind, connect, setsockopt, sockopt};
 
@@ -167,8 +168,7 @@ fn to_ports_half_closed_sockets_are_listed_for_as_long_as_they_have_an_owner() {
 
 #[test]
 fn destroy_subflow_of_mptcp_ends_the_connection() {
-    if !Path::new("/proc/sys/net/mptcp/enabled").exists() {
-        println!("skipped: this kernel has no MPTCP");
+    if Feature::Mptcp.is_missing().unwrap() {
         return;
     }
     within(|| async {

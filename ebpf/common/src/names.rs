@@ -109,7 +109,8 @@ pub const INHERITED: [(&str, u32); 8] = [
 pub const GLOBAL_GUARDED_PORTS: &str = "GUARDED_PORTS";
 /// Constant of the object: how many of the guarded ports count, `u8`.
 pub const GLOBAL_GUARDED_COUNT: &str = "GUARDED_COUNT";
-/// Constant of the object: ports of targets in network byte order, `[u16; 2]`; 0 for none.
+/// Constant of the object: ports of targets in network byte order,
+/// `[u16; `[`crate::redirect::MAX_TARGET_PORTS`]`]`; 0 for none.
 pub const GLOBAL_TARGET_PORTS: &str = "TARGET_PORTS";
 /// Constant of the object: [`crate::abi::SkbLayout`].
 pub const GLOBAL_SKB_LAYOUT: &str = "SKB_LAYOUT";

@@ -120,11 +120,6 @@ impl Instructions {
         self.push(0x40 | ARITHMETIC_32, to, Register::R0, 0, value as i32)
     }
 
-    /// `to ^= value`, 32 bits.
-    pub fn flip(&mut self, to: Register, value: u32) -> &mut Self {
-        self.push(0xa0 | ARITHMETIC_32, to, Register::R0, 0, value as i32)
-    }
-
     /// `to %= value`, 32 bits.
     pub fn modulo(&mut self, to: Register, value: u32) -> &mut Self {
         self.push(0x90 | ARITHMETIC_32, to, Register::R0, 0, value as i32)

@@ -75,7 +75,8 @@ pub(super) fn replace(path: &Path, before: Option<&[u8]>, after: &[u8]) -> Resul
         Err(Errno::EINVAL | Errno::ENOSYS) => {
             let renamed = fs::rename(&new.path, &target);
             renamed.map_err(failed("rename to", &target))?;
-            return new.finish();
+            new.finish();
+            return Ok(());
         }
         Err(error) => return Err(failed("rename to", &target)(error.into())),
     }
@@ -83,7 +84,8 @@ pub(super) fn replace(path: &Path, before: Option<&[u8]>, after: &[u8]) -> Resul
         exchange(&new.path, &target).map_err(|error| failed("put back", &target)(error.into()))?;
         return Err(WriteError::Changed(target));
     }
-    new.finish()
+    new.finish();
+    Ok(())
 }
 
 fn create(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
@@ -92,7 +94,10 @@ fn create(path: &Path, contents: &[u8]) -> Result<(), WriteError> {
     let new = Beside::write(path, contents, (metadata.uid(), metadata.gid()), MODE)?;
     let flags = RenameFlags::RENAME_NOREPLACE;
     match renameat2(AT_FDCWD, &new.path, AT_FDCWD, path, flags) {
-        Ok(()) => new.finish(),
+        Ok(()) => {
+            new.finish();
+            Ok(())
+        }
         Err(Errno::EEXIST) => Err(WriteError::Changed(path.to_owned())),
         Err(error) => Err(failed("rename to", path)(error.into())),
     }
@@ -142,10 +147,9 @@ impl Beside {
     }
 
     /// After the rename.
-    fn finish(self) -> Result<(), WriteError> {
+    fn finish(self) {
         // What was replaced goes with `self`. The change is in force, be it on disk or not.
         let _unsynced = self.folder.sync_all();
-        Ok(())
     }
 }
 

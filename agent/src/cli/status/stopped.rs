@@ -19,7 +19,6 @@ use crate::kernel::guard;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, NftablesError};
 use crate::kernel::removal::Removal;
-use crate::state::lock::ExclusiveLock;
 
 #[derive(Debug, Serialize)]
 struct Stopped {
@@ -68,20 +67,13 @@ pub(super) fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     if !is_root() {
-        console.say("the agent is not running; only root may see what it left in the kernel")?;
+        console.say("the agent is not reached; only root may see what it left in the kernel")?;
         return Ok(ExitCode::from(UNREACHABLE));
     }
-    let leftover = Leftover::at(filesystem);
-    // Where there is no BPF filesystem, an agent locks the socket's folder. What is not there, nobody has
-    // locked.
-    let folders = [Some(leftover.folder()), socket.parent()];
-    let mut folders = folders.into_iter().flatten();
-    if folders.any(|folder| matches!(ExclusiveLock::is_held(folder), Ok(true))) {
-        let socket = socket.display();
-        console.say(&format!("an agent runs, but nobody serves {socket}"))?;
-        return Ok(ExitCode::from(UNREACHABLE));
+    if let Err(code) = console.unless_stopped(socket, filesystem)? {
+        return Ok(code);
     }
-    let stopped = match look(&leftover) {
+    let stopped = match look(&Leftover::at(filesystem)) {
         Ok(stopped) => stopped,
         Err(error) => return console.complain(&error, UNREACHABLE),
     };

@@ -49,7 +49,7 @@ pub(super) fn judge(coverage: &Coverage) -> Vec<Finding> {
             };
             place.judge(&mut findings);
         }
-        if let Some(sample) = sample {
+        if let Some(Some(sample)) = seen(sample, "runs of gate25's programs", &mut findings) {
             findings.extend(not_run(interfaces, own, sample));
         }
     }

@@ -1,5 +1,6 @@
 //! Tables that outlive the version of the agent that made them.
 
+use std::error::Error;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
@@ -14,12 +15,12 @@ use super::{BpfError, link, open_pin};
 pub(super) fn inherit(pins: &Pins) -> Result<(), BpfError> {
     for (name, since) in names::INHERITED {
         let own = pins.map(name);
-        if own.exists() {
+        if is_there(&own)? {
             continue;
         }
         for earlier in pins.earlier(since)? {
             let pin = earlier.join(name);
-            if pin.exists() && fits(&pin, name)? {
+            if is_there(&pin)? && fits(&pin, name)? {
                 let table = open_pin(&pin)?;
                 link::pin(table.as_fd(), &own)
                     .map_err(|source| BpfError::Pin { path: own, source })?;
@@ -31,13 +32,26 @@ pub(super) fn inherit(pins: &Pins) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Whether the table `name` of this version looks like what is pinned.
+/// Whether something is pinned there.
+pub(super) fn is_there(pin: &Path) -> Result<bool, BpfError> {
+    pin.try_exists().map_err(|source| unreadable(pin, source))
+}
+
+/// Whether the table `name` of this version looks like what is pinned. Where the kernel does not say,
+/// nobody knows: what is unfit goes, with what it has counted.
 pub(super) fn fits(pin: &Path, name: &str) -> Result<bool, BpfError> {
-    let pinned = open_pin(pin)?;
-    let kind = link::kind(pinned.as_fd()).map_err(|source| BpfError::Pin {
+    let pinned = link::open(pin).map_err(|source| unreadable(pin, source))?;
+    let kind = link::kind(pinned.as_fd()).map_err(|source| unreadable(pin, source))?;
+    if kind != Some(link::Object::Map) {
+        return Ok(false);
+    }
+    let shape = Shape::pinned(pin).map_err(|source| unreadable(pin, source))?;
+    Ok(shape.is_some() && shape == Shape::wanted(name))
+}
+
+fn unreadable(pin: &Path, source: impl Error + Send + Sync + 'static) -> BpfError {
+    BpfError::Unreadable {
         path: pin.to_owned(),
-        source,
-    })?;
-    Ok(kind == Some(link::Object::Map)
-        && Shape::pinned(pin).is_ok_and(|shape| Some(shape) == Shape::wanted(name)))
+        source: Box::new(source),
+    }
 }

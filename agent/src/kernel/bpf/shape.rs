@@ -129,15 +129,18 @@ impl Shape {
         })
     }
 
-    /// The form of the table that is pinned at `path`.
-    pub(super) fn pinned(path: &Path) -> Result<Self, MapError> {
+    /// The form of the table that is pinned at `path`; `None` if it is of a kind that nobody here knows.
+    pub(super) fn pinned(path: &Path) -> Result<Option<Self>, MapError> {
         let info = MapInfo::from_pin(path)?;
-        Ok(Self {
-            kind: info.map_type()?,
+        let Ok(kind) = info.map_type() else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            kind,
             key: info.key_size() as usize,
             value: info.value_size() as usize,
             entries: info.max_entries() as usize,
-        })
+        }))
     }
 }
 
