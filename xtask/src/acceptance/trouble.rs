@@ -14,6 +14,8 @@ use super::{
 };
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// What dpkg can go on from. Of a package that is half unpacked it says that it has to be installed anew.
+const INTERRUPTED: [&str; 2] = ["install ok unpacked", "install ok half-configured"];
 /// How often a package being installed is looked at, until its installation is under way.
 const LOOKS: u32 = 2_000;
 
@@ -91,12 +93,12 @@ pub(super) fn interrupted(acceptance: &mut Acceptance) -> anyhow::Result<String>
     let mut looks = 0;
     let caught = loop {
         let state = state_of_package(host)?;
-        if state != "install ok installed" {
+        if INTERRUPTED.contains(&state.as_str()) {
             break state;
         }
         looks += 1;
         if looks > LOOKS {
-            bail!("never seen but installed");
+            bail!("never seen but {state}");
         }
     };
     // What dpkg has written so far is on the disk: it waits for that itself, where it matters.
