@@ -54,15 +54,15 @@ pub struct Witness {
 }
 
 impl Witness {
+    /// The rules that count, for nft.
+    pub const RULES: &str = "table inet witness { counter seen {}; chain arrive { type filter hook prerouting priority -400; tcp dport 25 counter name seen; }; }";
+
     /// Begins to count.
     ///
     /// # Errors
     /// When nft fails.
     pub fn start(ns: &NetNs) -> anyhow::Result<Self> {
-        ns.exec(
-            "nft",
-            &["table inet witness { counter seen {}; chain arrive { type filter hook prerouting priority -400; tcp dport 25 counter name seen; }; }"],
-        )?;
+        ns.exec("nft", &[Self::RULES])?;
         Ok(Self { ns: ns.clone() })
     }
 
@@ -88,10 +88,20 @@ impl Witness {
     /// When nft fails.
     pub fn packets(&self) -> anyhow::Result<u64> {
         let text = self.ns.exec("nft", &["list counter inet witness seen"])?;
-        text.split_whitespace()
-            .skip_while(|word| *word != "packets")
-            .nth(1)
+        Self::packets_in(&text)
+    }
+
+    /// The packets in what nft tells of a counter.
+    ///
+    /// # Errors
+    /// When it tells none.
+    pub fn packets_in(listed: &str) -> anyhow::Result<u64> {
+        let mut words = listed.split_whitespace();
+        words
+            .by_ref()
+            .find(|word| *word == "packets")
+            .and_then(|_| words.next())
             .and_then(|word| word.parse().ok())
-            .with_context(|| format!("no count in {text}"))
+            .with_context(|| format!("no count in {listed}"))
     }
 }

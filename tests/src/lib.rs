@@ -72,6 +72,6 @@ pub use tap::{Offload, Pump, Tap, pump_stdio};
 pub use tenant::{Frame, MEETING_PORT, Target, Tenant, Trick, program as tenant_program, tenant};
 pub use topology::{Addresses, Guest, Hosting, Link};
 pub use v1_group::V1Group;
-pub use vm::{Files, Kernel, Patience, Testbed, Vm, inside};
+pub use vm::{Debian, Files, Kernel, Patience, Testbed, Vm, inside};
 pub use wires::{Wires, spare_bridges};
 pub use world::World;

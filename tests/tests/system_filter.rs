@@ -103,6 +103,22 @@ fn filter_adopted_by_the_next_start_is_never_away() {
 }
 
 #[test]
+fn host_that_has_observed_refuses_by_filter_as_soon_as_it_is_said_to_enforce() {
+    let world = World::new().unwrap();
+    let guest = world.guest(102, "tap102i0").unwrap();
+    let mut settings = by_filter();
+    settings.more = "enforcement: observe\n".to_owned();
+    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    world.check_open(&guest).unwrap();
+    world.wait_workloads(&agent, "unassigned", 1).unwrap();
+    agent.stop().unwrap();
+    agent.settings().more = String::new();
+    agent.restart().unwrap();
+    // Without waiting: it has told that it is ready.
+    world.check_closed(&guest).unwrap();
+}
+
+#[test]
 fn redirection_without_tcx_is_a_refusal_and_status_says_so() {
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();

@@ -35,9 +35,16 @@ struct Change {
 pub(crate) fn make() -> anyhow::Result<PathBuf> {
     let dir = target().join("builds");
     one(&dir, "programs", &[programs()])?;
-    one(&dir, "tables", &[programs(), tables()?])?;
+    with_other_tables()?;
     dir.canonicalize()
         .with_context(|| format!("find {}", dir.display()))
+}
+
+/// Makes the one whose programs and tables are others, and returns it.
+pub(crate) fn with_other_tables() -> anyhow::Result<PathBuf> {
+    let dir = target().join("builds");
+    one(&dir, "tables", &[programs(), tables()?])?;
+    Ok(dir.join("tables"))
 }
 
 /// A number that says nothing outside of its file.

@@ -201,6 +201,21 @@ pub(crate) fn summary(line: &str) -> Option<Count> {
     })
 }
 
+/// Runs a command of the workspace's to its end.
+pub(crate) fn finish(command: &mut Command) -> anyhow::Result<()> {
+    command.current_dir(root());
+    let shown = display(command);
+    let mut child = command
+        .stdin(Stdio::null())
+        .spawn()
+        .with_context(|| format!("start {shown}"))?;
+    let status = wait(&mut child, LIMIT)?;
+    if !status.success() {
+        bail!("{shown}: {status}");
+    }
+    Ok(())
+}
+
 /// Waits for a child; at the deadline it and all below it are killed.
 pub(crate) fn wait(child: &mut Child, limit: Duration) -> anyhow::Result<ExitStatus> {
     let end = Instant::now() + limit;

@@ -13,7 +13,13 @@ use std::{
 use anyhow::{Context as _, bail};
 use flate2::{Compression, GzBuilder};
 
-use crate::cargo::{self, LIMIT, cargo, root};
+use crate::{
+    builds,
+    cargo::{self, cargo, root},
+};
+
+/// The folder of the packages for upgrades, below [`folder`].
+const TWO_BUILDS: &str = "two-builds";
 
 /// What to build.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -85,6 +91,30 @@ pub(crate) fn to_be_tried() -> anyhow::Result<PathBuf> {
     Ok(all)
 }
 
+/// Builds two packages for Debian: of this build and, as revision 2, of one whose programs and tables are
+/// others.
+pub(crate) fn two_builds() -> anyhow::Result<[PathBuf; 2]> {
+    let (this, other) = (cargo::build()?, builds::with_other_tables()?);
+    let date = date()?;
+    let dir = folder().join(TWO_BUILDS);
+    if dir.exists() {
+        fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    let package = |revision: u32, agent: &Path| {
+        gather(agent, &folder().join("stage"))?;
+        deb(&dir, revision, &date)
+    };
+    Ok([package(1, &this)?, package(2, &other)?])
+}
+
+/// The packages that [`two_builds`] has built before.
+pub(crate) fn two_built() -> anyhow::Result<[PathBuf; 2]> {
+    let found = files(&folder().join(TWO_BUILDS))?;
+    <[PathBuf; 2]>::try_from(found)
+        .map_err(|found| anyhow::anyhow!("{} packages, and not two", found.len()))
+}
+
 /// Puts what is made, rather than kept in the repository, into the folder `stage`.
 fn gather(agent: &Path, stage: &Path) -> anyhow::Result<()> {
     if stage.exists() {
@@ -93,7 +123,7 @@ fn gather(agent: &Path, stage: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(stage.join("schema"))
         .with_context(|| format!("create {}", stage.display()))?;
     let binary = stage.join("gate25");
-    finish(
+    cargo::finish(
         Command::new("strip")
             .arg("--strip-all")
             .arg("-o")
@@ -102,7 +132,7 @@ fn gather(agent: &Path, stage: &Path) -> anyhow::Result<()> {
     )?;
     fs::set_permissions(&binary, fs::Permissions::from_mode(0o755))
         .with_context(|| format!("make {} executable", binary.display()))?;
-    finish(Command::new(&binary).arg("pages").arg(stage))?;
+    cargo::finish(Command::new(&binary).arg("pages").arg(stage))?;
     let schema = said(Command::new(&binary).arg("schema"))?;
     write(&stage.join("schema/policy.v1.json"), &schema)?;
     let man = stage.join("man");
@@ -131,7 +161,7 @@ fn deb(dir: &Path, revision: u32, date: &str) -> anyhow::Result<PathBuf> {
         .arg("--output")
         .arg(&path)
         .env("SOURCE_DATE_EPOCH", date);
-    finish(&mut command)?;
+    cargo::finish(&mut command)?;
     existing(path)
 }
 
@@ -148,7 +178,7 @@ fn rpm(dir: &Path, revision: u32, date: &str) -> anyhow::Result<PathBuf> {
         .arg("--output")
         .arg(&path)
         .env("SOURCE_DATE_EPOCH", date);
-    finish(&mut command)?;
+    cargo::finish(&mut command)?;
     existing(path)
 }
 
@@ -182,7 +212,7 @@ fn tarball(stage: &Path, date: &str) -> anyhow::Result<PathBuf> {
         .args(["README.md", "SECURITY.md", "CHANGELOG.md"])
         .args(["LICENSE-APACHE", "LICENSE-MIT", "deploy"])
         .env("GZIP", "-n");
-    finish(&mut command)?;
+    cargo::finish(&mut command)?;
     existing(path)
 }
 
@@ -194,7 +224,7 @@ fn bill_of_materials() -> anyhow::Result<PathBuf> {
         .args(["--manifest-path", "agent/Cargo.toml", "--format", "json"])
         .args(["--spec-version", "1.5", "--no-build-deps"])
         .args(["--override-filename", NAME]);
-    finish(&mut command)?;
+    cargo::finish(&mut command)?;
     // It is written beside the manifest of every member of the workspace that the agent uses.
     let to = folder().join(format!("gate25-{}.cdx.json", env!("CARGO_PKG_VERSION")));
     for member in ["agent", "ebpf", "ebpf/common", "xtask", "tests"] {
@@ -265,21 +295,6 @@ fn existing(path: PathBuf) -> anyhow::Result<PathBuf> {
         bail!("no {} was made", path.display());
     }
     Ok(path)
-}
-
-/// Runs a command to its end.
-fn finish(command: &mut Command) -> anyhow::Result<()> {
-    command.current_dir(root());
-    let shown = cargo::display(command);
-    let mut child = command
-        .stdin(Stdio::null())
-        .spawn()
-        .with_context(|| format!("start {shown}"))?;
-    let status = cargo::wait(&mut child, LIMIT)?;
-    if !status.success() {
-        bail!("{shown}: {status}");
-    }
-    Ok(())
 }
 
 /// What a command writes to stdout.

@@ -5,10 +5,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod acceptance;
 mod bench;
 mod binaries;
 mod builds;
 mod cargo;
+mod debian;
 mod demo;
 mod dist;
 mod document;
@@ -39,7 +41,7 @@ enum Command {
     Demo(demo::Options),
     /// Run the tests, quick tiers first.
     Test(test::Options),
-    /// Run the tests on other kernels, in virtual machines without KVM.
+    /// Run the tests on other kernels, or the package's acceptance, in virtual machines without KVM.
     Vm(vm::Options),
     /// Repeat the faults under the leak meter until the time is up.
     Soak(soak::Options),

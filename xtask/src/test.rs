@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use clap::ValueEnum as _;
 
 use crate::{
-    binaries, builds,
+    acceptance, binaries, builds,
     cargo::{self, Count, LIMIT, cargo, close, closing_line, count_tests, target},
     dist, document, fuzz,
     kernels::{self, Series},
@@ -21,15 +21,16 @@ use crate::{
 /// What to run.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
-    /// Only these tiers; all but the packages, the slow one and the matrix when none is named.
+    /// Only these tiers; all but the packages and their acceptance, the slow one and the matrix when none is
+    /// named.
     tiers: Vec<Tier>,
-    /// The packages, the slow tier and the matrix of kernels, too.
+    /// The packages and their acceptance, the slow tier and the matrix of kernels, too.
     #[arg(long)]
     full: bool,
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the tables of the run into tests/LEAKS.md and, with the matrix, tests/KERNELS.md: whole ones.
+    /// Put the tables of the run into tests/LEAKS.md, tests/PACKAGE.md and tests/KERNELS.md: whole ones.
     #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
     publish: bool,
 }
@@ -60,6 +61,8 @@ pub(crate) enum Tier {
     System,
     /// The packages, inspected, and on a Debian machine under systemd.
     Package,
+    /// The package on a Debian of its own kernel, from installation to purge; each step counts as one test.
+    Acceptance,
     /// What takes minutes.
     Slow,
     /// The object, verdict and system tiers on other kernels, under QEMU.
@@ -77,6 +80,7 @@ impl Tier {
             Self::Fuzz => "fuzz",
             Self::System => "system",
             Self::Package => "package",
+            Self::Acceptance => "acceptance",
             Self::Slow => "slow",
             Self::Matrix => "matrix",
         }
@@ -88,7 +92,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     let ledger = Ledger::begin()?;
     let chosen = |tier: &Tier| {
         if options.tiers.is_empty() {
-            options.full || !matches!(tier, Tier::Package | Tier::Slow | Tier::Matrix)
+            options.full
+                || !matches!(
+                    tier,
+                    Tier::Package | Tier::Acceptance | Tier::Slow | Tier::Matrix
+                )
         } else {
             options.tiers.contains(tier)
         }
@@ -100,7 +108,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         let start = Instant::now();
         let count = tier_result(tier, options, &ledger);
         lines.push(format!(
-            "{:8} {:>6.1} s  {}",
+            "{:10} {:>6.1} s  {}",
             tier.prefix(),
             start.elapsed().as_secs_f64(),
             closing_line(count)
@@ -142,6 +150,11 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
         Tier::Object | Tier::Verdict | Tier::System | Tier::Package | Tier::Slow => {
             root_tests(tier, options, ledger)
         }
+        Tier::Acceptance if options.filter.is_some() => {
+            println!("its steps go on from each other: none is run alone");
+            Ok(Count::default())
+        }
+        Tier::Acceptance => acceptance::run(&dist::two_builds()?, options.publish),
         Tier::Matrix => {
             let asked = vm::Options::of_all(options.filter.clone(), options.publish);
             vm::matrix(&asked, ledger)
@@ -214,6 +227,12 @@ fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
         Tier::System => drop(command.arg("--test-threads=2")),
         Tier::Slow | Tier::Package => drop(command.arg("--test-threads=1")),
-        Tier::Lint | Tier::Unit | Tier::Object | Tier::Verdict | Tier::Fuzz | Tier::Matrix => {}
+        Tier::Lint
+        | Tier::Unit
+        | Tier::Object
+        | Tier::Verdict
+        | Tier::Fuzz
+        | Tier::Acceptance
+        | Tier::Matrix => {}
     }
 }

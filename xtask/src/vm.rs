@@ -15,9 +15,10 @@ use clap::ValueEnum as _;
 use gate25_tests::{Files, Kernel, Lab, Patience, Testbed};
 
 use crate::{
+    acceptance,
     binaries::{self, Binary},
     cargo::{self, Count, close, closing_line, summary},
-    document,
+    dist, document,
     kernels::{self, Series},
     ledger::Ledger,
 };
@@ -75,9 +76,16 @@ pub(crate) struct Options {
     /// Do not repeat what passed before with the very same binaries
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
-    /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one.
+    /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one. With --package
+    /// that of the steps into tests/PACKAGE.md.
     #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter"])]
     publish: bool,
+    /// Instead of the tests: install the package on a Debian of its own, boot it, upgrade it, remove it.
+    #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter", "resume"])]
+    package: bool,
+    /// With --package: the packages that the last run has built, as they are.
+    #[arg(long, requires = "package")]
+    again: bool,
 }
 
 impl Options {
@@ -126,6 +134,14 @@ impl Tier {
 
 /// Runs the matrix as a command of its own.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    if options.package {
+        let packages = if options.again {
+            dist::two_built()
+        } else {
+            dist::two_builds()
+        };
+        return acceptance::run(&packages?, options.publish).map(close);
+    }
     let ledger = Ledger::begin()?;
     let count = matrix(options, &ledger)?;
     if let Some(table) = ledger.table()? {

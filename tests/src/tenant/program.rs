@@ -29,9 +29,12 @@ use crate::{
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
+/// Between two attempts of a storm's senders.
+const PAUSE: Duration = Duration::from_millis(2);
 
-/// Does what the arguments say: `serve PATH`, or `once ADDRESS...`, which connects to each address
-/// without looking around first.
+/// Does what the arguments say: `serve PATH`; `once ADDRESS...`, which connects to each address without
+/// looking around first; `greet PORT`, which greets whoever connects; `storm RATE FROM TO...`, which
+/// connects without pause and sends SYNs made by hand. The last two go on until they are killed.
 ///
 /// # Errors
 /// When the arguments are not understood, or the socket cannot be had.
@@ -39,6 +42,11 @@ pub fn tenant(args: &[String]) -> anyhow::Result<()> {
     match args {
         [word, path] if word == "serve" => serve(Path::new(path)),
         [word, addresses @ ..] if word == "once" => once(addresses),
+        [word, port] if word == "greet" => {
+            far_side::greet_here(port.parse().context("a port")?)?;
+            for_ever()
+        }
+        [word, rate, pairs @ ..] if word == "storm" => storm(rate, pairs),
         other => bail!("not understood: {other:?}"),
     }
 }
@@ -50,6 +58,23 @@ fn once(addresses: &[String]) -> anyhow::Result<()> {
         writeln!(io::stdout(), "{}", attempt.outcome).context("tell what became of it")?;
     }
     Ok(())
+}
+
+/// From where to where, in pairs.
+fn storm(rate: &str, pairs: &[String]) -> anyhow::Result<()> {
+    let words: Vec<&str> = pairs.iter().map(String::as_str).collect();
+    let plan = plan(rate, Way::Packets, &words)?;
+    let to: Vec<SocketAddr> = plan.pairs.iter().map(|(_, to)| *to).collect();
+    let _flood = Flood::start(|| Ok(()), plan)?;
+    let senders = to.into_iter().map(|to| Sender::start_here(to, PAUSE));
+    let _senders: Vec<Sender> = senders.collect::<anyhow::Result<_>>()?;
+    for_ever()
+}
+
+fn for_ever() -> ! {
+    loop {
+        thread::park();
+    }
 }
 
 fn serve(path: &Path) -> anyhow::Result<()> {
@@ -204,21 +229,24 @@ impl State {
         way: Way,
         pairs: &[&str],
     ) -> anyhow::Result<String> {
-        let pair = |words: &[&str]| -> anyhow::Result<(IpAddr, SocketAddr)> {
-            let [from, to] = words else {
-                bail!("an address to send from lacks one to send to");
-            };
-            Ok((from.parse().context("an address")?, address(to)?))
-        };
-        let plan = Plan {
-            way,
-            pairs: pairs.chunks(2).map(pair).collect::<anyhow::Result<_>>()?,
-            rate: rate.parse().context("a rate")?,
-        };
-        let flood = Flood::start(|| Ok(()), plan)?;
+        let flood = Flood::start(|| Ok(()), plan(rate, way, pairs)?)?;
         self.floods.insert(name.to_owned(), flood);
         Ok(String::new())
     }
+}
+
+fn plan(rate: &str, way: Way, pairs: &[&str]) -> anyhow::Result<Plan> {
+    let pair = |words: &[&str]| -> anyhow::Result<(IpAddr, SocketAddr)> {
+        let [from, to] = words else {
+            bail!("an address to send from lacks one to send to");
+        };
+        Ok((from.parse().context("an address")?, address(to)?))
+    };
+    Ok(Plan {
+        way,
+        pairs: pairs.chunks(2).map(pair).collect::<anyhow::Result<_>>()?,
+        rate: rate.parse().context("a rate")?,
+    })
 }
 
 fn tally_text(tally: Tally) -> String {

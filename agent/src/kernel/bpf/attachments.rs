@@ -11,10 +11,10 @@ use super::link::Direction;
 use super::link::Object;
 use super::pins::{self, Pins};
 use super::place::{CgroupHook, Place};
-use super::programs::Programs;
+use super::programs::{Program, Programs};
 use super::{Attachment, BpfError, link};
 use crate::dataplane::{Attached, Site};
-use crate::kernel::filter::{Filters, Placement};
+use crate::kernel::filter::{FilterError, Filters, Placement};
 
 /// Everything that is attached.
 pub(super) struct Attachments {
@@ -93,9 +93,18 @@ impl Attachments {
         }
     }
 
-    /// Gives every link its program of `programs`, and its pin its name. Returns how many had
-    /// another one.
+    /// Gives every link and every filter its program of `programs`, and every pin its name. Returns how
+    /// many had another one.
     pub(super) fn adopt(&mut self, programs: &Programs) -> Result<usize, BpfError> {
+        let links = self.adopt_links(programs)?;
+        let Some(by_filter) = &mut self.filters else {
+            return Ok(links);
+        };
+        let program = programs.get(names::PROGRAM_TC_INGRESS)?;
+        Ok(links + by_filter.adopt(program)?)
+    }
+
+    fn adopt_links(&mut self, programs: &Programs) -> Result<usize, BpfError> {
         let mut changed = 0;
         for (place, held) in &mut self.links {
             let program = programs.get(place.program())?;
@@ -363,6 +372,21 @@ impl Attachments {
 }
 
 impl ByFilter {
+    /// Has every filter of ours run this program. Returns how many ran another one, as those of an earlier
+    /// start do. One that cannot be changed keeps no other from it.
+    fn adopt(&mut self, program: &Program) -> Result<usize, BpfError> {
+        let mut outcome = Ok(0);
+        for index in &self.interfaces {
+            match replace(&mut self.filters, *index, program) {
+                Ok(Replaced::Yes) => outcome = outcome.map(|changed| changed + 1),
+                Ok(Replaced::Needless) => {}
+                Err(error) if error.is_gone() => {}
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        Ok(outcome?)
+    }
+
     fn displaced(
         &mut self,
         program: u32,
@@ -384,6 +408,22 @@ impl ByFilter {
             }
         }
         Ok(())
+    }
+}
+
+/// Whether a filter got another program.
+enum Replaced {
+    Yes,
+    Needless,
+}
+
+fn replace(filters: &mut Filters, index: u32, program: &Program) -> Result<Replaced, FilterError> {
+    match filters.placement(index)? {
+        Placement::First { program: found } if found == program.id() => Ok(Replaced::Needless),
+        Placement::First { .. } | Placement::Behind { .. } | Placement::Absent => {
+            filters.attach(index, program.fd())?;
+            Ok(Replaced::Yes)
+        }
     }
 }
 

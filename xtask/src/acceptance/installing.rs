@@ -1,0 +1,182 @@
+//! From a bare host to one that enforces.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+
+use super::{
+    Acceptance,
+    host::{Host, contains},
+    storm::arrived,
+};
+
+/// The settings that the package ships.
+const SETTINGS: &str = "/etc/gate25/gate25.yaml";
+/// How long the agent may take for something, emulated on a busy machine.
+const LIMIT: Duration = Duration::from_secs(180);
+const PLACE: &str = "/usr/local/lib/acceptance";
+/// How a finding of the doctor's begins.
+const FINDINGS: [&str; 2] = ["error: ", "warning: "];
+/// What it has to say of any Debian 12: that its kernel has no tcx, and what the backend cannot do so.
+const KNOWN_FINDINGS: [&str; 2] = ["warning: agent-warning: agent", "warning: no-tcx: "];
+/// Connects from guest 1.
+const TRY: &str = "ip netns exec guest1 /usr/local/lib/acceptance/gate25-tenant once 203.0.113.25:25 \
+    '[2001:db8:113::25]:25'";
+pub(super) const CONNECTED: &str = "connected\nconnected\n";
+pub(super) const REFUSED: &str = "refused\nrefused\n";
+
+/// A Debian that boots without a failed unit; packages and guests are brought to it.
+pub(super) fn bare(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let host = &mut acceptance.host;
+    host.boot()?;
+    host.succeed(&format!(
+        "modprobe 9pnet_virtio && mount -t 9p -o trans=virtio,version=9p2000.L,ro share /mnt && \
+         mkdir -p {PLACE} && cp /mnt/*.sh /mnt/*.nft /mnt/*.yaml /mnt/gate25-tenant {PLACE} && \
+         cp /mnt/*.service /mnt/*.target /etc/systemd/system/ && chmod 0644 /etc/systemd/system/*.service \
+         /etc/systemd/system/*.target && cp /mnt/*.deb /root/ && systemctl daemon-reload"
+    ))?;
+    no_unit_failed(host)?;
+    let release = host.succeed("uname -r")?;
+    let debian = host.succeed("cat /etc/debian_version")?;
+    Ok(format!(
+        "Debian {}, kernel {}",
+        debian.trim(),
+        release.trim()
+    ))
+}
+
+pub(super) fn no_unit_failed(host: &mut Host) -> anyhow::Result<()> {
+    let failed = host.succeed("systemctl --failed --plain --no-legend")?;
+    if !failed.trim().is_empty() {
+        bail!("failed: {}", failed.trim());
+    }
+    Ok(())
+}
+
+/// apt does not install beside an nftables that cannot do what the guard needs.
+pub(super) fn old_nftables(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let (host, packages) = (&mut acceptance.host, &acceptance.packages);
+    host.succeed(&format!(
+        "dpkg --install /root/{} && apt-mark hold nftables",
+        packages.old_nftables
+    ))?;
+    let said = host.refuse(&format!(
+        "cd /root && apt install --quiet --yes ./{}",
+        packages.first
+    ))?;
+    contains(&said, "nftables (>= 1.0.2)")?;
+    host.refuse("dpkg-query --show gate25")?;
+    host.succeed("apt-mark unhold nftables && dpkg --purge nftables")?;
+    Ok("refused by apt: `Depends: nftables (>= 1.0.2)`, nothing installed".to_owned())
+}
+
+/// `apt install ./gate25_*.deb`, with nftables out of the distribution's archive.
+pub(super) fn install(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let (host, packages) = (&mut acceptance.host, &acceptance.packages);
+    let start = Instant::now();
+    let said = host.succeed(&format!(
+        "cd /root && apt install --quiet --yes ./{}",
+        packages.first
+    ))?;
+    let took = start.elapsed();
+    for told in [
+        "gate25 observes this host",
+        "refuses nothing",
+        "set `enforcement: policy` in /etc/gate25/gate25.yaml",
+    ] {
+        contains(&said, told)?;
+    }
+    host.succeed("systemctl is-active gate25 gate25-guard")?;
+    host.succeed("systemctl is-enabled gate25 gate25-guard")?;
+    contains(&host.succeed("nft --version")?, "v1.")?;
+    acceptance.times.installed = Some(took);
+    Ok(format!(
+        "nftables installed with it, both units enabled and running {:.1} s after apt was started; \
+         it says that it observes",
+        took.as_secs_f64()
+    ))
+}
+
+/// Nothing is refused, and what guests send is seen to arrive: so the meter can tell.
+pub(super) fn observe(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let host = &mut acceptance.host;
+    host.succeed(&format!(
+        "systemctl start far-side && {PLACE}/guest.sh 1 && cat /run/guest1.outcomes"
+    ))?;
+    attempt(host, CONNECTED)?;
+    host.refuse("gate25 status")?;
+    let arrived = arrived(host)?;
+    if arrived == 0 {
+        bail!("connected, and nothing arrived");
+    }
+    Ok(format!(
+        "guests reach port 25 ({arrived} packets arrived), `gate25 status` exits with 1"
+    ))
+}
+
+/// Connects from guest 1, by IPv4 and IPv6.
+pub(super) fn attempt(host: &mut Host, outcome: &str) -> anyhow::Result<()> {
+    let seen = host.succeed(TRY)?;
+    if seen != outcome {
+        bail!(
+            "{:?} instead of {:?}",
+            seen.trim().replace('\n', ", "),
+            outcome.trim().replace('\n', ", ")
+        );
+    }
+    Ok(())
+}
+
+/// Waits until guest 1 meets this outcome by both, and says how long that took.
+pub(super) fn await_outcome(host: &mut Host, outcome: &str) -> anyhow::Result<Duration> {
+    let outcome = outcome.trim().replace('\n', " ");
+    host.wait(&format!("[ \"$(echo $({TRY}))\" = '{outcome}' ]"), LIMIT)
+}
+
+/// Waits until the agent runs and enforces.
+pub(super) fn await_enforcing(host: &mut Host) -> anyhow::Result<Duration> {
+    host.wait("systemctl is-active gate25 && gate25 status", LIMIT)
+}
+
+/// The policy, and `enforcement: policy`, as the package said.
+pub(super) fn enforce(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let host = &mut acceptance.host;
+    host.succeed(&format!("cp {PLACE}/policy.yaml /etc/gate25/policy.d/"))?;
+    host.succeed("gate25 reload --wait")?;
+    let start = Instant::now();
+    host.succeed(&format!(
+        "sed -i 's/^enforcement: observe$/enforcement: policy/' {SETTINGS} && gate25 check && \
+         systemctl restart gate25"
+    ))?;
+    await_enforcing(host)?;
+    let took = start.elapsed();
+    let before = arrived(host)?;
+    attempt(host, REFUSED)?;
+    if arrived(host)? != before {
+        bail!("refused, and packets arrived");
+    }
+    acceptance.times.switched = Some(took);
+    Ok(format!(
+        "check, restart and enforcing within {:.1} s; guests are refused",
+        took.as_secs_f64()
+    ))
+}
+
+/// `gate25 doctor` finds nothing but what this kernel does not have.
+pub(super) fn doctor(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let said = acceptance.host.succeed("gate25 doctor")?;
+    let found = said
+        .lines()
+        .filter(|line| FINDINGS.iter().any(|kind| line.starts_with(kind)));
+    let found: Vec<&str> = found.collect();
+    let others = found
+        .iter()
+        .filter(|line| !KNOWN_FINDINGS.iter().any(|known| line.starts_with(known)));
+    if let Some(other) = others.copied().next() {
+        bail!("{other}");
+    }
+    Ok(format!(
+        "exits with 0, and tells what this kernel does not have: {}",
+        found.join(", ")
+    ))
+}
