@@ -21,7 +21,7 @@ pub enum Source {
     LastKnownGood,
     /// What an earlier agent left in the kernel's tables.
     Kernel,
-    /// Nothing: everything guarded is refused.
+    /// Nothing: nothing guarded is allowed to anybody.
     Builtin,
     /// The files that ran before a change that was undone.
     Undone,

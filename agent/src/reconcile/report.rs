@@ -176,7 +176,7 @@ impl<D: Dataplane> Reconciler<D> {
             Source::Kernel => problems
                 .push("no valid policy files: the policy of an earlier start goes on".to_owned()),
             Source::Builtin => {
-                problems.push("no valid policy files: everything guarded is refused".to_owned());
+                problems.push("no valid policy files: nothing is allowed to anybody".to_owned());
             }
         }
         problems
