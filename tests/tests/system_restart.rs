@@ -201,6 +201,45 @@ fn start_that_cannot_read_a_pinned_table_ends_and_leaves_what_was_counted() {
 }
 
 #[test]
+fn start_that_fails_where_programs_enforce_leaves_them_and_takes_no_other_backend() {
+    let world = World::new().unwrap();
+    let container = world
+        .container("shop", &gate25_tests::Network::Hypervisor)
+        .unwrap();
+    let settings = Settings {
+        privileges: Privileges::Root,
+        more: "backend: auto\n".to_owned(),
+        ..world.settings()
+    };
+    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    world.wait_contained(&container.tenant).unwrap();
+    agent.stop().unwrap();
+    let calls = world.lab.dir().join("calls");
+    agent.settings().wrapper = faults::fail_bpf_call(None, &calls);
+    agent.restart().unwrap();
+    agent.stop().unwrap();
+    let last = faults::bpf_calls_with(&calls, "")
+        .unwrap()
+        .into_iter()
+        .max();
+    let mut ended = 0;
+    for call in (1..=last.unwrap()).step_by(7) {
+        agent.settings().wrapper = faults::fail_bpf_call(Some(call), &calls);
+        agent.restart_unready().unwrap();
+        let outcome = poll("the start to end one way or the other", LIMIT, || {
+            let is_over = agent.process().status()?.is_some();
+            let is_up = agent.log().contains("control socket open");
+            Ok((is_over || is_up).then_some(is_over))
+        });
+        ended += u32::from(outcome.unwrap());
+        let log = agent.log();
+        assert!(!log.contains("nftables enforces"), "{call}: {log}");
+        world.check_contained(&container.tenant).unwrap();
+    }
+    assert!(ended > 0, "no start of {last:?} calls has failed");
+}
+
+#[test]
 fn exempt_container_stays_open_over_restarts() {
     let world = World::new().unwrap();
     let policy = PolicyText::default()

@@ -16,7 +16,7 @@ use crate::figures::Figures;
 use crate::kernel::bpf::leftover::{Leftover, LeftoverError, Removals, Version};
 use crate::kernel::bpf::pins::{Pins, PinsError};
 use crate::kernel::bpf::skb::{self, SkbAccess};
-use crate::kernel::bpf::{Attachment, Bpf, BpfError, DebugLines, LoadOptions, events};
+use crate::kernel::bpf::{Attachment, Bpf, DebugLines, LoadOptions, events};
 use crate::kernel::links::Subscription;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, Nftables, NftablesError, Reject};
@@ -130,9 +130,9 @@ pub(super) fn open(
         Backend::Ebpf => ebpf("configured"),
         Backend::Nftables => nftables("configured"),
         Backend::Auto => ebpf("preferred").or_else(|error| {
-            // eBPF is at work here: the other backend would take away what cannot be looked at just now.
-            if let Some(BpfError::Unreadable { .. }) = error.downcast_ref() {
-                return Err(error);
+            // They judge sockets, which nftables cannot, and what hinders this start may pass.
+            if pins.is_some_and(programs_enforce) {
+                return Err(error.context("take over the programs that enforce here"));
             }
             let why = format!("{error:#}");
             match nftables("fallback") {
@@ -148,6 +148,20 @@ pub(super) fn open(
             }
         }),
     }
+}
+
+/// Whether programs of an earlier start are attached, or may be.
+fn programs_enforce(pins: &Pins) -> bool {
+    let look = || -> Result<bool, LeftoverError> {
+        let survey = Leftover::of(pins).survey()?;
+        let is_linked = survey.versions.iter().any(|it| !it.links.is_empty());
+        Ok(is_linked || !Leftover::filtered()?.is_empty())
+    };
+    look().unwrap_or_else(|error| {
+        let error = in_full(&error);
+        warn!(error, "what an earlier start left cannot be looked at");
+        true
+    })
 }
 
 fn open_ebpf(
