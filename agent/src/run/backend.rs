@@ -178,7 +178,7 @@ fn open_ebpf(
     let hook = bpf.hook();
     info!(hook, ports = ?settings.guarded_ports, mode = ?settings.enforcement, "programs loaded");
     let events = events::log(bpf.take_events()?);
-    let mut tasks = vec![tokio::spawn(async move { drop(events.await) })];
+    let mut tasks = vec![tokio::spawn(events)];
     if let Some(lines) = bpf.take_debug_lines() {
         tasks.push(tokio::spawn(lines.follow()));
     }
