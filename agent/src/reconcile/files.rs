@@ -51,12 +51,7 @@ impl<D: Dataplane> Reconciler<D> {
             Occasion::Watch if hash.is_some() && hash == self.held => {
                 self.fall_back();
                 // That they are not in force is as it should be.
-                let status = &self.circumstances.status;
-                status.update(|status| {
-                    status.reload_successful = true;
-                    status.refusal = None;
-                });
-                return ReloadOutcome::Unchanged;
+                return self.nothing_refused();
             }
             Occasion::Watch if hash.is_some() && hash == self.last_attempt => {
                 return ReloadOutcome::Unchanged;
@@ -65,9 +60,7 @@ impl<D: Dataplane> Reconciler<D> {
             Occasion::Request(_) if hash.is_some() && hash == self.running_files() => {
                 // What was refused meanwhile is not there any more.
                 self.last_attempt = hash;
-                let status = &self.circumstances.status;
-                status.update(|status| status.reload_successful = true);
-                return ReloadOutcome::Unchanged;
+                return self.nothing_refused();
             }
             Occasion::Request(shrink) => shrink,
         };
@@ -93,6 +86,15 @@ impl<D: Dataplane> Reconciler<D> {
             }
         });
         outcome
+    }
+
+    /// The files are as they should be, without a change.
+    fn nothing_refused(&self) -> ReloadOutcome {
+        self.circumstances.status.update(|status| {
+            status.reload_successful = true;
+            status.refusal = None;
+        });
+        ReloadOutcome::Unchanged
     }
 
     /// Whether these files were undone, and stay so.

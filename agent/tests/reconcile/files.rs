@@ -91,10 +91,12 @@ fn files_as_they_run_end_a_refusal_when_somebody_asks_for_them() {
     let bad = lab.read_text("schema: 1\nprofiles: [{nam: default}]\n");
     assert_eq!(kind(&lab.watch(bad)), "refused");
     assert!(!lab.status().reload_successful);
+    assert!(lab.status().refusal.is_some());
     let before = lab.status().generation;
     let (asked, watched) = (lab.read(&["a"]), lab.read(&["a"]));
     assert_eq!(kind(&lab.ask(asked, Shrink::Refused)), "unchanged");
     assert!(lab.status().reload_successful);
+    assert_eq!(lab.status().refusal, None);
     assert_eq!(kind(&lab.watch(watched)), "unchanged");
     assert_eq!(lab.status().generation, before);
     let bad = lab.read_text("schema: 1\nprofiles: [{nam: default}]\n");
