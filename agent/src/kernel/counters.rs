@@ -1,14 +1,13 @@
 //! Named counters of nftables as the kernel has them: a scrape reads them, and has no time for a process
 //! that would start, ask for the same and end.
 
-use super::netlink::{NetlinkError, Request, Requests, attributes, lossless, text};
+use super::netfilter::{self, NFGENMSG};
+use super::netlink::{NetlinkError, Request, attributes, lossless, text};
 use super::tally::Count;
 use crate::netfilter::{Family, Table};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETOBJ` (linux/netfilter/nf_tables.h).
 const GET_OBJECT: u16 = 10 << 8 | 19;
-/// Bytes of `nfgenmsg`.
-const NFGENMSG: usize = 4;
 
 const NFTA_OBJ_TABLE: u16 = 1;
 const NFTA_OBJ_NAME: u16 = 2;
@@ -18,31 +17,12 @@ const NFT_OBJECT_COUNTER: u32 = 1;
 const NFTA_COUNTER_BYTES: u16 = 1;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 
-/// Listings torn by changes after which one gives up.
-const ATTEMPTS: u32 = 20;
-
 /// The counters of a table by name; none where there is no such table.
 ///
 /// # Errors
 /// [`NetlinkError`]; needs `CAP_NET_ADMIN`.
 pub(super) fn of_table(table: Table) -> Result<Vec<(String, Count)>, NetlinkError> {
-    let mut requests = Requests::open_netfilter()?;
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
-        let mut counters = Vec::new();
-        let listed = requests.list(request(table), |payload| {
-            counters.push(counter(payload)?);
-            Ok(())
-        });
-        match listed {
-            Ok(()) => return Ok(counters),
-            Err(NetlinkError::Interrupted) if attempt < ATTEMPTS => {}
-            // A kernel without nf_tables.
-            Err(error) if error.errno() == Some(libc::EINVAL) => return Ok(Vec::new()),
-            Err(error) => return Err(error),
-        }
-    }
+    netfilter::listed(&request(table), |payload| counter(payload).map(Some))
 }
 
 fn request(table: Table) -> Request {

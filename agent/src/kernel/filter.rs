@@ -24,9 +24,6 @@ pub const HANDLE: u32 = 0x25;
 /// What [`Filter::protocol`] is where it looks at all: `ETH_P_ALL`.
 pub const ALL_PROTOCOLS: u16 = 3;
 
-/// Listings torn by changes after which one gives up.
-const LIST_ATTEMPTS: u32 = 20;
-
 const RTM_NEWQDISC: u16 = 36;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
@@ -236,21 +233,9 @@ impl Filters {
     /// # Errors
     /// [`FilterError::List`] when the kernel does not say.
     pub fn list(&mut self, index: u32) -> Result<Vec<Filter>, FilterError> {
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            let mut filters = Vec::new();
-            let request = Request::new(RTM_GETTFILTER, 0, &tcmsg(index, 0, TC_H_MIN_INGRESS, 0));
-            let listed = self.requests.list(request, |payload| {
-                filters.extend(parse(payload)?);
-                Ok(())
-            });
-            match listed {
-                Ok(()) => return Ok(filters),
-                Err(NetlinkError::Interrupted) if attempt < LIST_ATTEMPTS => {}
-                Err(source) => return Err(FilterError::List { index, source }),
-            }
-        }
+        let request = Request::new(RTM_GETTFILTER, 0, &tcmsg(index, 0, TC_H_MIN_INGRESS, 0));
+        let listed = self.requests.list_whole(&request, parse);
+        listed.map_err(|source| FilterError::List { index, source })
     }
 
     /// Removes our filter from interface `index` and says whether there was one. The qdisc stays:

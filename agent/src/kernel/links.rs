@@ -18,7 +18,7 @@ use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
-use super::netlink::{DATAGRAM, NetlinkError, Request, Requests};
+use super::netlink::{DATAGRAM, LIST_ATTEMPTS, NetlinkError, Request, Requests};
 use super::readiness::readable;
 
 use crate::chain::in_full;
@@ -26,8 +26,6 @@ pub use detail::{Detail, details};
 
 /// Bytes the kernel may queue for us: several thousand events of some 4 KiB each.
 const RECEIVE_BUFFER: libc::c_int = 32 * 1024 * 1024;
-/// Torn listings in a row after which [`Links::snapshot`] gives up.
-const SNAPSHOT_ATTEMPTS: u32 = 20;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_TC: u32 = 4;
@@ -129,7 +127,7 @@ pub enum LinkError {
     #[error("cannot list interfaces")]
     List(#[source] NetlinkError),
     /// They changed during every attempt.
-    #[error("interfaces changed during each of {SNAPSHOT_ATTEMPTS} attempts to list them")]
+    #[error("interfaces changed during each of {LIST_ATTEMPTS} attempts to list them")]
     Unsettled,
     /// The task that lists them was cut short by the runtime's end.
     #[error("listing interfaces was cancelled")]
@@ -262,21 +260,12 @@ fn listed<T>(
     read: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
 ) -> Result<Vec<T>, LinkError> {
     let mut requests = Requests::open().map_err(LinkError::List)?;
-    for _ in 0..SNAPSHOT_ATTEMPTS {
-        let mut interfaces = Vec::new();
-        let request = Request::new(RTM_GETLINK, 0, &[0; parse::IFINFO])
-            .attribute(IFLA_EXT_MASK, &mask.to_ne_bytes());
-        let listed = requests.list(request, |payload| {
-            interfaces.extend(read(payload)?);
-            Ok(())
-        });
-        match listed {
-            Ok(()) => return Ok(interfaces),
-            Err(NetlinkError::Interrupted) => {}
-            Err(error) => return Err(LinkError::List(error)),
-        }
+    let request = Request::new(RTM_GETLINK, 0, &[0; parse::IFINFO])
+        .attribute(IFLA_EXT_MASK, &mask.to_ne_bytes());
+    match requests.list_whole(&request, read) {
+        Err(NetlinkError::Interrupted) => Err(LinkError::Unsettled),
+        listed => listed.map_err(LinkError::List),
     }
-    Err(LinkError::Unsettled)
 }
 
 fn force_receive_buffer(socket: RawFd, bytes: libc::c_int) -> io::Result<()> {

@@ -8,7 +8,7 @@ use super::netlink::{NetlinkError, Request, Requests, attributes, lossless, text
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`.
 const GET_CHAIN: u16 = 10 << 8 | 4;
 /// Bytes of `nfgenmsg`.
-const NFGENMSG: usize = 4;
+pub(super) const NFGENMSG: usize = 4;
 
 const NFTA_CHAIN_TABLE: u16 = 1;
 const NFTA_CHAIN_NAME: u16 = 3;
@@ -20,9 +20,6 @@ const NFTA_HOOK_DEVS: u16 = 4;
 const NFTA_DEVICE_NAME: u16 = 1;
 /// Beginning of names (Linux 6.16).
 const NFTA_DEVICE_PREFIX: u16 = 2;
-
-/// Listings torn by changes after which one gives up.
-const ATTEMPTS: u32 = 20;
 
 /// Which packets a chain is called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,22 +125,19 @@ pub struct ChainsError(#[from] NetlinkError);
 /// # Errors
 /// [`ChainsError`]; needs `CAP_NET_ADMIN`.
 pub fn base_chains() -> Result<Vec<BaseChain>, ChainsError> {
-    let mut requests = Requests::open_netfilter()?;
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
-        let mut chains = Vec::new();
-        let listed = requests.list(Request::new(GET_CHAIN, 0, &[0; NFGENMSG]), |payload| {
-            chains.extend(base_chain(payload)?);
-            Ok(())
-        });
-        match listed {
-            Ok(()) => return Ok(chains),
-            Err(NetlinkError::Interrupted) if attempt < ATTEMPTS => {}
-            // Nobody is there to ask.
-            Err(error) if error.errno() == Some(libc::EINVAL) => return Ok(Vec::new()),
-            Err(error) => return Err(error.into()),
-        }
+    let request = Request::new(GET_CHAIN, 0, &[0; NFGENMSG]);
+    Ok(listed(&request, base_chain)?)
+}
+
+/// What `read` makes of the entries of a listing of nftables; none on a kernel without nf_tables.
+pub(super) fn listed<T>(
+    request: &Request,
+    read: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
+) -> Result<Vec<T>, NetlinkError> {
+    match Requests::open_netfilter()?.list_whole(request, read) {
+        // Nobody is there to ask.
+        Err(error) if error.errno() == Some(libc::EINVAL) => Ok(Vec::new()),
+        listed => listed,
     }
 }
 

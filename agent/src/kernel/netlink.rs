@@ -15,6 +15,9 @@ use thiserror::Error;
 /// notification is far smaller.
 pub(super) const DATAGRAM: usize = 64 * 1024;
 
+/// Listings torn by changes in a row after which one gives up.
+pub(super) const LIST_ATTEMPTS: u32 = 20;
+
 /// Bytes of the `nlmsghdr` before every message.
 const HEADER: usize = 16;
 /// `NLMSG_ERROR`: an acknowledgement when its code is 0.
@@ -84,7 +87,7 @@ fn reason(message: &Option<String>) -> String {
 }
 
 /// A request being written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Request {
     bytes: Vec<u8>,
 }
@@ -194,6 +197,32 @@ impl Requests {
         let flags = u16::from_ne_bytes([request.bytes[6], request.bytes[7]]) | NLM_F_DUMP;
         request.bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
         self.exchange(request, each)
+    }
+
+    /// What `read` makes of the entries of a listing, as at one moment: where a change tears it, it is
+    /// asked for again, [`LIST_ATTEMPTS`] times in all.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Interrupted`] if every attempt was torn.
+    pub(super) fn list_whole<T>(
+        &mut self,
+        request: &Request,
+        read: impl Fn(&[u8]) -> Result<Option<T>, NetlinkError>,
+    ) -> Result<Vec<T>, NetlinkError> {
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut entries = Vec::new();
+            let listed = self.list(request.clone(), |payload| {
+                entries.extend(read(payload)?);
+                Ok(())
+            });
+            match listed {
+                Ok(()) => return Ok(entries),
+                Err(NetlinkError::Interrupted) if attempt < LIST_ATTEMPTS => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn exchange(
