@@ -51,11 +51,7 @@ fn agent_that_was_root_goes_on_as_its_user_and_back_without_a_gap() {
     let world = World::new().unwrap();
     let closed = world.guest(101, "tap101i0").unwrap();
     let host = &world.hosting.hypervisor;
-    let settings = Settings {
-        privileges: Privileges::Root,
-        ..Settings::default()
-    };
-    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let mut agent = agent_of_root(&world);
     world.check_closed(&closed).unwrap();
     let to = Hosting::EXCHANGER.v4_port(25);
     let forbidden = Sender::start(&closed.ns, to, Duration::from_millis(3)).unwrap();
@@ -213,11 +209,7 @@ fn pins_that_the_agents_user_has_led_elsewhere_are_not_given_away() {
 fn folders_that_the_agents_user_can_lead_to_are_not_given_away() {
     let world = World::new().unwrap();
     let host = &world.hosting.hypervisor;
-    let settings = Settings {
-        privileges: Privileges::Root,
-        ..Settings::default()
-    };
-    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let agent = agent_of_root(&world);
     let config = agent.config();
     let rest = fs::read_to_string(&config).unwrap();
     // In a folder of the user's: a link of his to root's folder, one on the way to it, and one by his
@@ -269,11 +261,7 @@ fn folders_that_the_agents_user_can_lead_to_are_not_given_away() {
 fn pins_folder_that_leads_elsewhere_is_not_given_away() {
     let world = World::new().unwrap();
     let host = &world.hosting.hypervisor;
-    let settings = Settings {
-        privileges: Privileges::Root,
-        ..Settings::default()
-    };
-    let mut agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let mut agent = agent_of_root(&world);
     agent.stop().unwrap();
     // As whoever may, where the filesystem is mounted for everybody.
     host.exec(
@@ -295,11 +283,7 @@ fn pins_folder_that_leads_elsewhere_is_not_given_away() {
 fn settings_of_the_agents_user_say_nothing_of_what_root_gives_away() {
     let world = World::new().unwrap();
     let host = &world.hosting.hypervisor;
-    let settings = Settings {
-        privileges: Privileges::Root,
-        ..Settings::default()
-    };
-    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let agent = agent_of_root(&world);
     let config = agent.config();
     host.exec("mkdir", &["/run/wanted"]).unwrap();
     let rest = fs::read_to_string(&config).unwrap();
@@ -333,6 +317,15 @@ fn pins_folder_that_somebody_else_made_is_not_gone_by() {
         assert!(log.contains("the pins are not gone by"), "{log}");
         assert!(log.contains(PINS), "{log}");
     }
+}
+
+/// One that needs no preparation.
+fn agent_of_root(world: &World) -> Agent {
+    let settings = Settings {
+        privileges: Privileges::Root,
+        ..Settings::default()
+    };
+    world.agent_with(settings, &PolicyText::default()).unwrap()
 }
 
 #[track_caller]
