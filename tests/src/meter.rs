@@ -264,7 +264,7 @@ impl Meter {
         for source in sources {
             let mut last = None;
             poll("a sender to be as the policy says", PROMPT, || {
-                let result = check_as_told(source, exchanger, relay);
+                let result = check_as_told(source, world.refusal, exchanger, relay);
                 let done = result.is_ok();
                 last = result.err();
                 Ok(done.then_some(()))
@@ -459,12 +459,14 @@ impl Meter {
 
 fn check_as_told(
     source: &mut Source,
+    refusal: Outcome,
     exchanger: &Arrivals,
     relay: &Arrivals,
 ) -> anyhow::Result<()> {
-    let told = match source.may {
-        May::RelayOnly => Outcome::Refused,
-        May::Everything => Outcome::Connected,
+    let told = match (source.may, &source.body) {
+        (May::RelayOnly, Body::Container { .. }) => Outcome::Refused,
+        (May::RelayOnly, _) => refusal,
+        (May::Everything, _) => Outcome::Connected,
     };
     for (server, outcome) in [
         (Hosting::EXCHANGER, told),

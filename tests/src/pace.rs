@@ -34,8 +34,8 @@ pub fn paced(ordinary: Duration) -> Duration {
     ordinary * slowness()
 }
 
-/// How many repetitions of something to make here, where `ordinary` are made on an ordinary machine:
-/// for counts that make a chance find likelier, not for those that mean something.
+/// How many repetitions of something to make here, or packets to send a second, where `ordinary` are on an
+/// ordinary machine: for counts that make a chance find likelier, not for those that mean something.
 #[must_use]
 pub fn fewer(ordinary: u32) -> u32 {
     (ordinary / slowness()).max(1)

@@ -322,8 +322,11 @@ fn hosts_that_cannot_judge_what_comes_back_say_so_and_enforce_the_rest() {
         ..settings(ON)
     };
     let nftables = settings("block_return: true\nbackend: nftables\n");
-    for (settings, why) in [(filter, "without tcx"), (nftables, "backend nftables")] {
-        let world = World::new().unwrap();
+    for (world, settings, why) in [
+        (World::new(), filter, "without tcx"),
+        (World::for_nftables(), nftables, "backend nftables"),
+    ] {
+        let world = world.unwrap();
         let guest = world.guest(101, "tap101i0").unwrap();
         let agent = world.agent_with(settings, &closed()).unwrap();
         world.check_closed(&guest).unwrap();

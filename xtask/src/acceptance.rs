@@ -68,7 +68,7 @@ const LOOK: &str = "gate25 status; gate25 list workloads; tc -s filter show dev 
     journalctl --boot --no-pager --output=short-monotonic --lines=60 --unit='gate25*'";
 
 /// In this order: each goes on from where the one before has left the machine.
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 19] = [
     needed("a bare Debian boots", installing::bare),
     alone(
         "`apt install` beside an nftables that is too old",
@@ -91,7 +91,15 @@ const STEPS: [Step; 17] = [
         trouble::interrupted,
     ),
     alone("`apt remove`", leaving::remove),
-    alone("`apt purge`", leaving::purge),
+    needed("`apt purge`", leaving::purge),
+    needed(
+        "installed on a kernel without programs (no `bpf()`)",
+        trouble::no_programs,
+    ),
+    alone(
+        "a kernel in lockdown, whose memory no program reads",
+        trouble::lockdown,
+    ),
 ];
 
 /// The machine, and what has been learned.

@@ -7,6 +7,7 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -28,7 +29,7 @@ use passed::{Outcome, Passed};
 const SLOWNESS: u32 = 10;
 /// For one test binary.
 const PATIENCE: Patience = Patience {
-    whole: Duration::from_secs(30 * 60),
+    whole: Duration::from_secs(60 * 60),
     silent: Duration::from_secs(10 * 60),
 };
 /// For a command that only reads a file.
@@ -150,7 +151,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(close(count))
 }
 
-/// Runs the tiers on each kernel in turn.
+/// Runs the tiers on all kernels, side by side.
 pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count> {
     let chosen = |tier: &Tier| options.tiers.is_empty() || options.tiers.contains(tier);
     let mut plan = Vec::new();
@@ -161,36 +162,40 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
         plan.extend(built.into_iter().map(|binary| (tier, binary)));
     }
     let agent = cargo::build()?;
-    let (mut lines, mut rows) = (Vec::new(), Vec::new());
-    let mut all = Count::default();
+    let mut kernels = Vec::new();
     for series in Series::value_variants() {
-        if !options.kernel.is_empty() && !options.kernel.contains(series) {
-            continue;
+        if options.kernel.is_empty() || options.kernel.contains(series) {
+            kernels::provide(*series)?;
+            kernels.push(Kernel::find(series.name())?);
         }
-        kernels::provide(*series)?;
-        let kernel = Kernel::find(series.name())?;
-        let start = Instant::now();
-        let tiers = on_kernel(&kernel, &plan, &agent, options, ledger);
-        let row = Row::new(kernel.release(), tiers);
-        lines.push(format!(
-            "{} ({:.0} s)",
-            row.line(),
-            start.elapsed().as_secs_f64()
-        ));
+    }
+    let run = Run {
+        plan: &plan,
+        agent: &agent,
+        options,
+        ledger,
+    };
+    // An emulated machine keeps one processor busy.
+    let rows = thread::scope(|scope| {
+        let threads = kernels.iter().map(|kernel| scope.spawn(|| run.on(kernel)));
+        let threads: Vec<_> = threads.collect();
+        let rows = threads.into_iter().map(|thread| {
+            let row = thread.join();
+            row.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        rows.collect::<Vec<Row>>()
+    });
+    let mut all = Count::default();
+    for row in &rows {
         all.add(row.sum());
-        rows.push(row);
     }
-    println!();
-    for (name, why) in LEFT_OUT.into_iter().chain(LEFT_OUT_TESTS) {
-        println!("left out: {name}: {why}");
-    }
-    let table = markdown(&rows);
-    println!("\n{table}");
+    let report = format!("{}\n{}", markdown(&rows), left_out_list());
+    println!("\n{report}");
     if options.publish {
-        document::publish(DOCUMENT, &table)?;
+        document::publish(DOCUMENT, &report)?;
     }
-    for line in lines {
-        println!("{line}");
+    for row in rows {
+        println!("{}", row.line());
     }
     Ok(all)
 }
@@ -200,12 +205,17 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
 struct Row {
     release: String,
     tiers: Vec<(Tier, Count)>,
+    took: Duration,
 }
 
 impl Row {
-    fn new(release: &str, tiers: Vec<(Tier, Count)>) -> Self {
+    fn new(release: &str, tiers: Vec<(Tier, Count)>, took: Duration) -> Self {
         let release = release.strip_suffix("-amd64").unwrap_or(release).to_owned();
-        Self { release, tiers }
+        Self {
+            release,
+            tiers,
+            took,
+        }
     }
 
     fn sum(&self) -> Count {
@@ -223,8 +233,9 @@ impl Row {
             skipped,
         } = self.sum();
         format!(
-            "kernel {}: {passed} passed, {failed} failed, {skipped} skipped",
-            self.release
+            "kernel {}: {passed} passed, {failed} failed, {skipped} skipped ({:.0} s)",
+            self.release,
+            self.took.as_secs_f64()
         )
     }
 }
@@ -251,118 +262,129 @@ fn markdown(rows: &[Row]) -> String {
     text
 }
 
+fn left_out_list() -> String {
+    let mut text =
+        "Left out, since no kernel changes what comes of them, or the machine cannot:\n\n"
+            .to_owned();
+    for (name, why) in LEFT_OUT.into_iter().chain(LEFT_OUT_TESTS) {
+        text.push_str(&format!("- `{name}`: {why}\n"));
+    }
+    text
+}
+
 fn left_out(target: &str) -> Option<&'static str> {
     let entry = LEFT_OUT.iter().find(|(name, _)| *name == target);
     entry.map(|(_, why)| *why)
 }
 
-/// Boots one kernel for each tier, so that one tier's mess is not the next one's. A tier that cannot
-/// be run has failed.
-fn on_kernel(
-    kernel: &Kernel,
-    plan: &[(Tier, Binary)],
-    agent: &Path,
-    options: &Options,
-    ledger: &Ledger,
-) -> Vec<(Tier, Count)> {
-    let mut counts = Vec::new();
-    for tier in Tier::value_variants() {
-        let binaries: Vec<&Binary> = plan
-            .iter()
-            .filter(|(its, _)| its == tier)
-            .map(|(_, binary)| binary)
-            .collect();
-        if binaries.is_empty() {
-            continue;
-        }
-        println!("=== {} on {}", tier.prefix(), kernel.release());
-        let count = tier_on(kernel, *tier, &binaries, agent, options, ledger);
-        let count = count.unwrap_or_else(|error| {
-            println!(
-                "FAILED: {} on {}: {error:#}",
-                tier.prefix(),
-                kernel.release()
-            );
-            Count::failure()
-        });
-        counts.push((*tier, count));
-    }
-    counts
+/// What is run on each kernel.
+struct Run<'r> {
+    plan: &'r [(Tier, Binary)],
+    agent: &'r Path,
+    options: &'r Options,
+    ledger: &'r Ledger,
 }
 
-fn tier_on(
-    kernel: &Kernel,
-    tier: Tier,
-    binaries: &[&Binary],
-    agent: &Path,
-    options: &Options,
-    ledger: &Ledger,
-) -> anyhow::Result<Count> {
-    let lab = Lab::new("matrix")?;
-    let host = lab.netns("machine")?;
-    let copies = copies(binaries, agent);
-    let files = match tier {
-        Tier::Object | Tier::Verdict | Tier::System => Files::Everything,
-        Tier::Vm => Files::Copies(&copies),
-    };
-    let boot = || -> anyhow::Result<Testbed> {
-        let mut machine = Testbed::boot(&host, kernel, files)?;
-        prepare(&mut machine, agent)?;
-        Ok(machine)
-    };
-    let passed = Passed::with(agent)?;
-    let mut count = Count::default();
-    let mut machine = None;
-    for binary in binaries {
-        let before = if options.resume {
-            passed.find(kernel.release(), binary)?
-        } else {
-            None
+impl Run<'_> {
+    /// Boots the kernel for each tier, so that one tier's mess is not the next one's. A tier that cannot
+    /// be run has failed.
+    fn on(&self, kernel: &Kernel) -> Row {
+        let start = Instant::now();
+        let mut counts = Vec::new();
+        for tier in Tier::value_variants() {
+            let binaries: Vec<&Binary> = self
+                .plan
+                .iter()
+                .filter(|(its, _)| its == tier)
+                .map(|(_, binary)| binary)
+                .collect();
+            if binaries.is_empty() {
+                continue;
+            }
+            say(kernel, &format!("=== {}", tier.prefix()));
+            let count = self.tier_on(kernel, *tier, &binaries);
+            let count = count.unwrap_or_else(|error| {
+                say(kernel, &format!("FAILED: {}: {error:#}", tier.prefix()));
+                Count::failure()
+            });
+            counts.push((*tier, count));
+        }
+        Row::new(kernel.release(), counts, start.elapsed())
+    }
+
+    fn tier_on(&self, kernel: &Kernel, tier: Tier, binaries: &[&Binary]) -> anyhow::Result<Count> {
+        let lab = Lab::new("matrix")?;
+        let host = lab.netns("machine")?;
+        let copies = copies(binaries, self.agent);
+        let files = match tier {
+            Tier::Object | Tier::Verdict | Tier::System => Files::Everything,
+            Tier::Vm => Files::Copies(&copies),
         };
-        let outcome = if let Some(outcome) = before {
-            println!("--- {}: passed before", binary.name);
-            Ok(outcome)
-        } else {
-            let machine = match &mut machine {
-                Some(machine) => machine,
-                None => machine.insert(boot()?),
+        let boot = || -> anyhow::Result<Testbed> {
+            let mut machine = Testbed::boot(&host, kernel, files)?;
+            prepare(&mut machine, self.agent)?;
+            Ok(machine)
+        };
+        let passed = Passed::with(self.agent)?;
+        let mut count = Count::default();
+        let mut machine = None;
+        for binary in binaries {
+            let before = if self.options.resume {
+                passed.find(kernel.release(), binary)?
+            } else {
+                None
             };
-            outcome_on(machine, binary, tier, options)
-        };
-        match outcome {
-            Ok(outcome) => {
-                if outcome.count.failed > 0 {
-                    // The next binary is not to find what this one may have left.
-                    machine = None;
-                } else if options.filter.is_none() {
-                    passed.keep(kernel.release(), binary, &outcome)?;
+            let outcome = if let Some(outcome) = before {
+                say(kernel, &format!("--- {}: passed before", binary.name));
+                Ok(outcome)
+            } else {
+                let machine = match &mut machine {
+                    Some(machine) => machine,
+                    None => machine.insert(boot()?),
+                };
+                self.outcome_on(machine, kernel, binary, tier)
+            };
+            match outcome {
+                Ok(outcome) => {
+                    if outcome.count.failed > 0 {
+                        // The next binary is not to find what this one may have left.
+                        machine = None;
+                    } else if self.options.filter.is_none() {
+                        passed.keep(kernel.release(), binary, &outcome)?;
+                    }
+                    count.add(outcome.count);
+                    count.skip(&outcome.skips);
+                    keep(&outcome.tried, self.ledger)?;
                 }
-                count.add(outcome.count);
-                count.skip(&outcome.skips);
-                keep(&outcome.tried, ledger)?;
-            }
-            Err(error) => {
-                println!("FAILED: {}: {error:#}", binary.name);
-                count.add(Count::failure());
-                machine = None;
+                Err(error) => {
+                    say(kernel, &format!("FAILED: {}: {error:#}", binary.name));
+                    count.add(Count::failure());
+                    machine = None;
+                }
             }
         }
+        Ok(count)
     }
-    Ok(count)
+
+    /// Runs one test binary, and takes what it wrote down at once: a later one may end the machine.
+    fn outcome_on(
+        &self,
+        machine: &mut Testbed,
+        kernel: &Kernel,
+        binary: &Binary,
+        tier: Tier,
+    ) -> anyhow::Result<Outcome> {
+        Ok(Outcome {
+            count: binary_on(machine, kernel, binary, tier, self.options)?,
+            skips: take(machine, SKIPS)?,
+            tried: take(machine, LEDGER)?,
+        })
+    }
 }
 
-/// Runs one test binary, and takes what it wrote down at once: a later one may end the machine.
-fn outcome_on(
-    machine: &mut Testbed,
-    binary: &Binary,
-    tier: Tier,
-    options: &Options,
-) -> anyhow::Result<Outcome> {
-    Ok(Outcome {
-        count: binary_on(machine, binary, tier, options)?,
-        skips: take(machine, SKIPS)?,
-        tried: take(machine, LEDGER)?,
-    })
+/// Prints a line with the kernel that it is about, since several run.
+fn say(kernel: &Kernel, line: &str) {
+    println!("{} | {line}", kernel.release());
 }
 
 /// What a machine needs that has nothing but copies.
@@ -398,11 +420,12 @@ fn prepare(machine: &mut Testbed, agent: &Path) -> anyhow::Result<()> {
 /// Runs one test binary to its end.
 fn binary_on(
     machine: &mut Testbed,
+    kernel: &Kernel,
     binary: &Binary,
     tier: Tier,
     options: &Options,
 ) -> anyhow::Result<Count> {
-    println!("--- {}", binary.name);
+    say(kernel, &format!("--- {}", binary.name));
     let filter = options
         .filter
         .as_deref()
@@ -422,7 +445,7 @@ fn binary_on(
     );
     let mut found = None;
     let code = machine.follow(&line, PATIENCE, &mut |line| {
-        println!("{line}");
+        say(kernel, line);
         found = summary(line).or(found);
     })?;
     let count = found.with_context(|| format!("exit code {code} and no summary"))?;
@@ -475,8 +498,15 @@ mod tests {
             passed: 8,
             ..Count::default()
         };
-        let row = Row::new("6.1.0-56-amd64", vec![(Tier::Object, passed)]);
-        assert_eq!(row.line(), "kernel 6.1.0-56: 8 passed, 0 failed, 0 skipped");
+        let row = Row::new(
+            "6.1.0-56-amd64",
+            vec![(Tier::Object, passed)],
+            Duration::from_secs(30),
+        );
+        assert_eq!(
+            row.line(),
+            "kernel 6.1.0-56: 8 passed, 0 failed, 0 skipped (30 s)"
+        );
         let table = markdown(&[row]);
         let last = table.lines().last().unwrap();
         assert_eq!(

@@ -10,9 +10,9 @@ use anyhow::{Context as _, bail};
 
 use super::arrivals::Counts;
 use crate::{
-    Addresses, Container, Hosting, NetNs, Sender, Tally, Tap,
+    Addresses, Container, Hosting, NetNs, Sender, Tally, Tap, fewer,
     flood::{Flood, Hardware, Plan, Sent, Way},
-    poll,
+    paced, poll,
 };
 
 /// Packets a second of each flood that must not pass, unless told otherwise.
@@ -144,7 +144,7 @@ impl Source {
             may,
             addresses,
             body,
-            forbidden_rate: FORBIDDEN_RATE,
+            forbidden_rate: fewer(FORBIDDEN_RATE),
             running: Vec::new(),
         }
     }
@@ -259,7 +259,7 @@ impl Source {
             destinations(lane, self.may).into_iter().map(pair).collect();
         let rate = match lane {
             Lane::Forbidden => self.forbidden_rate,
-            Lane::Allowed | Lane::Free => ALLOWED_RATE,
+            Lane::Allowed | Lane::Free => fewer(ALLOWED_RATE),
         };
         let way = Way::Packets;
         (!pairs.is_empty()).then_some(Plan { way, pairs, rate })
@@ -278,8 +278,8 @@ impl Source {
             addresses.extend(mapped);
         }
         let pause = match lane {
-            Lane::Forbidden => PAUSE,
-            Lane::Allowed | Lane::Free => LONG_PAUSE,
+            Lane::Forbidden => paced(PAUSE),
+            Lane::Allowed | Lane::Free => paced(LONG_PAUSE),
         };
         for to in addresses {
             let label = format!("{lane:?}-{to}");

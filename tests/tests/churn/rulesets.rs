@@ -49,7 +49,7 @@ pub(crate) fn flushed_beside_programs(times: u64) {
 /// Deletes the table that enforces where nftables does: the guard stands until it is back.
 #[track_caller]
 pub(crate) fn table_deleted(times: u64) {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let (mut meter, agent) = by_nftables(&world);
     let host = &world.hosting.hypervisor;
     wait_tables(&world, &agent, "gate25_guard", 2);
@@ -72,7 +72,7 @@ pub(crate) fn table_deleted(times: u64) {
 /// after. What was sent and arrived in all.
 #[track_caller]
 pub(crate) fn flushed_where_nftables_enforces(times: u64) -> Measured {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     let (mut meter, agent) = by_nftables(&world);
     let host = &world.hosting.hypervisor;
     for round in 0..times {

@@ -31,7 +31,7 @@ fn tricks_of_containers_get_nothing_out() {
 
 #[test]
 fn tricks_of_guests_get_past_no_rule_of_backend_nftables() {
-    let world = World::new().unwrap();
+    let world = World::for_nftables().unwrap();
     prepare(&world).unwrap();
     let settings = Settings {
         more: "backend: nftables\n".to_owned(),

@@ -61,7 +61,7 @@ fn agent_as_root_enforces_and_gives_up_what_it_does_not_use() {
 fn programs_that_the_agent_runs_have_one_capability_whoever_it_is() {
     let more = ["sys_admin", "sys_ptrace", "dac_read_search"];
     for privileges in [Privileges::and(&more), Privileges::Root] {
-        let world = World::new().unwrap();
+        let world = World::for_nftables().unwrap();
         let guest = world.guest(101, "tap101i0").unwrap();
         // An nft that writes down what it may before it does what it is asked for.
         let told = world.lab.folder("told").unwrap();

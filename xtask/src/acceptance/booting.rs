@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use super::{
     Acceptance,
     host::{Host, contains, seconds},
-    installing::{REFUSED, no_unit_failed},
+    installing::{DROPPED, REFUSED, no_unit_failed},
     storm::arrived,
 };
 
@@ -20,8 +20,6 @@ const LINES: [&str; 2] = ["programs loaded", "policy applied"];
 /// And what may come a little later: the guard that the agent keeps there takes the place of the boot's.
 const LATER: &str = "guard in place";
 const LIMIT: Duration = Duration::from_secs(60);
-/// What a guest meets that the guard alone stops.
-const DROPPED: &str = "timed out\ntimed out\n";
 
 /// When what happened in a boot, since the host was switched on.
 #[derive(Debug, Clone, Copy)]

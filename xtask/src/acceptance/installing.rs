@@ -24,6 +24,8 @@ const TRY: &str = "ip netns exec guest1 /usr/local/lib/acceptance/gate25-tenant 
     '[2001:db8:113::25]:25'";
 pub(super) const CONNECTED: &str = "connected\nconnected\n";
 pub(super) const REFUSED: &str = "refused\nrefused\n";
+/// By the guard alone, or by nftables where it cannot answer.
+pub(super) const DROPPED: &str = "timed out\ntimed out\n";
 
 /// A Debian that boots without a failed unit; packages and guests are brought to it.
 pub(super) fn bare(acceptance: &mut Acceptance) -> anyhow::Result<String> {
@@ -138,17 +140,22 @@ pub(super) fn await_enforcing(host: &mut Host) -> anyhow::Result<Duration> {
     host.wait("systemctl is-active gate25 && gate25 status", LIMIT)
 }
 
+/// From observing to enforcing.
+pub(super) fn switch_on(host: &mut Host) -> anyhow::Result<()> {
+    host.succeed(&format!(
+        "sed -i 's/^enforcement: observe$/enforcement: policy/' {SETTINGS} && gate25 check && \
+         systemctl restart gate25"
+    ))?;
+    await_enforcing(host).map(drop)
+}
+
 /// The policy, and `enforcement: policy`, as the package said.
 pub(super) fn enforce(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     let host = &mut acceptance.host;
     host.succeed(&format!("cp {PLACE}/policy.yaml /etc/gate25/policy.d/"))?;
     host.succeed("gate25 reload --wait")?;
     let start = Instant::now();
-    host.succeed(&format!(
-        "sed -i 's/^enforcement: observe$/enforcement: policy/' {SETTINGS} && gate25 check && \
-         systemctl restart gate25"
-    ))?;
-    await_enforcing(host)?;
+    switch_on(host)?;
     let took = start.elapsed();
     let before = arrived(host)?;
     attempt(host, REFUSED)?;

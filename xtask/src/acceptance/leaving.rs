@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::{
     Acceptance,
     host::contains,
-    installing::{CONNECTED, REFUSED, attempt},
+    installing::{CONNECTED, DROPPED, REFUSED, attempt},
     storm::{arrived, under_storm},
 };
 
@@ -19,7 +19,7 @@ pub(super) fn remove(acceptance: &mut Acceptance) -> anyhow::Result<String> {
         host.refuse("ls /usr/bin/gate25")?;
         host.succeed("/usr/local/lib/acceptance/guest.sh 4")?;
         let outcomes = host.succeed("cat /run/guest4.outcomes")?;
-        if ![REFUSED, "timed out\ntimed out\n"].contains(&outcomes.as_str()) {
+        if ![REFUSED, DROPPED].contains(&outcomes.as_str()) {
             bail!("a new guest met {:?}", outcomes.trim());
         }
         attempt(host, REFUSED)?;

@@ -8,7 +8,7 @@ use super::{
     Acceptance,
     booting::{closed_before_guests, told},
     host::{Host, contains},
-    installing::{REFUSED, attempt, await_enforcing},
+    installing::{DROPPED, REFUSED, attempt, await_enforcing, switch_on},
     living,
     storm::arrived,
 };
@@ -16,6 +16,8 @@ use super::{
 const LIMIT: Duration = Duration::from_secs(120);
 /// What dpkg can go on from. Of a package that is half unpacked it says that it has to be installed anew.
 const INTERRUPTED: [&str; 2] = ["install ok unpacked", "install ok half-configured"];
+/// Settings of the agent's unit that this machine adds.
+const DROP_IN: &str = "/etc/systemd/system/gate25.service.d";
 /// How often a package being installed is looked at, until its installation is under way.
 const LOOKS: u32 = 2_000;
 
@@ -116,6 +118,51 @@ pub(super) fn interrupted(acceptance: &mut Acceptance) -> anyhow::Result<String>
         "cut at `{caught}`, found at `{found}`, mended by `dpkg --configure -a`; {}",
         told(&boot)
     ))
+}
+
+/// Installed where the kernel answers `bpf()` as one that is built without it does.
+pub(super) fn no_programs(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let (host, packages) = (&mut acceptance.host, &acceptance.packages);
+    host.succeed(&format!(
+        "mkdir -p {DROP_IN} && printf '[Service]\\nSystemCallFilter=~bpf\\nSystemCallErrorNumber=ENOSYS\\n' \
+         >{DROP_IN}/no-bpf.conf && systemctl daemon-reload"
+    ))?;
+    host.succeed(&format!(
+        "cd /root && apt install --quiet --yes ./{}",
+        packages.first
+    ))?;
+    switch_on(host)?;
+    told_by_status(host, &["nftables (fallback", "containers"])?;
+    // Debian builds its kernels without resets at ingress.
+    refused_and_nothing_arrives(host, DROPPED)?;
+    Ok("nftables enforces, and `status` tells that, and that containers are not judged".to_owned())
+}
+
+/// The kernel is locked down for confidentiality, and `bpf()` is back: the programs take over.
+pub(super) fn lockdown(acceptance: &mut Acceptance) -> anyhow::Result<String> {
+    let host = &mut acceptance.host;
+    host.succeed("echo confidentiality >/sys/kernel/security/lockdown")?;
+    host.succeed(&format!(
+        "rm -r {DROP_IN} && systemctl daemon-reload && systemctl restart gate25"
+    ))?;
+    await_enforcing(host)?;
+    told_by_status(host, &["ebpf (preferred", "checksums left to the host"])?;
+    refused_and_nothing_arrives(host, REFUSED)?;
+    Ok(
+        "the programs enforce, and `status` tells that checksums left to the host are not watched"
+            .to_owned(),
+    )
+}
+
+fn told_by_status(host: &mut Host, parts: &[&str]) -> anyhow::Result<()> {
+    let said = host.succeed("gate25 status")?;
+    parts.iter().try_for_each(|part| contains(&said, part))
+}
+
+fn refused_and_nothing_arrives(host: &mut Host, outcome: &str) -> anyhow::Result<()> {
+    let before = arrived(host)?;
+    attempt(host, outcome)?;
+    nothing_since(host, before)
 }
 
 fn state_of_package(host: &mut Host) -> anyhow::Result<String> {

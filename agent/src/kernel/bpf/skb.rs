@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::{fs, io};
 
+use aya::programs::{ProgramError, ProgramType};
+use aya::sys::{BpfHelper, is_helper_supported};
 use gate25_common::abi::SkbLayout;
 
 /// The running kernel's type information.
@@ -34,6 +36,13 @@ pub enum LayoutError {
     /// The structure lacks a member, or has it where the programs do not look.
     #[error("the kernel's struct sk_buff has {0} in no place that the programs can read")]
     Member(&'static str),
+    /// The place is known, and programs may not read there: before Linux 6.2 that takes a helper, which a
+    /// kernel in lockdown for confidentiality refuses (kernel_lockdown(7)).
+    #[error("the kernel lets no program read its memory")]
+    Locked,
+    /// Nobody knows whether they may.
+    #[error("ask the kernel whether programs may read its memory")]
+    Probe(#[source] ProgramError),
 }
 
 /// How programs get at the state of a packet's checksum.
@@ -53,14 +62,21 @@ impl SkbAccess {
     };
 }
 
-/// Reads the type information of the running kernel.
+/// Reads the type information of the running kernel, and tries whether programs may use it.
 ///
 /// # Errors
 ///
 /// [`LayoutError`].
 pub fn running_kernel() -> Result<SkbAccess, LayoutError> {
     let btf = fs::read(Path::new(KERNEL_BTF)).map_err(LayoutError::Read)?;
-    access(&btf)
+    let access = access(&btf)?;
+    let helper = BpfHelper::BPF_FUNC_probe_read_kernel;
+    let readable = access.cast.is_some()
+        || is_helper_supported(ProgramType::SchedClassifier, helper).map_err(LayoutError::Probe)?;
+    match readable {
+        true => Ok(access),
+        false => Err(LayoutError::Locked),
+    }
 }
 
 /// What `btf`, in the machine's byte order, says.
