@@ -264,7 +264,7 @@ impl Meter {
         for source in sources {
             let mut last = None;
             poll("a sender to be as the policy says", PROMPT, || {
-                let result = check_as_told(source, world.refusal, exchanger, relay);
+                let result = check_as_told(source, &world.refusal, exchanger, relay);
                 let done = result.is_ok();
                 last = result.err();
                 Ok(done.then_some(()))
@@ -459,18 +459,18 @@ impl Meter {
 
 fn check_as_told(
     source: &mut Source,
-    refusal: Outcome,
+    refusal: &Outcome,
     exchanger: &Arrivals,
     relay: &Arrivals,
 ) -> anyhow::Result<()> {
     let told = match (source.may, &source.body) {
-        (May::RelayOnly, Body::Container { .. }) => Outcome::Refused,
+        (May::RelayOnly, Body::Container { .. }) => &Outcome::Refused,
         (May::RelayOnly, _) => refusal,
-        (May::Everything, _) => Outcome::Connected,
+        (May::Everything, _) => &Outcome::Connected,
     };
     for (server, outcome) in [
         (Hosting::EXCHANGER, told),
-        (Hosting::RELAY, Outcome::Connected),
+        (Hosting::RELAY, &Outcome::Connected),
     ] {
         for to in [server.v4_port(25), server.v6_port(25)] {
             let attempt = match &source.body {
@@ -479,7 +479,7 @@ fn check_as_told(
                 // Without a kernel it cannot be told anything.
                 Body::Tap { .. } => return check_probe(source, exchanger, relay),
             };
-            if attempt.outcome != outcome {
+            if attempt.outcome != *outcome {
                 bail!("to {to}: expected {outcome}, got {attempt}");
             }
         }
