@@ -7,11 +7,13 @@ mod built;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fs,
     path::Path,
     process::Command,
 };
 
 use built::package;
+use serde_json::Value;
 
 #[test]
 fn lintian_finds_no_error_and_no_warning() {
@@ -173,6 +175,110 @@ fn scripts_are_shell_without_anything_unusual() {
     for scriptlet in ["postinstall", "preuninstall", "postuninstall"] {
         assert!(text.contains(&format!("{scriptlet} scriptlet")), "{text}");
     }
+}
+
+#[test]
+fn tarball_holds_the_program_of_the_packages_and_what_its_units_and_pages_are_made_of() {
+    let (deb, tarball) = (package(1, "deb"), package(1, "gz"));
+    let listed = said("tar", &["--list", "--verbose", "--file", path(&tarball)]);
+    let mut files = BTreeSet::new();
+    for line in listed.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!(words[1], "0/0", "{line}");
+        assert!(!words[0].contains("rw-rw"), "{line}");
+        let (_, file) = words.last().unwrap().split_once('/').unwrap();
+        files.insert(file.to_owned());
+    }
+    for file in [
+        "gate25",
+        "man/gate25.8.gz",
+        "man/gate25-policy.5.gz",
+        "completions/gate25.bash",
+        "schema/policy.v1.json",
+        "deploy/gate25.service",
+        "deploy/gate25-guard.service",
+        "deploy/gate25.sysusers",
+        "deploy/gate25.yaml",
+        "README.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "LICENSE-APACHE",
+        "LICENSE-MIT",
+    ] {
+        assert!(files.contains(file), "{file}");
+    }
+    let of_deb = said_by_shell(&format!(
+        "dpkg-deb --fsys-tarfile {} | tar --extract --to-stdout ./usr/bin/gate25 | sha256sum",
+        path(&deb)
+    ));
+    let of_tarball = said_by_shell(&format!(
+        "tar --extract --to-stdout --wildcards --file {} '*/gate25' | sha256sum",
+        path(&tarball)
+    ));
+    assert_eq!(of_deb, of_tarball);
+}
+
+#[test]
+fn bill_of_materials_has_the_agents_crates_in_their_versions_and_no_place_of_the_build() {
+    let text = fs::read_to_string(package(1, "json")).unwrap();
+    let bill: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    assert_eq!(bill["metadata"]["component"]["name"], "gate25");
+    let components = bill["components"].as_array().unwrap();
+    let listed: BTreeSet<(&str, &str)> = components
+        .iter()
+        .map(|it| {
+            assert!(
+                it["purl"].as_str().unwrap().starts_with("pkg:cargo/"),
+                "{it}"
+            );
+            (
+                it["name"].as_str().unwrap(),
+                it["version"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    let tree = said(
+        env!("CARGO"),
+        &[
+            "tree",
+            "--locked",
+            "--manifest-path",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/Cargo.toml"),
+            "--edges=normal",
+            "--prefix=none",
+            "--format={p}",
+        ],
+    );
+    let mut count = 0;
+    for line in tree.lines() {
+        let mut words = line.split_whitespace();
+        let (name, version) = (words.next().unwrap(), words.next().unwrap());
+        let version = version.strip_prefix('v').unwrap();
+        assert!(
+            name == "gate25" || listed.contains(&(name, version)),
+            "{line}"
+        );
+        count += 1;
+    }
+    assert!(count > 100, "{tree}");
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    assert!(!text.contains(path(checkout)));
+}
+
+#[test]
+fn checksums_are_those_of_everything_that_is_published() {
+    let dir = package(1, "deb").parent().unwrap().to_owned();
+    let shell = format!("cd {} && sha256sum --check SHA256SUMS", path(&dir));
+    let checked = said_by_shell(&shell);
+    let checked = checked
+        .lines()
+        .map(|line| line.strip_suffix(": OK").unwrap());
+    let checked: BTreeSet<String> = checked.map(str::to_owned).collect();
+    let entries = fs::read_dir(&dir).unwrap();
+    let files = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let files: BTreeSet<String> = files.filter(|name| name != "SHA256SUMS").collect();
+    assert_eq!(checked, files);
 }
 
 /// The files of a package and their modes.

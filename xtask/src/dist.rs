@@ -59,21 +59,32 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<Built> {
     let stage = folder().join("stage");
     gather(&agent, &stage)?;
     let date = date()?;
-    let mut built = Built {
-        deb: deb(&folder(), options.revision, &date)?,
-        rpm: rpm(&folder(), options.revision, &date)?,
-        others: Vec::new(),
-    };
+    let mut built = packages(&folder(), options.revision, &date)?;
     if !options.packages_only {
-        built.others.push(tarball(&stage, &date)?);
-        built.others.push(bill_of_materials()?);
-        let sums = checksums(&built)?;
-        built.others.push(sums);
+        add_others(&mut built, &folder(), &date)?;
     }
     Ok(built)
 }
 
-/// Builds packages to be tried: of revisions 1 and 2, a folder for each.
+fn packages(dir: &Path, revision: u32, date: &str) -> anyhow::Result<Built> {
+    Ok(Built {
+        deb: deb(dir, revision, date)?,
+        rpm: rpm(dir, revision, date)?,
+        others: Vec::new(),
+    })
+}
+
+/// What is published beside the packages, the checksums of all last.
+fn add_others(built: &mut Built, dir: &Path, date: &str) -> anyhow::Result<()> {
+    built.others.push(tarball(dir, date)?);
+    built.others.push(bill_of_materials(dir, date)?);
+    let sums = checksums(dir, built)?;
+    built.others.push(sums);
+    Ok(())
+}
+
+/// Builds packages to be tried: of revisions 1 and 2, a folder for each. With the first is everything that is
+/// published.
 pub(crate) fn to_be_tried() -> anyhow::Result<PathBuf> {
     let agent = cargo::build()?;
     gather(&agent, &folder().join("stage"))?;
@@ -85,8 +96,10 @@ pub(crate) fn to_be_tried() -> anyhow::Result<PathBuf> {
             fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
         }
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        deb(&dir, revision, &date)?;
-        rpm(&dir, revision, &date)?;
+        let mut built = packages(&dir, revision, &date)?;
+        if revision == 1 {
+            add_others(&mut built, &dir, &date)?;
+        }
     }
     Ok(all)
 }
@@ -183,18 +196,18 @@ fn rpm(dir: &Path, revision: u32, date: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// For hosts without either: the same files, to be put into place by hand.
-fn tarball(stage: &Path, date: &str) -> anyhow::Result<PathBuf> {
+fn tarball(dir: &Path, date: &str) -> anyhow::Result<PathBuf> {
     let name = format!(
         "gate25-{}-{}",
         env!("CARGO_PKG_VERSION"),
         std::env::consts::ARCH
     );
-    let path = folder().join(format!("{name}.tar.gz"));
+    let path = dir.join(format!("{name}.tar.gz"));
     let mut command = Command::new("tar");
     command
         .args([
             "--create",
-            "--gzip",
+            "--use-compress-program=gzip --no-name",
             "--sort=name",
             "--owner=0",
             "--group=0",
@@ -205,32 +218,35 @@ fn tarball(stage: &Path, date: &str) -> anyhow::Result<PathBuf> {
         .arg("--file")
         .arg(&path)
         .arg("--directory")
-        .arg(stage)
+        .arg(folder().join("stage"))
         .args(["gate25", "man", "completions", "schema"])
         .arg("--directory")
         .arg(root())
         .args(["README.md", "SECURITY.md", "CHANGELOG.md"])
-        .args(["LICENSE-APACHE", "LICENSE-MIT", "deploy"])
-        .env("GZIP", "-n");
+        .args(["LICENSE-APACHE", "LICENSE-MIT", "deploy"]);
     cargo::finish(&mut command)?;
     existing(path)
 }
 
-/// Every crate in the agent's binary, in the form of CycloneDX.
-fn bill_of_materials() -> anyhow::Result<PathBuf> {
+/// Every crate in the agent's binary, in the form of CycloneDX, without the folder that it was built in.
+fn bill_of_materials(dir: &Path, date: &str) -> anyhow::Result<PathBuf> {
     const NAME: &str = "gate25.cdx";
     let mut command = cargo("cyclonedx");
     command
         .args(["--manifest-path", "agent/Cargo.toml", "--format", "json"])
         .args(["--spec-version", "1.5", "--no-build-deps"])
-        .args(["--override-filename", NAME]);
+        .args(["--override-filename", NAME])
+        .env("SOURCE_DATE_EPOCH", date);
     cargo::finish(&mut command)?;
     // It is written beside the manifest of every member of the workspace that the agent uses.
-    let to = folder().join(format!("gate25-{}.cdx.json", env!("CARGO_PKG_VERSION")));
+    let to = dir.join(format!("gate25-{}.cdx.json", env!("CARGO_PKG_VERSION")));
     for member in ["agent", "ebpf", "ebpf/common", "xtask", "tests"] {
         let path = root().join(member).join(format!("{NAME}.json"));
         if member == "agent" {
-            fs::copy(&path, &to).with_context(|| format!("copy {}", path.display()))?;
+            let text = fs::read_to_string(&path);
+            let text = text.with_context(|| format!("read {}", path.display()))?;
+            let built_in = format!("{}/", root().display());
+            write(&to, text.replace(&built_in, "").as_bytes())?;
         }
         if path.exists() {
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -239,11 +255,11 @@ fn bill_of_materials() -> anyhow::Result<PathBuf> {
     existing(to)
 }
 
-fn checksums(built: &Built) -> anyhow::Result<PathBuf> {
+fn checksums(dir: &Path, built: &Built) -> anyhow::Result<PathBuf> {
     let names = built.files().filter_map(|path| path.file_name());
     let names: Vec<&OsStr> = names.collect();
-    let sums = said(Command::new("sha256sum").args(names).current_dir(folder()))?;
-    let path = folder().join("SHA256SUMS");
+    let sums = said(Command::new("sha256sum").args(names).current_dir(dir))?;
+    let path = dir.join("SHA256SUMS");
     write(&path, &sums)?;
     Ok(path)
 }
