@@ -140,13 +140,13 @@ pub(super) fn await_enforcing(host: &mut Host) -> anyhow::Result<Duration> {
     host.wait("systemctl is-active gate25 && gate25 status", LIMIT)
 }
 
-/// From observing to enforcing.
-pub(super) fn switch_on(host: &mut Host) -> anyhow::Result<()> {
-    host.succeed(&format!(
+/// From observing to enforcing, as the package says.
+pub(super) fn switch(host: &mut Host) -> anyhow::Result<()> {
+    let words = format!(
         "sed -i 's/^enforcement: observe$/enforcement: policy/' {SETTINGS} && gate25 check && \
          systemctl restart gate25"
-    ))?;
-    await_enforcing(host).map(drop)
+    );
+    host.succeed(&words).map(drop)
 }
 
 /// The policy, and `enforcement: policy`, as the package said.
@@ -155,7 +155,8 @@ pub(super) fn enforce(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     host.succeed(&format!("cp {PLACE}/policy.yaml /etc/gate25/policy.d/"))?;
     host.succeed("gate25 reload --wait")?;
     let start = Instant::now();
-    switch_on(host)?;
+    switch(host)?;
+    await_enforcing(host)?;
     let took = start.elapsed();
     let before = arrived(host)?;
     attempt(host, REFUSED)?;
