@@ -24,6 +24,9 @@ use crate::{bench::figures::Figures, cargo, document};
 pub(crate) struct Options {
     /// Only these parts; all when none is named.
     parts: Vec<Part>,
+    /// Run programs on this packet alone, by the name that its figure has, so that a profiler sees nothing else.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["parts", "json", "markdown", "publish"])]
+    packet: Option<String>,
     /// Take less than two minutes, for noisier figures.
     #[arg(long)]
     quick: bool,
@@ -97,6 +100,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     } else {
         Pace::FULL
     };
+    if let Some(name) = &options.packet {
+        let cost = program::repeat(&Lab::new("program")?, pace, name)?;
+        println!("{name}: {cost:.1} ns");
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut figures = Figures::default();
     let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
     if chosen(Part::Program) {

@@ -4,7 +4,7 @@
 use std::{
     fs,
     path::PathBuf,
-    thread,
+    process, thread,
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,8 @@ use super::{
 
 /// An interface that nothing else is measured on: another customer's.
 const LOOPBACK: u32 = 1;
+/// Runs for a profiler to look at, in one go.
+const REPEATED: u32 = 10_000_000;
 const PASS: i32 = -1;
 const DROP: i32 = 2;
 /// What programs on control groups return.
@@ -111,6 +113,20 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
     drop(pairs);
     let large = hosts.last_mut().context("no host")?;
     weigh(large, pace, figures)
+}
+
+/// Nanoseconds of a run, the empty program's included, on one packet and nothing else but once in a while the time.
+pub(crate) fn repeat(lab: &Lab, pace: Pace, name: &str) -> anyhow::Result<f64> {
+    let host = Host::new(lab, Scale::new(10_000, 10))?;
+    let (empties, packets) = (Empties::load()?, Packets::new(host.scale));
+    let pairs = packets.judged_by(&host, &empties);
+    let names: Vec<&str> = pairs.iter().map(|pair| pair.name.as_str()).collect();
+    let pair = pairs.iter().find(|pair| pair.name == name);
+    let pair = pair.with_context(|| format!("no packet {name}: there are {}", names.join(", ")))?;
+    println!("process {} begins", process::id());
+    let times = (0..pace.rounds).map(|_| pair.ours.time(REPEATED));
+    let times = times.collect::<anyhow::Result<Vec<f64>>>()?;
+    Ok(times.iter().sum::<f64>() / f64::from(pace.rounds))
 }
 
 /// What an agent takes whose customers have all been counted.
