@@ -36,6 +36,12 @@ impl Bypass {
         })
     }
 
+    /// Whether there is an end to compare the time with.
+    #[inline(always)]
+    pub const fn has_end(&self) -> bool {
+        self.until != 0
+    }
+
     /// Whether the host only observes at `now`.
     #[inline(always)]
     pub const fn is_active(&self, now: u64) -> bool {
