@@ -10,8 +10,8 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::utsname::uname;
 use nix::unistd::{AccessFlags, access};
 
-/// Types of the kernel, which tell where it keeps the state of checksums.
-const BTF: &str = "/sys/kernel/btf/vmlinux";
+use super::bpf::skb::KERNEL_BTF;
+
 const MOUNTINFO: &str = "/proc/thread-self/mountinfo";
 
 /// A privilege that the agent needs, by its number in the kernel (linux/capability.h).
@@ -85,7 +85,7 @@ pub fn release() -> io::Result<String> {
 /// Whether the kernel shows its types.
 #[must_use]
 pub fn has_btf() -> bool {
-    Path::new(BTF).is_file()
+    Path::new(KERNEL_BTF).is_file()
 }
 
 /// Whether a BPF filesystem is mounted at `path`.

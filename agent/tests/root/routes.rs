@@ -1,16 +1,13 @@
 //! Where packets go, by the kernel's own routes.
 
 use std::net::IpAddr;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use gate25::kernel::routes::{Way, changes, way_to};
+use gate25_tests::poll;
 use nix::net::if_::if_nametoindex;
 use tokio::time::timeout;
 
-use super::netns::{deadline, run, within};
-
-const PATIENCE: Duration = Duration::from_secs(5);
+use super::netns::{LIMIT, deadline, run, within};
 
 fn way(to: &str) -> Way {
     way_to(to.parse().unwrap()).unwrap()
@@ -25,10 +22,10 @@ fn make_ways() {
     run("ip addr add 192.0.2.1/24 dev uplink");
     run("ip addr add 2001:db8::1/64 dev uplink nodad");
     // Also without looking for duplicates the kernel adds this address's own route a moment later.
-    let start = Instant::now();
-    while way("2001:db8::1") != Way::Here && start.elapsed() < PATIENCE {
-        sleep(Duration::from_millis(5));
-    }
+    poll("the address's own route", LIMIT, || {
+        Ok((way("2001:db8::1") == Way::Here).then_some(()))
+    })
+    .unwrap();
 }
 
 #[test]

@@ -62,10 +62,7 @@ pub(super) fn old_nftables(acceptance: &mut Acceptance) -> anyhow::Result<String
         "dpkg --install /root/{} && apt-mark hold nftables",
         packages.old_nftables
     ))?;
-    let said = host.refuse(&format!(
-        "cd /root && apt install --quiet --yes ./{}",
-        packages.first
-    ))?;
+    let said = host.refuse(&apt_install(&packages.first))?;
     contains(&said, "nftables (>= 1.0.2)")?;
     host.refuse("dpkg-query --show gate25")?;
     host.succeed("apt-mark unhold nftables && dpkg --purge nftables")?;
@@ -76,10 +73,7 @@ pub(super) fn old_nftables(acceptance: &mut Acceptance) -> anyhow::Result<String
 pub(super) fn install(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     let (host, packages) = (&mut acceptance.host, &acceptance.packages);
     let start = Instant::now();
-    let said = host.succeed(&format!(
-        "cd /root && apt install --quiet --yes ./{}",
-        packages.first
-    ))?;
+    let said = host.succeed(&apt_install(&packages.first))?;
     let took = start.elapsed();
     for told in [
         "gate25 observes this host",
@@ -114,6 +108,22 @@ pub(super) fn observe(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     Ok(format!(
         "guests reach port 25 ({arrived} packets arrived), `gate25 status` exits with 1"
     ))
+}
+
+/// The words that install one of the packages that were brought to the machine.
+pub(super) fn apt_install(package: &str) -> String {
+    format!("cd /root && apt install --quiet --yes ./{package}")
+}
+
+/// Guest 1 meets this outcome, and nothing that it sends arrives.
+pub(super) fn stopped(host: &mut Host, outcome: &str) -> anyhow::Result<()> {
+    let before = arrived(host)?;
+    attempt(host, outcome)?;
+    let leaked = arrived(host)? - before;
+    if leaked != 0 {
+        bail!("{leaked} packets leaked");
+    }
+    Ok(())
 }
 
 /// Connects from guest 1, by IPv4 and IPv6.
@@ -158,11 +168,7 @@ pub(super) fn enforce(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     switch(host)?;
     await_enforcing(host)?;
     let took = start.elapsed();
-    let before = arrived(host)?;
-    attempt(host, REFUSED)?;
-    if arrived(host)? != before {
-        bail!("refused, and packets arrived");
-    }
+    stopped(host, REFUSED)?;
     acceptance.times.switched = Some(took);
     Ok(format!(
         "check, restart and enforcing within {:.1} s; guests are refused",

@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::{
     Acceptance,
     host::{Host, contains},
-    installing::{CONNECTED, REFUSED, await_enforcing, await_outcome},
+    installing::{CONNECTED, REFUSED, apt_install, await_enforcing, await_outcome},
     storm::under_storm,
 };
 
@@ -65,7 +65,7 @@ pub(super) fn upgrade(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     let second = &acceptance.packages.second;
     under_storm(&mut acceptance.host, |host| {
         let (agent, pins, settings) = (agent(host)?, pins(host)?, settings(host)?);
-        host.succeed(&format!("cd /root && apt install --quiet --yes ./{second}"))?;
+        host.succeed(&apt_install(second))?;
         await_enforcing(host)?;
         let pins_now = self::pins(host)?;
         if self::agent(host)? == agent {

@@ -8,7 +8,7 @@ use super::{
     Acceptance,
     booting::{closed_before_guests, told},
     host::{Host, contains},
-    installing::{DROPPED, REFUSED, attempt, await_enforcing, switch},
+    installing::{DROPPED, REFUSED, apt_install, attempt, await_enforcing, stopped, switch},
     living,
     storm::arrived,
 };
@@ -127,10 +127,7 @@ pub(super) fn no_programs(acceptance: &mut Acceptance) -> anyhow::Result<String>
         "mkdir -p {DROP_IN} && printf '[Service]\\nSystemCallFilter=~bpf\\nSystemCallErrorNumber=ENOSYS\\n' \
          >{DROP_IN}/no-bpf.conf && systemctl daemon-reload"
     ))?;
-    host.succeed(&format!(
-        "cd /root && apt install --quiet --yes ./{}",
-        packages.first
-    ))?;
+    host.succeed(&apt_install(&packages.first))?;
     switch(host)?;
     // The settings that are shipped name roots of containers, which nftables cannot judge.
     let said = host.refuse("gate25 status")?;
@@ -141,7 +138,7 @@ pub(super) fn no_programs(acceptance: &mut Acceptance) -> anyhow::Result<String>
         contains(&said, part)?;
     }
     // Debian builds its kernels without resets at ingress.
-    refused_and_nothing_arrives(host, DROPPED)?;
+    stopped(host, DROPPED)?;
     Ok(
         "nftables stops guests, and `status` exits with 1 and tells that containers are not judged"
             .to_owned(),
@@ -160,17 +157,11 @@ pub(super) fn lockdown(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     for part in ["ebpf (preferred", "checksums left to the host"] {
         contains(&said, part)?;
     }
-    refused_and_nothing_arrives(host, REFUSED)?;
+    stopped(host, REFUSED)?;
     Ok(
         "the programs enforce, and `status` tells that checksums left to the host are not watched"
             .to_owned(),
     )
-}
-
-fn refused_and_nothing_arrives(host: &mut Host, outcome: &str) -> anyhow::Result<()> {
-    let before = arrived(host)?;
-    attempt(host, outcome)?;
-    nothing_since(host, before)
 }
 
 fn state_of_package(host: &mut Host) -> anyhow::Result<String> {

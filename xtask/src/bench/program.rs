@@ -115,7 +115,7 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
     weigh(large, pace, figures)
 }
 
-/// Nanoseconds of a run, the empty program's included, on one packet and nothing else but once in a while the time.
+/// Nanoseconds of a run on one packet, the median of the rounds, without the empty program's being taken off.
 pub(crate) fn repeat(lab: &Lab, pace: Pace, name: &str) -> anyhow::Result<f64> {
     let host = Host::new(lab, Scale::new(10_000, 10))?;
     let (empties, packets) = (Empties::load()?, Packets::new(host.scale));
@@ -124,9 +124,12 @@ pub(crate) fn repeat(lab: &Lab, pace: Pace, name: &str) -> anyhow::Result<f64> {
     let pair = pairs.iter().find(|pair| pair.name == name);
     let pair = pair.with_context(|| format!("no packet {name}: there are {}", names.join(", ")))?;
     println!("process {} begins", process::id());
-    let times = (0..pace.rounds).map(|_| pair.ours.time(REPEATED));
-    let times = times.collect::<anyhow::Result<Vec<f64>>>()?;
-    Ok(times.iter().sum::<f64>() / f64::from(pace.rounds))
+    let mut times = Samples::default();
+    for _ in 0..pace.rounds {
+        times.push(pair.ours.time(REPEATED)?);
+    }
+    let summary = times.summary().context("no round")?;
+    Ok(summary.median)
 }
 
 /// What an agent takes whose customers have all been counted.
