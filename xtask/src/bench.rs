@@ -1,5 +1,6 @@
 //! `bench`: what gate25 costs, measured side by side with what else does the same.
 
+mod agreement;
 mod control;
 mod figures;
 mod frames;
@@ -13,7 +14,7 @@ mod samples;
 mod scale;
 mod targets;
 
-use std::{env, process::ExitCode, time::Duration};
+use std::{env, path::PathBuf, process::ExitCode, time::Duration};
 
 use gate25_tests::Lab;
 
@@ -39,6 +40,9 @@ pub(crate) struct Options {
     /// Put the table into the document and draw its pictures.
     #[arg(long, conflicts_with = "quick")]
     publish: bool,
+    /// Say which figures differ from those of an earlier run, its `--json`, by more than both runs' spreads.
+    #[arg(long, value_name = "FILE", conflicts_with = "packet")]
+    against: Option<PathBuf>,
 }
 
 /// The document that holds the table.
@@ -57,6 +61,8 @@ enum Part {
 /// How often things are repeated.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pace {
+    /// How often everything is set up anew: where things come to lie in memory is another each time.
+    sittings: u32,
     /// Rounds in which everything has its turn.
     pub(crate) rounds: u32,
     /// Runs of a program in a turn.
@@ -73,6 +79,7 @@ pub(crate) struct Pace {
 
 impl Pace {
     const QUICK: Self = Self {
+        sittings: 1,
         rounds: 7,
         runs: 100_000,
         turn: Duration::from_millis(50),
@@ -81,11 +88,12 @@ impl Pace {
         edits: 8,
     };
     const FULL: Self = Self {
-        rounds: 25,
+        sittings: 3,
+        rounds: 9,
         runs: 400_000,
-        turn: Duration::from_millis(200),
+        turn: Duration::from_millis(150),
         growth: true,
-        starts: 5,
+        starts: 3,
         edits: 50,
     };
 }
@@ -105,16 +113,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         println!("{name}: {cost:.1} ns");
         return Ok(ExitCode::SUCCESS);
     }
+    // Read before the minutes that a run takes.
+    let earlier = options
+        .against
+        .as_deref()
+        .map(agreement::read)
+        .transpose()?;
     let mut figures = Figures::default();
-    let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
-    if chosen(Part::Program) {
-        program::measure(&Lab::new("program")?, pace, &mut figures)?;
-    }
-    if chosen(Part::Path) {
-        path::measure(&Lab::new("path")?, pace, &mut figures)?;
-    }
-    if chosen(Part::Control) {
-        control::measure(&Lab::new("control")?, pace, &mut figures)?;
+    for _ in 0..pace.sittings {
+        figures.add(sitting(options, pace)?);
     }
     let table = report::markdown(&figures);
     if options.publish {
@@ -127,5 +134,24 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     if options.markdown || !options.json {
         println!("{table}");
     }
+    if let Some(earlier) = earlier {
+        eprintln!("{}", agreement::of(&earlier, &figures));
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Sets everything up, and measures it.
+fn sitting(options: &Options, pace: Pace) -> anyhow::Result<Figures> {
+    let mut figures = Figures::default();
+    let chosen = |part| options.parts.is_empty() || options.parts.contains(&part);
+    if chosen(Part::Program) {
+        program::measure(&Lab::new("program")?, pace, &mut figures)?;
+    }
+    if chosen(Part::Path) {
+        path::measure(&Lab::new("path")?, pace, &mut figures)?;
+    }
+    if chosen(Part::Control) {
+        control::measure(&Lab::new("control")?, pace, &mut figures)?;
+    }
+    Ok(figures)
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     process::{Command, ExitCode},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
@@ -17,6 +17,9 @@ use crate::{
     ledger::{self, Ledger},
     lint, vm,
 };
+
+/// For the slow tier, which repeats hundreds of times what the others try a few times.
+const SLOW: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What to run.
 #[derive(Debug, Default, clap::Args)]
@@ -33,6 +36,9 @@ pub(crate) struct Options {
     /// Put the tables of the run into tests/LEAKS.md, tests/PACKAGE.md and tests/KERNELS.md: whole ones.
     #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
     publish: bool,
+    /// In the matrix, do not repeat what passed before with the very same binaries.
+    #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
+    resume: bool,
 }
 
 impl Options {
@@ -156,7 +162,8 @@ fn run_tier(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<Co
         }
         Tier::Acceptance => acceptance::run(&dist::two_builds()?, options.publish),
         Tier::Matrix => {
-            let asked = vm::Options::of_all(options.filter.clone(), options.publish);
+            let filter = options.filter.clone();
+            let asked = vm::Options::of_all(filter, options.resume, options.publish);
             vm::matrix(&asked, ledger)
         }
     }
@@ -217,7 +224,8 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
     }
     command.arg("--").args(&options.filter);
     with_threads(&mut command, tier);
-    let mut count = count_tests(command, LIMIT)?;
+    let limit = if tier == Tier::Slow { SLOW } else { LIMIT };
+    let mut count = count_tests(command, limit)?;
     count.skip(&fs::read_to_string(&skips).context("read the skips")?);
     Ok(count)
 }
@@ -225,8 +233,8 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
 /// Labs wait more than they compute, but their deadlines are those of an idle machine.
 fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
-        Tier::System => drop(command.arg("--test-threads=2")),
-        Tier::Slow | Tier::Package => drop(command.arg("--test-threads=1")),
+        Tier::System | Tier::Slow => drop(command.arg("--test-threads=2")),
+        Tier::Package => drop(command.arg("--test-threads=1")),
         Tier::Lint
         | Tier::Unit
         | Tier::Object

@@ -74,7 +74,7 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Do not repeat what passed before with the very same binaries
+    /// Do not repeat what passed before with the very same binaries.
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
     /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one. With --package
@@ -90,10 +90,11 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// All tiers on all kernels, but only tests whose names contain this.
-    pub(crate) fn of_all(filter: Option<String>, publish: bool) -> Self {
+    /// All tiers on all kernels.
+    pub(crate) fn of_all(filter: Option<String>, resume: bool, publish: bool) -> Self {
         Self {
             filter,
+            resume,
             publish,
             ..Self::default()
         }

@@ -63,9 +63,8 @@ fn cold_start(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::Result<()
         })?;
         seconds.push(start.elapsed().as_secs_f64());
     }
-    let Some(ours) = figures.put_samples("cold_start_s", &seconds) else {
-        return Ok(());
-    };
+    let ours = seconds.summary().context("no start")?;
+    figures.put_samples("cold_start_s", &seconds);
     let theirs = loads_of_nft(lab, figures)?;
     figures.put("cold_start_nft_s", theirs);
     figures.put("cold_start_nft_ratio", ours.median / theirs);
@@ -261,7 +260,7 @@ fn put_tail(figures: &mut Figures, name: &str, milliseconds: &Samples) {
     if let Some(tail) = milliseconds.quantile(0.99) {
         figures.put(format!("{name}_p99_ms"), tail);
     }
-    figures.put_samples(&format!("{name}_ms"), milliseconds);
+    figures.put_samples(format!("{name}_ms"), milliseconds);
 }
 
 /// Writes the policy where an agent of the lane looks for it.

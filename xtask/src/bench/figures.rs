@@ -1,6 +1,6 @@
 //! The figures of a run by name: one flat JSON object.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
@@ -28,25 +28,44 @@ pub(crate) const PROMISED: [&str; 18] = [
     "maps_mib",
 ];
 
-/// What was measured.
+/// What was measured, in one sitting or in several.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    values: BTreeMap<String, f64>,
+    samples: BTreeMap<String, Samples>,
+    lower_bounds: BTreeSet<String>,
     reasons: BTreeMap<String, String>,
 }
 
 impl Figures {
+    /// A figure of which a sitting has one value.
     pub(crate) fn put(&mut self, name: impl Into<String>, value: f64) {
-        self.values.insert(name.into(), value);
+        self.put_samples(name, &Samples::of([value]));
     }
 
-    /// A figure with its `_min` and `_spread`; its own value is the median.
-    pub(crate) fn put_samples(&mut self, name: &str, samples: &Samples) -> Option<Summary> {
-        let summary = samples.summary()?;
-        self.put(name, summary.median);
-        self.put(format!("{name}_min"), summary.least);
-        self.put(format!("{name}_spread"), summary.spread);
-        Some(summary)
+    /// A figure of which a sitting has many rounds.
+    pub(crate) fn put_samples(&mut self, name: impl Into<String>, samples: &Samples) {
+        self.samples.entry(name.into()).or_default().extend(samples);
+    }
+
+    /// The same figure under another name.
+    pub(crate) fn copy(&mut self, name: &str, of: &str) {
+        if let Some(samples) = self.samples.get(of).cloned() {
+            self.put_samples(name, &samples);
+        }
+    }
+
+    /// Says that a figure is at least so much.
+    pub(crate) fn bound_below(&mut self, name: &str) {
+        self.lower_bounds.insert(name.to_owned());
+    }
+
+    /// Adds the rounds of another sitting.
+    pub(crate) fn add(&mut self, sitting: Self) {
+        for (name, samples) in sitting.samples {
+            self.put_samples(name, &samples);
+        }
+        self.lower_bounds.extend(sitting.lower_bounds);
+        self.reasons.extend(sitting.reasons);
     }
 
     /// Why a figure is not there.
@@ -54,22 +73,46 @@ impl Figures {
         self.reasons.insert(name.to_owned(), reason.into());
     }
 
+    /// The median.
     pub(crate) fn get(&self, name: &str) -> Option<f64> {
-        self.values.get(name).copied()
+        self.summary(name).map(|summary| summary.median)
+    }
+
+    pub(crate) fn summary(&self, name: &str) -> Option<Summary> {
+        self.samples.get(name)?.summary()
+    }
+
+    /// All that have a value.
+    pub(crate) fn summaries(&self) -> impl Iterator<Item = (&str, Summary)> {
+        let all = self.samples.iter();
+        all.filter_map(|(name, samples)| Some((name.as_str(), samples.summary()?)))
+    }
+
+    pub(crate) fn is_lower_bound(&self, name: &str) -> bool {
+        self.lower_bounds.contains(name)
     }
 
     pub(crate) fn reason(&self, name: &str) -> Option<&str> {
         self.reasons.get(name).map(String::as_str)
     }
 
-    /// One flat object: numbers, and for what is missing null and a text `NAME_reason`.
+    /// One flat object: medians, where there is more than one value `NAME_min` and `NAME_spread`, `1` as
+    /// `NAME_is_lower_bound` where that is so; for what is missing null and a text `NAME_reason`.
     pub(crate) fn json(&self) -> Value {
         let mut object = Map::new();
-        for (name, value) in &self.values {
-            object.insert(name.clone(), json!(rounded(*value)));
+        let mut number = |name: String, value: f64| object.insert(name, json!(rounded(value)));
+        for (name, summary) in self.summaries() {
+            number(name.to_owned(), summary.median);
+            if let Some(spread) = summary.spread {
+                number(format!("{name}_min"), summary.least);
+                number(format!("{name}_spread"), spread);
+            }
+        }
+        for name in &self.lower_bounds {
+            number(format!("{name}_is_lower_bound"), 1.0);
         }
         for name in PROMISED {
-            if !self.values.contains_key(name) {
+            if !self.samples.contains_key(name) {
                 object.insert(name.to_owned(), Value::Null);
                 let reason = self.reason(name).unwrap_or("its part was not run");
                 object.insert(format!("{name}_reason"), json!(reason));
@@ -107,6 +150,23 @@ mod tests {
         assert_eq!(json["refused_ipset_ratio_reason"], json!("no ipset"));
         let object = json.as_object().unwrap();
         assert!(PROMISED.iter().all(|name| object.contains_key(*name)));
+    }
+
+    #[test]
+    fn json_of_two_sittings_has_the_median_the_least_and_the_spread_of_all_rounds() {
+        let mut figures = Figures::default();
+        for values in [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]] {
+            let mut sitting = Figures::default();
+            sitting.put_samples("refused_over_empty_ns", &Samples::of(values));
+            sitting.put("scrape_ms", values[0]);
+            figures.add(sitting);
+        }
+        let json = figures.json();
+        assert_eq!(json["refused_over_empty_ns_min"], json!(1.0));
+        assert_eq!(json["refused_over_empty_ns_spread"], json!(2.0));
+        assert_eq!(json["scrape_ms_min"], json!(1.0));
+        assert_eq!(json["scrape_ms_spread"], json!(1.5));
+        assert_eq!(json.get("scrape_ms_is_lower_bound"), None);
     }
 
     #[test]

@@ -227,7 +227,7 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
     for contest in &contests {
         for (traffic, samples) in Traffic::ALL.into_iter().zip(&contest.samples) {
             let name = contest.filter.name(contest.scale);
-            figures.put_samples(&format!("path_{name}_{}_ns", traffic.name()), samples);
+            figures.put_samples(format!("path_{name}_{}_ns", traffic.name()), samples);
         }
     }
     added(&contests, figures);
@@ -397,26 +397,29 @@ fn added(contests: &[Contest], figures: &mut Figures) {
             let at = traffic as usize;
             if let Some(empty) = samples_of(empty).and_then(|samples| samples.get(at)) {
                 let name = format!("added_{name}_{}_ns", traffic.name());
-                figures.put_samples(&name, &ours.over(empty));
+                figures.put_samples(name, &ours.over(empty));
             }
         }
         if let Some([nobody, _]) = samples_of(Filter::Nobody) {
             let name = format!("added_{name}_pass_over_nobody_ns");
-            figures.put_samples(&name, &pass.over(nobody));
+            figures.put_samples(name, &pass.over(nobody));
         }
     }
 }
 
 /// What others add over what gate25 adds, at full size.
 fn ratios(figures: &mut Figures) {
-    let added = |figures: &Figures, contender, traffic: Traffic, end: &str| {
+    let summary = |figures: &Figures, contender, traffic: Traffic| {
         let name = contender_name(contender, Scale::FULL);
-        figures.get(&format!("added_{name}_{}_ns{end}", traffic.name()))
+        figures.summary(&format!("added_{name}_{}_ns", traffic.name()))
+    };
+    let added = |figures: &Figures, contender, traffic| {
+        summary(figures, contender, traffic).map(|summary| summary.median)
     };
     let best = |figures: &Figures, traffic| {
         [Contender::NftMap, Contender::NftSet]
             .into_iter()
-            .filter_map(|contender| added(figures, contender, traffic, ""))
+            .filter_map(|contender| added(figures, contender, traffic))
             .min_by(f64::total_cmp)
     };
     let theirs = [
@@ -429,23 +432,24 @@ fn ratios(figures: &mut Figures) {
         (
             "refused_ipset_ratio",
             Traffic::Mail,
-            added(figures, Contender::Ipset, Traffic::Mail, ""),
+            added(figures, Contender::Ipset, Traffic::Mail),
         ),
         (
             "refused_iptables_ratio",
             Traffic::Mail,
-            added(figures, Contender::Iptables, Traffic::Mail, ""),
+            added(figures, Contender::Iptables, Traffic::Mail),
         ),
     ];
     for (name, traffic, theirs) in theirs {
-        let ours = added(figures, Contender::Gate25, traffic, "");
-        let spread = added(figures, Contender::Gate25, traffic, "_spread");
-        let (Some(theirs), Some(ours), Some(spread)) = (theirs, ours, spread) else {
+        let (Some(theirs), Some(ours)) = (theirs, summary(figures, Contender::Gate25, traffic))
+        else {
             continue;
         };
         // What cannot be told from nothing is taken for as much as would have been seen.
-        figures.put(name, theirs / ours.max(spread));
-        let bound = u8::from(ours < spread);
-        figures.put(format!("{name}_is_lower_bound"), f64::from(bound));
+        let seen = ours.spread.unwrap_or(0.0);
+        figures.put(name, theirs / ours.median.max(seen));
+        if ours.median < seen {
+            figures.bound_below(name);
+        }
     }
 }

@@ -101,9 +101,9 @@ pub(crate) fn measure(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::R
     run(&mut pairs, pace)?;
     for pair in &pairs {
         let cost = pair.ours_over_empty();
-        figures.put_samples(&format!("program_{}_ns", pair.name), &cost);
+        figures.put_samples(format!("program_{}_ns", pair.name), &cost);
         let (_, empty) = &pair.samples;
-        figures.put_samples(&format!("program_{}_empty_ns", pair.name), empty);
+        figures.put_samples(format!("program_{}_empty_ns", pair.name), empty);
     }
     promised(figures, &packets);
     for together in [Together::SameCustomer, Together::Others] {
@@ -272,22 +272,17 @@ impl Packets {
 
 /// The figures of the issue, from those of the programs.
 fn promised(figures: &mut Figures, packets: &Packets) {
-    let worst = |figures: &Figures, packets: &[Packet]| {
-        packets
-            .iter()
-            .filter_map(|packet| {
-                let name = format!("program_pass_{}_ns", packet.name);
-                Some((figures.get(&name)?, figures.get(&format!("{name}_spread"))?))
-            })
-            .max_by(|one, other| one.0.total_cmp(&other.0))
-    };
     for (name, packets) in [
         ("pass_over_empty_ns", &packets.plain),
         ("pass_unusual_over_empty_ns", &packets.unusual),
     ] {
-        if let Some((value, spread)) = worst(figures, packets) {
-            figures.put(name, value);
-            figures.put(format!("{name}_spread"), spread);
+        let names = packets
+            .iter()
+            .map(|packet| format!("program_pass_{}_ns", packet.name));
+        let medians = names.filter_map(|name| Some((figures.get(&name)?, name)));
+        let worst = medians.max_by(|(one, _), (other, _)| one.total_cmp(other));
+        if let Some((_, of)) = worst {
+            figures.copy(name, &of);
         }
     }
     for (name, of) in [
@@ -297,11 +292,7 @@ fn promised(figures: &mut Figures, packets: &Packets) {
             "program_refused_random_10000_customers_ns",
         ),
     ] {
-        for end in ["", "_min", "_spread"] {
-            if let Some(value) = figures.get(&format!("{of}{end}")) {
-                figures.put(format!("{name}{end}"), value);
-            }
-        }
+        figures.copy(name, of);
     }
     let growth = [
         (

@@ -7,7 +7,7 @@ use super::{
     path::{Contender, Traffic, contender_name, scales},
     plot,
     scale::Scale,
-    targets::{self, shown},
+    targets::{self, shown, spread},
 };
 
 /// Packets that programs were run on: what they are, and their figure.
@@ -82,17 +82,16 @@ pub(crate) fn pictures() -> String {
 }
 
 fn row(text: &mut String, figures: &Figures, what: &str, name: &str) {
-    let of = |end: &str| {
-        let value = figures.get(&format!("{name}{end}"));
-        value.map(shown)
-    };
-    let (Some(median), Some(least), Some(spread)) = (of(""), of("_min"), of("_spread")) else {
+    let Some(summary) = figures.summary(name) else {
         return;
     };
     // Writing to a String does not fail.
     writeln!(
         text,
-        "| {what} | {median} ns | {least} ns | ± {spread} ns |"
+        "| {what} | {} ns | {} ns | {} ns |",
+        shown(summary.median),
+        shown(summary.least),
+        spread(&summary)
     )
     .ok();
 }
@@ -100,10 +99,8 @@ fn row(text: &mut String, figures: &Figures, what: &str, name: &str) {
 fn path_row(text: &mut String, figures: &Figures, scale: Scale, contender: Contender) {
     let name = contender_name(contender, scale);
     let added = |traffic: Traffic| {
-        let figure = format!("added_{name}_{}_ns", traffic.name());
-        let spread = figures.get(&format!("{figure}_spread"))?;
-        let value = figures.get(&figure)?;
-        Some(format!("{} ± {} ns", shown(value), shown(spread)))
+        let summary = figures.summary(&format!("added_{name}_{}_ns", traffic.name()))?;
+        Some(format!("{} {} ns", shown(summary.median), spread(&summary)))
     };
     let (Some(pass), Some(refused)) = (added(Traffic::Web), added(Traffic::Mail)) else {
         return;

@@ -11,13 +11,17 @@ pub(crate) struct Samples {
 pub(crate) struct Summary {
     pub(crate) least: f64,
     pub(crate) median: f64,
-    /// Half of the distance between the 10th and the 90th percentile.
-    pub(crate) spread: f64,
+    /// Half of the distance between the 10th and the 90th percentile; none of a single value.
+    pub(crate) spread: Option<f64>,
 }
 
 impl Samples {
     pub(crate) fn push(&mut self, value: f64) {
         self.rounds.push(value);
+    }
+
+    pub(crate) fn extend(&mut self, more: &Self) {
+        self.rounds.extend(&more.rounds);
     }
 
     pub(crate) fn of(rounds: impl IntoIterator<Item = f64>) -> Self {
@@ -46,7 +50,7 @@ impl Samples {
         Some(Summary {
             least: least?,
             median: median?,
-            spread: (high? - low?) / 2.0,
+            spread: (self.rounds.len() > 1).then_some((high? - low?) / 2.0),
         })
     }
 }
@@ -61,9 +65,11 @@ mod tests {
         let expected = Summary {
             least: 0.0,
             median: 5.0,
-            spread: 4.0,
+            spread: Some(4.0),
         };
         assert_eq!(samples.summary(), Some(expected));
+        let single = Samples::of([5.0]).summary();
+        assert_eq!(single.and_then(|summary| summary.spread), None);
         assert_eq!(Samples::default().summary(), None);
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::figures::Figures;
+use super::{figures::Figures, samples::Summary};
 
 /// A promise about a figure.
 struct Target {
@@ -167,10 +167,11 @@ pub(crate) fn table(figures: &Figures) -> String {
         bound,
     } in TARGETS
     {
-        let (measured, outcome) = match figures.get(figure) {
-            Some(value) => (
-                format!("{}{} {unit}", least(figures, figure), shown(value)),
-                if bound.holds(value) {
+        let (measured, spread, outcome) = match figures.summary(figure) {
+            Some(summary) => (
+                format!("{}{} {unit}", least(figures, figure), shown(summary.median)),
+                spread(&summary),
+                if bound.holds(summary.median) {
                     "met"
                 } else {
                     "**missed**"
@@ -178,12 +179,10 @@ pub(crate) fn table(figures: &Figures) -> String {
             ),
             None => (
                 figures.reason(figure).unwrap_or("not measured").to_owned(),
+                String::new(),
                 "",
             ),
         };
-        let spread = figures
-            .get(&format!("{figure}_spread"))
-            .map_or(String::new(), |spread| format!("± {}", shown(spread)));
         // Writing to a String does not fail.
         writeln!(
             text,
@@ -197,10 +196,17 @@ pub(crate) fn table(figures: &Figures) -> String {
 
 /// How a figure begins that is at least so much.
 fn least(figures: &Figures, figure: &str) -> &'static str {
-    match figures.get(&format!("{figure}_is_lower_bound")) {
-        Some(1.0) => "at least ",
-        _ => "",
+    if figures.is_lower_bound(figure) {
+        "at least "
+    } else {
+        ""
     }
+}
+
+/// How far the rounds are apart; nothing where there was one.
+pub(crate) fn spread(summary: &Summary) -> String {
+    let spread = summary.spread.map(|spread| format!("± {}", shown(spread)));
+    spread.unwrap_or_default()
 }
 
 /// A number as a person reads it.
