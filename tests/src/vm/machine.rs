@@ -209,6 +209,8 @@ impl Machine {
                         return Err(self.broken("the kernel panicked"));
                     }
                 }
+                // Without a signal, too, where this process was stopped meanwhile: signal(7).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("read from the machine"),
             }
         }
