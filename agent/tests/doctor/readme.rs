@@ -8,7 +8,7 @@ const README: &str = include_str!("../../../README.md");
 
 #[test]
 fn table_of_findings_is_what_the_code_says() {
-    let rows: BTreeMap<&str, [&str; 2]> = README
+    let rows: BTreeMap<&str, [String; 2]> = README
         .lines()
         .skip_while(|line| !line.starts_with("## Doctor"))
         .take_while(|line| !line.starts_with("## ") || line.starts_with("## Doctor"))
@@ -16,12 +16,17 @@ fn table_of_findings_is_what_the_code_says() {
         .filter_map(|row| {
             let (kind, rest) = row.split_once("` | ")?;
             let (severity, advice) = rest.split_once(" | ")?;
-            Some((kind, [severity, advice]))
+            Some((kind, [severity.to_owned(), advice.to_owned()]))
         })
         .collect();
-    let code: BTreeMap<&str, [&str; 2]> = Kind::ALL
+    // Within a table a bar begins another cell.
+    let advice = |kind: &Kind| kind.advice().replace('|', r"\|");
+    let code: BTreeMap<&str, [String; 2]> = Kind::ALL
         .iter()
-        .map(|kind| (kind.as_str(), [kind.severity().as_str(), kind.advice()]))
+        .map(|kind| {
+            let severity = kind.severity().as_str().to_owned();
+            (kind.as_str(), [severity, advice(kind)])
+        })
         .collect();
     assert_eq!(rows, code);
 }
