@@ -35,7 +35,7 @@ use crate::reconcile::redirects::Ways;
 use crate::reconcile::settled::Settled;
 use crate::source::Accepted;
 use crate::status::{Shared, Subject};
-use crate::workloads::{Framing, Host, Inventory, Workloads, resolve};
+use crate::workloads::{Framing, Host, Inside, Inventory, Unread, Workloads, resolve};
 
 /// How far the kernel's deadlines may be off before they are written again.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
@@ -115,15 +115,6 @@ enum Listed {
     Yes,
 }
 
-/// Control groups whose processes a look has not, or not all, seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unread {
-    /// Every one: the look failed.
-    All,
-    /// These.
-    These(BTreeSet<u64>),
-}
-
 /// Whether an event says anything new.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Noted {
@@ -171,9 +162,12 @@ impl<D: Dataplane> Reconciler<D> {
     pub fn interface(&mut self, interface: Interface, now: Instant) -> Noted {
         let index = interface.index;
         self.first_seen.entry(Site::Interface(index)).or_insert(now);
-        let known = self.inventory.interfaces.get(&index) == Some(&interface);
-        if known {
+        let known = self.inventory.interfaces.get(&index);
+        if known == Some(&interface) {
             return Noted::Known;
+        }
+        if known.is_some_and(|known| known.name != interface.name) {
+            self.attachments.doubt(index);
         }
         self.inventory.interfaces.insert(index, interface);
         Noted::News
@@ -181,21 +175,19 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes note of an interface that is gone.
     pub fn interface_gone(&mut self, index: u32) {
-        self.inventory.interfaces.remove(&index);
+        self.inventory.interface_gone(index);
         self.first_seen.remove(&Site::Interface(index));
-        self.attachments.gone(Site::Interface(index));
-        self.attachments.gone(Site::Replies(index));
+        self.attachments.doubt(index);
     }
 
     /// Takes note of every interface that there is.
     pub fn interfaces(&mut self, interfaces: Vec<Interface>, now: Instant) {
         let present: BTreeSet<u32> = interfaces.iter().map(|interface| interface.index).collect();
-        let known = &mut self.inventory.interfaces;
-        known.retain(|index, _| present.contains(index));
-        self.first_seen.retain(|site, _| match site {
-            Site::Interface(index) | Site::Replies(index) => present.contains(index),
-            Site::Root(_) => true,
-        });
+        let known = self.inventory.interfaces.keys().copied();
+        let gone: Vec<u32> = known.filter(|index| !present.contains(index)).collect();
+        for index in gone {
+            self.interface_gone(index);
+        }
         for interface in interfaces {
             self.interface(interface, now);
         }
@@ -210,7 +202,7 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
         self.inventory.cgroups.remove(&id);
-        self.forget_namespaces_of_gone();
+        self.inventory.forget_gone();
         self.first_seen.remove(&Site::Root(id));
     }
 
@@ -222,7 +214,7 @@ impl<D: Dataplane> Reconciler<D> {
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
         }
-        self.forget_namespaces_of_gone();
+        self.inventory.forget_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
             Site::Interface(_) | Site::Replies(_) => true,
@@ -230,41 +222,14 @@ impl<D: Dataplane> Reconciler<D> {
         });
     }
 
-    /// Takes note of the network namespaces that control groups have processes in. What was known
-    /// of control groups that could not be read stays. A namespace that none was found in stays
-    /// theirs for as long as a veth leads there: sockets may be open in it that belong to processes
-    /// elsewhere.
-    pub fn namespaces(
-        &mut self,
-        mut namespaces: BTreeMap<i32, BTreeSet<u64>>,
-        unread: &Unread,
-    ) -> Noted {
-        // Some may have gone since the look began.
-        self.inventory.forget_gone(&mut namespaces);
-        let interfaces = self.inventory.interfaces.values();
-        let led_to: BTreeSet<i32> = interfaces.filter_map(Interface::other_end).collect();
-        for (number, cgroups) in &self.inventory.namespaces {
-            let lost = !namespaces.contains_key(number) && led_to.contains(number);
-            let kept: Vec<u64> = match unread {
-                Unread::These(unread) if !lost => cgroups.intersection(unread).copied().collect(),
-                Unread::All | Unread::These(_) => cgroups.iter().copied().collect(),
-            };
-            if led_to.contains(number) && !kept.is_empty() {
-                namespaces.entry(*number).or_default().extend(kept);
-            }
+    /// Takes note of the network namespaces that control groups have processes in, as
+    /// [`Inventory::looked`] does.
+    pub fn namespaces(&mut self, inside: Inside, unread: &Unread) -> Noted {
+        if self.inventory.looked(inside, unread) {
+            Noted::News
+        } else {
+            Noted::Known
         }
-        if self.inventory.namespaces == namespaces {
-            return Noted::Known;
-        }
-        self.inventory.namespaces = namespaces;
-        Noted::News
-    }
-
-    /// Nobody is known to be where a control group was that is gone.
-    fn forget_namespaces_of_gone(&mut self) {
-        let mut namespaces = std::mem::take(&mut self.inventory.namespaces);
-        self.inventory.forget_gone(&mut namespaces);
-        self.inventory.namespaces = namespaces;
     }
 
     /// Takes note of where the notice is told. Nobody is led elsewhere for it: whoever else listens
@@ -497,6 +462,7 @@ impl<D: Dataplane> Reconciler<D> {
             .dataplane
             .apply(&wanted)
             .map_err(ReconcileError::Dataplane)?;
+        self.inventory.veths.written();
         self.revoked |= applied.writes > 0;
         Ok(applied.writes)
     }
@@ -593,7 +559,9 @@ impl<D: Dataplane> Reconciler<D> {
             (None, listed) => {
                 // What an earlier agent did not know is nobody's.
                 for (index, owner) in &mut interfaces {
-                    if let Some(known) = installed.interfaces.get(index) {
+                    let known = installed.interfaces.get(index);
+                    if let Some(known) = known.filter(|_| !self.inventory.veths.is_vacated(*index))
+                    {
                         *owner = *known;
                     }
                 }

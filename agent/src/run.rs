@@ -57,6 +57,7 @@ use crate::run::senders::Senders;
 use crate::run::serve::{Agent, Files, Reloads};
 use crate::run::sockets::Sweeper;
 use crate::run::store::Store;
+use crate::run::timing::after_every;
 use crate::run::trial::Trials;
 use crate::settings::Settings;
 use crate::source::PolicyFiles;
@@ -194,6 +195,7 @@ async fn enforce<D: Dataplane>(
             settings.reload.quiet_time,
             settings.reload.rescan,
         )?,
+        rescans: after_every(settings.reload.rescan),
         clock: ClockWatch::new()?,
         mounts,
         tables,

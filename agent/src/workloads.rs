@@ -1,9 +1,10 @@
 //! Which interfaces and control groups are workloads, and whose. Pure.
 
 mod containers;
+mod veths;
 
 use std::cell::LazyCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
@@ -13,6 +14,9 @@ use crate::policy::ownership::{Owner, Ownership};
 use crate::policy::{Origin, Pattern, Policy};
 use crate::settings::Interfaces;
 use crate::workloads::containers::Containers;
+use crate::workloads::veths::Behind;
+
+pub use veths::{Inside, Unread, Veths};
 
 /// What the kernel calls a workload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,8 +52,8 @@ pub struct Inventory {
     pub interfaces: BTreeMap<u32, Interface>,
     /// Control groups at and below the roots, by number.
     pub cgroups: BTreeMap<u64, Cgroup>,
-    /// Which of them have processes in a network namespace, by this host's number for that.
-    pub namespaces: BTreeMap<i32, BTreeSet<u64>>,
+    /// Which of them are at the other ends of veths.
+    pub veths: Veths,
 }
 
 impl Inventory {
@@ -60,12 +64,26 @@ impl Inventory {
             .filter(|cgroup| cgroup.role == Role::Root)
     }
 
-    /// Takes control groups that there are not out of `namespaces`.
-    pub fn forget_gone(&self, namespaces: &mut BTreeMap<i32, BTreeSet<u64>>) {
-        namespaces.retain(|_, inside| {
-            inside.retain(|id| self.cgroups.contains_key(id));
-            !inside.is_empty()
-        });
+    /// Takes note of an interface that is gone: the next one with its index is another.
+    pub fn interface_gone(&mut self, index: u32) {
+        self.interfaces.remove(&index);
+        self.veths.gone(index);
+    }
+
+    /// Takes note of the network namespaces that control groups have processes in, as
+    /// [`Veths::looked`] does.
+    #[must_use]
+    pub fn looked(&mut self, inside: Inside, unread: &Unread) -> bool {
+        let changed = self.veths.looked(self.interfaces.values(), inside, unread);
+        // Some may have gone since the look began.
+        self.forget_gone();
+        changed
+    }
+
+    /// Nobody is known to be where a control group was that is gone.
+    pub fn forget_gone(&mut self) {
+        self.veths
+            .forget_all_but(|id| self.cgroups.contains_key(&id));
     }
 }
 
@@ -159,19 +177,10 @@ pub enum Framing {
 /// Customers that claim a workload, each by a pattern written at the place.
 type Claimants<'p> = BTreeMap<&'p str, &'p Origin>;
 
-/// Who is at the other end of an interface.
-enum Behind<'i> {
-    /// No container that is known of.
-    Nobody,
-    /// These control groups.
-    Containers(&'i BTreeSet<u64>),
-    /// A container of this owner that is not found there any more.
-    Left(CustomerId),
-}
-
 /// The workloads of `inventory`. A veth that is a container's by what is `installed` stays its
 /// owner's until others are found at the other end: to send through it, a container needs no
-/// process in that namespace, only a socket from there.
+/// process in that namespace, only a socket from there. One that leads to a namespace by a number that
+/// was a container's is judged until a look has told whose it is.
 pub fn resolve(
     inventory: &Inventory,
     host: &Host,
@@ -185,7 +194,12 @@ pub fn resolve(
         .interfaces
         .values()
         .filter_map(|interface| {
-            let behind = behind(interface, inventory, host, installed);
+            let behind = if host.roots.is_empty() {
+                Behind::Nobody
+            } else {
+                let installed = installed.get(&interface.index);
+                inventory.veths.behind(interface, installed)
+            };
             match (standing(&host.interfaces, &interface.name), &behind) {
                 (Standing::Ignored(_), _) | (Standing::Unmatched, Behind::Nobody) => return None,
                 (Standing::Workload(_) | Standing::Unmatched, _) => {}
@@ -194,7 +208,7 @@ pub fn resolve(
                 claimants(ownership.of_interface(&interface.name))
             });
             let (claim, counting) = match behind {
-                Behind::Nobody => (claimants.into(), Counting::All),
+                Behind::Nobody | Behind::Somebody => (claimants.into(), Counting::All),
                 Behind::Containers(cgroups) => {
                     for id in cgroups {
                         claimants.extend(containers.claimants(*id));
@@ -227,26 +241,6 @@ fn interface_workload(
             Kind::Tap | Kind::Veth { .. } | Kind::Bridge | Kind::Other => Framing::Ethernet,
         },
         counting,
-    }
-}
-
-fn behind<'i>(
-    interface: &Interface,
-    inventory: &'i Inventory,
-    host: &Host,
-    installed: &BTreeMap<u32, InterfaceOwner>,
-) -> Behind<'i> {
-    let Some(netns) = interface.other_end() else {
-        return Behind::Nobody;
-    };
-    if let Some(cgroups) = inventory.namespaces.get(&netns) {
-        return Behind::Containers(cgroups);
-    }
-    match installed.get(&interface.index) {
-        Some(owner) if owner.counting() == Counting::Refused && !host.roots.is_empty() => {
-            Behind::Left(owner.customer())
-        }
-        Some(_) | None => Behind::Nobody,
     }
 }
 

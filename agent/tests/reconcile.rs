@@ -46,6 +46,8 @@ struct Kernel {
     covered: BTreeSet<Site>,
     calls: Vec<&'static str>,
     refuses: bool,
+    /// Sites that are covered by all that the backend remembers, and have no program.
+    unhooked: BTreeSet<Site>,
     /// What somebody has changed cannot be put back.
     tampered: bool,
     /// Why there is no hook for what goes to guests, if there is none.
@@ -102,6 +104,7 @@ impl Dataplane for Memory {
         let mut kernel = self.kernel.borrow_mut();
         kernel.calls.push("attach");
         kernel.covered.insert(Site::Interface(index));
+        kernel.unhooked.remove(&Site::Interface(index));
         Ok(Attached::Yes)
     }
 
@@ -129,7 +132,9 @@ impl Dataplane for Memory {
 
     fn displaced(&mut self, among: &BTreeSet<Site>) -> Result<BTreeSet<Site>, Refusal> {
         let kernel = self.kernel.borrow();
-        Ok(among.difference(&kernel.covered).copied().collect())
+        let missing =
+            |site: &&Site| !kernel.covered.contains(*site) || kernel.unhooked.contains(*site);
+        Ok(among.iter().filter(missing).copied().collect())
     }
 
     fn bypass(&mut self, _: &Bypass) -> Result<(), BypassError<Refusal>> {

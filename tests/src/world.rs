@@ -158,6 +158,17 @@ impl World {
         text.trim().parse().context("an interface's index")
     }
 
+    /// Has the hypervisor call an interface otherwise, without a pause where the kernel can do that.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn rename(&self, from: &str, to: &str) -> anyhow::Result<()> {
+        let host = &self.hosting.hypervisor;
+        let name = format!("link set {from} name {to}");
+        host.ip(&name)
+            .or_else(|_| host.ip(&format!("link set {from} down\n{name}\nlink set {to} up")))
+    }
+
     /// The hardware address of an interface.
     ///
     /// # Errors

@@ -4,9 +4,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use anyhow::Context as _;
 use gate25_tests::{
-    Agent, Container, Frame, Hosting, Network, Outcome, PolicyText, Settings, Tried, World,
-    connect, poll,
+    Agent, Container, Frame, Hosting, NetNs, Network, Outcome, PolicyText, Process, Settings,
+    Tried, World, connect, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -97,7 +98,88 @@ fn veth_whose_other_end_moves_on_is_still_judged() {
     let world = World::new().unwrap();
     let mut agent = start(&world);
     let [closed, _free] = pair(&world);
-    let guest = closed.guest().unwrap();
+    let decoy = move_on(&world, &closed);
+    see_again(&world);
+    for restarted in [false, true] {
+        if restarted {
+            agent.restart().unwrap();
+        }
+        let what = "a veth whose other end moves to another network";
+        check_from(&decoy, what, &world);
+    }
+}
+
+/// The kernel gives the lowest free number to the next namespace that a veth leads to.
+#[test]
+fn veth_whose_other_end_moves_to_a_number_that_was_an_exempt_ones_is_still_judged() {
+    let world = World::new().unwrap();
+    let mut agent = start(&world);
+    let slice = world.containers.root.child("free").unwrap();
+    let inner = slice.child("inner").unwrap();
+    let mut exempt = alone(&world, "ct105");
+    inner.take(exempt.id()).unwrap();
+    let index = world.index("ct105").unwrap();
+    poll("the exempt veth to be covered", LIMIT, || {
+        let covered = world.covered_interfaces()?;
+        Ok(covered.contains(&index).then_some(()))
+    })
+    .unwrap();
+    let closed = world.container("closed", &Network::own(104, "ct104"));
+    let closed = closed.unwrap();
+    world.settle(&closed).unwrap();
+    let number = other_end(&world, "ct105").unwrap();
+    // Its network ends, and the cgroup that is claimed goes on.
+    exempt.kill().unwrap();
+    poll("the end of the network", LIMIT, || {
+        Ok(world.index("ct105").is_err().then_some(()))
+    })
+    .unwrap();
+    let decoy = move_on(&world, &closed);
+    assert_eq!(other_end(&world, "ct104").unwrap(), number);
+    let what = "a veth whose other end moves to a network with an exempt one's number";
+    check_from(&decoy, what, &world);
+    see_again(&world);
+    check_from(&decoy, what, &world);
+    drop((inner, slice));
+    see_again(&world);
+    check_from(&decoy, what, &world);
+    agent.restart().unwrap();
+    check_from(&decoy, what, &world);
+}
+
+/// A process in a network of its own, which ends with it, behind a veth of this name.
+fn alone(world: &World, veth: &str) -> Process {
+    let host = &world.hosting.hypervisor;
+    let mut command = host.command("unshare");
+    command.args(["--net", "sleep", "300"]);
+    let process = host.spawn("alone", command).unwrap();
+    let pid = process.id();
+    poll("the process to be in its network", LIMIT, || {
+        let runs = std::fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        Ok((runs.trim() == "sleep").then_some(()))
+    })
+    .unwrap();
+    host.ip(&format!(
+        "link add {veth} type veth peer name eth0 netns {pid}\nlink set {veth} up"
+    ))
+    .unwrap();
+    process
+}
+
+/// The hypervisor's number for the namespace that a veth leads to.
+fn other_end(world: &World, veth: &str) -> anyhow::Result<i64> {
+    let host = &world.hosting.hypervisor;
+    let text = host.exec("ip", &["-j", "link", "show", "dev", veth])?;
+    let links: serde_json::Value = serde_json::from_str(&text)?;
+    let number = &links[0]["link_netnsid"];
+    number.as_i64().context("no number of a namespace")
+}
+
+/// Moves the other end of a container's veth to a network in which nobody of a container is, and has it send
+/// from there.
+#[track_caller]
+fn move_on(world: &World, container: &Container) -> NetNs {
+    let guest = container.guest().unwrap();
     let decoy = world.lab.netns("decoy").unwrap();
     let own = guest.addresses;
     let holder = decoy.holder().to_string();
@@ -115,20 +197,18 @@ fn veth_whose_other_end_moves_on_is_still_judged() {
             own.v4, gate.v4, to.v4, gate.v4, gate.v4
         ))
         .unwrap();
-    see_again(&world);
-    for restarted in [false, true] {
-        if restarted {
-            agent.restart().unwrap();
-        }
-        // Whoever sends here is in no container's cgroup.
-        let attempt = |port| connect(&decoy, to.v4_port(port), LIMIT).unwrap();
-        assert_eq!(attempt(587).outcome, Outcome::Connected, "{restarted}");
-        let before = world.witness.settled().unwrap();
-        assert_eq!(attempt(25).outcome, Outcome::Refused, "{restarted}");
-        let leaked = world.witness.settled().unwrap() - before;
-        let what = "a veth whose other end moves to another network";
-        Tried::evasion(what, 1, leaked).judge().unwrap();
-    }
+    decoy
+}
+
+/// Checks that whoever sends from here, in no container's cgroup, is refused.
+#[track_caller]
+fn check_from(decoy: &NetNs, what: &str, world: &World) {
+    let attempt = |port| connect(decoy, Hosting::EXCHANGER.v4_port(port), LIMIT).unwrap();
+    assert_eq!(attempt(587).outcome, Outcome::Connected);
+    let before = world.witness.settled().unwrap();
+    assert_eq!(attempt(25).outcome, Outcome::Refused);
+    let leaked = world.witness.settled().unwrap() - before;
+    Tried::evasion(what, 1, leaked).judge().unwrap();
 }
 
 #[test]

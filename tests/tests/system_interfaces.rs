@@ -61,16 +61,16 @@ fn interface_renamed_follows_the_policy_of_its_new_name() {
     let guest = world.guest(101, "tap101i0").unwrap();
     let agent = world.agent(&policy).unwrap();
     world.check_closed(&guest).unwrap();
-    rename(&world, "tap101i0", "tap102i0");
+    world.rename("tap101i0", "tap102i0").unwrap();
     world.wait_open(&guest).unwrap();
-    rename(&world, "tap102i0", "tap101i0");
+    world.rename("tap102i0", "tap101i0").unwrap();
     world.wait_closed(&guest).unwrap();
     // Beyond all patterns it is no workload.
-    rename(&world, "tap101i0", "other0");
+    world.rename("tap101i0", "other0").unwrap();
     world.wait_open(&guest).unwrap();
     assert!(world.covered_interfaces().unwrap().is_empty());
     world.wait_workloads(&agent, "enforced", 0).unwrap();
-    rename(&world, "other0", "tap101i0");
+    world.rename("other0", "tap101i0").unwrap();
     world.wait_closed(&guest).unwrap();
 }
 
@@ -203,6 +203,40 @@ fn program_taken_off_by_somebody_else_is_put_back_at_the_next_rescan() {
 }
 
 #[test]
+fn program_taken_off_is_put_back_although_the_policys_files_change_all_the_time() {
+    const WRITES: Duration = Duration::from_millis(200);
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
+    let world = World::new().unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let settings = Settings {
+        more: "reload: {rescan: 1s}\n".to_owned(),
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    world.check_closed(&guest).unwrap();
+    let host = &world.hosting.hypervisor;
+    let pin = world.pinned_link("tap101i0").unwrap();
+    let pin = pin.to_str().unwrap();
+    host.exec("bpftool", &["link", "detach", "pinned", pin])
+        .unwrap();
+    let mut written = 0;
+    poll("the program to be put back", LIMIT, || {
+        // As a portal does that writes its file once more, whatever is in it.
+        agent.write_policy("portal.yaml", &format!("schema: 1\n# {written}\n"))?;
+        written += 1;
+        std::thread::sleep(WRITES);
+        let metrics = agent.metrics()?;
+        let repairs = metrics.sum("gate25_drift_repairs_total", &[]);
+        Ok((repairs == Some(1.0)).then_some(()))
+    })
+    .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    assert!(written > 1, "it was put back before anything was written");
+    world.wait_closed(&guest).unwrap();
+}
+
+#[test]
 fn interface_taken_in_and_out_of_a_bridge_stays_closed_to_a_continuous_sender() {
     let world = World::new().unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
@@ -274,17 +308,17 @@ fn rescan_of_changes_nobody_announced_converges_to_what_events_would_have_led_to
     let mut agent = world.agent(&policy).unwrap();
     let other = world.guest(102, "tap102i0").unwrap();
     let nobodys = world.guest(103, "tap103i0").unwrap();
-    rename(&world, "tap101i0", "vnet7");
+    world.rename("tap101i0", "vnet7").unwrap();
     world.wait_workloads(&agent, "enforced", 1).unwrap();
     world.wait_workloads(&agent, "unassigned", 2).unwrap();
     let followed = workloads(&agent);
     let covered = world.covered_interfaces().unwrap();
     // A start reads a snapshot and no events.
     agent.stop().unwrap();
-    rename(&world, "vnet7", "tap101i0");
-    rename(&world, "tap102i0", "tap104i0");
-    rename(&world, "tap101i0", "vnet7");
-    rename(&world, "tap104i0", "tap102i0");
+    world.rename("vnet7", "tap101i0").unwrap();
+    world.rename("tap102i0", "tap104i0").unwrap();
+    world.rename("tap101i0", "vnet7").unwrap();
+    world.rename("tap104i0", "tap102i0").unwrap();
     agent.restart().unwrap();
     assert_eq!(workloads(&agent), followed);
     assert_eq!(world.covered_interfaces().unwrap(), covered);
@@ -318,18 +352,6 @@ fn patterns_of_two_customers_that_meet_refuse_the_set_and_open_nothing() {
         .unwrap_or_else(|| panic!("{log}"));
     assert!(line.contains("c-1") && line.contains("c-2"), "{line}");
     world.check_closed(&guest).unwrap();
-}
-
-/// The interface is renamed while it is up, or, where the kernel refuses that, while it is down.
-#[track_caller]
-fn rename(world: &World, from: &str, to: &str) {
-    let host = &world.hosting.hypervisor;
-    if host.ip(&format!("link set {from} name {to}")).is_err() {
-        host.ip(&format!(
-            "link set {from} down\nlink set {from} name {to}\nlink set {to} up"
-        ))
-        .unwrap();
-    }
 }
 
 /// Deletes the guest's veth and makes another one at once, with the same addresses in the guest.

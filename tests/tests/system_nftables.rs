@@ -193,6 +193,33 @@ fn kill_restart_and_reload_open_nothing_and_keep_the_counters() {
     assert_eq!(world.witness.packets().unwrap(), before);
 }
 
+/// Since Linux 6.16 a chain is on the interface of a name, whichever that is at the moment.
+#[test]
+fn interface_renamed_has_its_chain_and_the_policy_of_its_new_name() {
+    let world = World::for_nftables().unwrap();
+    let policy = PolicyText::default()
+        .customer("c-1", "tap101i0")
+        .customer("c-2", "tap102i0")
+        .customer("c-3", "tap103i0")
+        .exempt("c-3");
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let mut settings = settings("nftables");
+    settings.more.push_str("guard: false\n");
+    let agent = world.agent_with(settings, &policy).unwrap();
+    world.check_closed(&guest).unwrap();
+    let log = |error: anyhow::Error| panic!("{error:#}\n{}", agent.log());
+    world.rename("tap101i0", "tap102i0").unwrap();
+    world.wait_closed(&guest).unwrap_or_else(log);
+    let refused = attempts(&agent, &[("verdict", "reject")]);
+    world.check_closed(&guest).unwrap_or_else(log);
+    let now = attempts(&agent, &[("verdict", "reject")]);
+    assert_eq!(now - refused, 2.0, "it is the chain that refuses");
+    world.rename("tap102i0", "tap103i0").unwrap();
+    world.wait_open(&guest).unwrap_or_else(log);
+    world.rename("tap103i0", "tap101i0").unwrap();
+    world.wait_closed(&guest).unwrap_or_else(log);
+}
+
 #[test]
 fn switch_between_backends_opens_nothing() {
     let world = World::for_nftables().unwrap();

@@ -12,8 +12,10 @@ use crate::dataplane::{Attached, Dataplane, Site};
 /// What is known of attachments besides what is covered.
 #[derive(Default)]
 pub(super) struct Attachments {
-    /// Interfaces that went since the tables were last written; one may have come back.
-    gone: BTreeSet<Site>,
+    /// Sites whose programs may not be there: of an interface that went, and may have come back, or that
+    /// is called otherwise, since nftables binds chains to names (from Linux 6.16 on also of what is
+    /// there).
+    doubted: BTreeSet<Site>,
     /// Sites that are covered only by name: their programs are to be put there again.
     displaced: BTreeSet<Site>,
     waiting: BTreeSet<Site>,
@@ -34,8 +36,9 @@ struct Failure {
 }
 
 impl Attachments {
-    pub(super) fn gone(&mut self, site: Site) {
-        self.gone.insert(site);
+    pub(super) fn doubt(&mut self, index: u32) {
+        self.doubted
+            .extend([Site::Interface(index), Site::Replies(index)]);
     }
 
     /// Why a site is without its programs, if a try has failed.
@@ -65,7 +68,7 @@ impl<D: Dataplane> Reconciler<D> {
         }
         left.retain(|site| self.dataplane.covered().contains(site));
         self.attachments.lingering = left;
-        self.check_returned(&covered, &sites);
+        self.check_doubted(&covered, &sites);
         self.attachments.forget_all_but(&sites);
         let Attachments {
             displaced, failed, ..
@@ -74,6 +77,7 @@ impl<D: Dataplane> Reconciler<D> {
             .into_iter()
             .filter(|site| !covered.contains(site) || displaced.contains(site))
             .filter(|site| !failed.contains_key(site))
+            .filter(|site| !self.would_judge_by_anothers(*site))
             .collect();
         self.attachments.waiting = waiting;
         if !self.has_waiting() {
@@ -83,20 +87,32 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// An interface that went and one that came meanwhile may share an index: it is the same one,
     /// back from another namespace with its program or without, or another one without.
-    fn check_returned(&mut self, covered: &BTreeSet<Site>, sites: &BTreeSet<Site>) {
-        let returned: BTreeSet<Site> = std::mem::take(&mut self.attachments.gone)
+    fn check_doubted(&mut self, covered: &BTreeSet<Site>, sites: &BTreeSet<Site>) {
+        let doubted: BTreeSet<Site> = std::mem::take(&mut self.attachments.doubted)
             .into_iter()
             .filter(|site| covered.contains(site) && sites.contains(site))
             .collect();
-        if returned.is_empty() {
+        if doubted.is_empty() {
             return;
         }
-        match self.dataplane.displaced(&returned) {
+        match self.dataplane.displaced(&doubted) {
             Ok(displaced) => self.attachments.displaced.extend(displaced),
             Err(error) => {
                 error!(error = in_full(&error), "attachments not verified");
-                self.attachments.displaced.extend(returned);
+                self.attachments.displaced.extend(doubted);
             }
+        }
+    }
+
+    /// Whether a program there would judge by the entry of an interface that has gone, since the tables
+    /// cannot be written: what the guard stops meanwhile would pass by another's exemption.
+    fn would_judge_by_anothers(&self, site: Site) -> bool {
+        match site {
+            Site::Interface(index) | Site::Replies(index) => {
+                let installed = &self.dataplane.installed().interfaces;
+                self.inventory.veths.is_vacated(index) && installed.contains_key(&index)
+            }
+            Site::Root(_) => false,
         }
     }
 

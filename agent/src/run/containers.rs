@@ -1,6 +1,5 @@
 //! Follows control groups, and finds the network namespaces that their processes are in.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,11 +13,11 @@ use crate::kernel::cgroups::{
     Attribution, Cgroup, CgroupError, CgroupEvent, Cgroups, Hierarchy, Layout, self_test,
 };
 use crate::kernel::links::Interface;
-use crate::kernel::namespaces::{self, NamespaceError};
+use crate::kernel::namespaces::{self, Namespace, NamespaceError};
 use crate::policy::Pattern;
 use crate::policy::ownership::cgroup_depth;
-use crate::reconcile::Unread;
 use crate::source::Accepted;
+use crate::workloads::{Inside, Unread};
 
 /// How long processes are given to get where they belong before they are looked for.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -58,17 +57,19 @@ pub(super) enum Happened {
 
 /// Where processes of control groups were found.
 pub(super) struct Found {
-    /// Control groups by this host's number for a network namespace.
-    pub(super) namespaces: BTreeMap<i32, BTreeSet<u64>>,
+    pub(super) inside: Inside,
     /// Of whom not everything could be read.
     pub(super) unread: Unread,
     pub(super) complaint: Option<String>,
+    /// For as long as these are held, no other namespace gets the number of one.
+    _held: Vec<Namespace>,
 }
 
 impl Found {
     fn nothing(error: &dyn Error) -> Self {
         Self {
-            namespaces: BTreeMap::new(),
+            inside: Inside::new(),
+            _held: Vec::new(),
             unread: Unread::All,
             complaint: Some(in_full(error)),
         }
@@ -78,7 +79,7 @@ impl Found {
     pub(super) fn lacks(&self, interface: &Interface) -> bool {
         interface
             .other_end()
-            .is_some_and(|netns| !self.namespaces.contains_key(&netns))
+            .is_some_and(|netns| !self.inside.contains_key(&netns))
     }
 }
 
@@ -307,14 +308,13 @@ fn summary(found: Result<namespaces::Found, NamespaceError>) -> Found {
         )),
         (None, None) => None,
     };
-    let namespaces = found
-        .namespaces
-        .into_iter()
-        .filter(|namespace| !namespace.own)
-        .filter_map(|namespace| Some((namespace.nsid?, namespace.cgroups)))
+    let others = found.namespaces.iter().filter(|namespace| !namespace.own);
+    let inside = others
+        .filter_map(|namespace| Some((namespace.nsid?, namespace.cgroups.clone())))
         .collect();
     Found {
-        namespaces,
+        inside,
+        _held: found.namespaces,
         unread: Unread::These(found.failed.into_keys().chain(found.cut).collect()),
         complaint,
     }

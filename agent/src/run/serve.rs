@@ -8,6 +8,7 @@ use gate25_common::decide::HostMode;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio::time::Interval;
 use tracing::{info, warn};
 
 use crate::chain::in_full;
@@ -43,6 +44,7 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
     pub(super) subscription: Subscription,
     pub(super) watch: PolicyWatch,
+    pub(super) rescans: Interval,
     pub(super) clock: ClockWatch,
     pub(super) mounts: Mounts,
     pub(super) tables: Tables,
@@ -127,9 +129,12 @@ impl<D: Dataplane> Agent<D> {
             .look_now(cgroups.values().cloned().collect())
             .await
         {
+            // What was found has kept its numbers since, and these say which veths lead there.
+            let interfaces = self.links.snapshot().await?;
+            self.reconciler.interfaces(interfaces, Instant::now());
             self.reconciler
                 .complain(Subject::Namespaces, found.complaint);
-            self.reconciler.namespaces(found.namespaces, &found.unread);
+            self.reconciler.namespaces(found.inside, &found.unread);
         }
         let heard = self.notice.first().await;
         self.heard_of_notice(heard);
@@ -173,13 +178,11 @@ impl<D: Dataplane> Agent<D> {
                 () = tick(watchdog.as_mut()) => self.ping(),
                 loaded = loading(&mut self.files) => self.take(loaded?),
                 Some(command) = self.requests.recv() => self.command(command),
-                reason = self.watch.changed() => {
-                    match reason? {
-                        Reason::Changed => {}
-                        Reason::Rescan => self.rescan().await?,
-                    }
-                    self.load();
-                }
+                // Not with the files: whoever keeps changing those does not keep the rest from being compared.
+                _ = self.rescans.tick() => self.rescan().await?,
+                reason = self.watch.changed() => match reason? {
+                    Reason::Changed | Reason::Rescan => self.load(),
+                },
                 event = self.links.next() => match event {
                     Ok(event) => self.link(event).await?,
                     Err(error) => {
@@ -416,14 +419,15 @@ impl<D: Dataplane> Agent<D> {
                 return Ok(());
             }
             Happened::Looked(found) => {
-                // The kernel does not say when the other end of a veth moves.
+                // The kernel does not say when the other end of a veth moves. What was found has kept its
+                // numbers since.
                 let interfaces = self.links.snapshot().await?;
                 let unknown = interfaces.iter().any(|it| found.lacks(it));
                 self.containers.look_again_if(unknown);
                 self.reconciler.interfaces(interfaces, now);
                 self.reconciler
                     .complain(Subject::Namespaces, found.complaint);
-                if self.reconciler.namespaces(found.namespaces, &found.unread) == Noted::News {
+                if self.reconciler.namespaces(found.inside, &found.unread) == Noted::News {
                     self.sweeper.now();
                 }
             }

@@ -14,6 +14,13 @@ pub(super) fn every(period: Duration) -> Interval {
     interval
 }
 
+/// The same, the first of which comes after a period.
+pub(super) fn after_every(period: Duration) -> Interval {
+    let mut interval = every(period);
+    interval.reset();
+    interval
+}
+
 /// The next tick; never, without an interval.
 pub(super) async fn tick(interval: Option<&mut Interval>) {
     match interval {

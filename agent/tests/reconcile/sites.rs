@@ -8,12 +8,13 @@ use gate25::control::Shrink;
 use gate25::dataplane::{MapImage, Site};
 use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Interface, Kind, Peer};
+use gate25::reconcile::Noted;
 use gate25::reconcile::files::Occasion;
-use gate25::reconcile::{Noted, Unread};
+use gate25::workloads::Unread;
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use jiff::Timestamp;
 
-use super::{Kernel, Lab};
+use super::{GUESTS, Kernel, Lab};
 
 const ROOT: u64 = 7;
 const BELOW: u64 = 8;
@@ -133,7 +134,7 @@ fn veth_of_a_container_stays_its_when_a_look_at_processes_fails() {
     assert_eq!((noted, lab.owner()), (Noted::Known, a));
     lab.reconciler.interface_gone(5);
     let noted = lab.reconciler.namespaces(BTreeMap::new(), &nobody);
-    assert_eq!((noted, lab.owner()), (Noted::News, None));
+    assert_eq!((noted, lab.owner()), (Noted::Known, None));
 }
 
 #[test]
@@ -179,6 +180,56 @@ fn veth_of_an_earlier_starts_container_stays_its_until_others_are_behind_it() {
     lab.reconciler.interface_gone(5);
     assert_eq!(lab.owner(), None);
     assert!(!lab.kernel().covered.contains(&Site::Interface(5)));
+}
+
+#[test]
+fn interface_of_an_index_that_was_anothers_gets_no_program_until_the_tables_say_whose_it_is() {
+    let a = CustomerId::from_name("a");
+    let mut lab = Lab::new();
+    let set = lab.read(&["a", "b"]);
+    lab.reconciler.files(set, Occasion::Watch, Timestamp::now());
+    lab.converge();
+    let (index, _) = GUESTS[0];
+    let owner = |lab: &Lab| {
+        let owner = lab.kernel().installed.interfaces.get(&index).copied();
+        owner.map(|owner| owner.customer())
+    };
+    assert_eq!(owner(&lab), Some(a));
+    lab.kernel_mut().refuses = true;
+    lab.kernel_mut().covered.remove(&Site::Interface(index));
+    lab.reconciler.interface_gone(index);
+    let other = Interface {
+        index,
+        name: "tap9i0".to_owned(),
+        kind: Kind::Tap,
+        master: None,
+    };
+    lab.reconciler.interface(other, Instant::now());
+    lab.converge();
+    assert_eq!(owner(&lab), Some(a), "the tables are as they were");
+    assert!(!lab.kernel().covered.contains(&Site::Interface(index)));
+    lab.kernel_mut().refuses = false;
+    lab.converge();
+    assert_eq!(owner(&lab), Some(CustomerId::UNASSIGNED));
+    assert!(lab.kernel().covered.contains(&Site::Interface(index)));
+}
+
+#[test]
+fn interface_that_is_called_otherwise_has_its_program_looked_for() {
+    let mut lab = Lab::new();
+    lab.converge();
+    let (index, _) = GUESTS[0];
+    // nftables binds a chain to a name, and the kernel takes it off; the backend does not know.
+    let renamed = Interface {
+        index,
+        name: "tap9i0".to_owned(),
+        kind: Kind::Tap,
+        master: None,
+    };
+    lab.kernel_mut().unhooked = BTreeSet::from([Site::Interface(index)]);
+    lab.reconciler.interface(renamed, Instant::now());
+    lab.converge();
+    assert_eq!(lab.kernel().unhooked, BTreeSet::new());
 }
 
 impl Lab {

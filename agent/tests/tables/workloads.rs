@@ -9,7 +9,9 @@ use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Interface, Kind, Peer};
 use gate25::policy::{Customer, Pattern, Policy, Selector, Workload};
 use gate25::settings::Interfaces;
-use gate25::workloads::{Claim, Framing, Host, Inventory, Workloads, resolve};
+use gate25::workloads::{
+    Claim, Framing, Host, Inside, InterfaceWorkload, Inventory, Unread, Workloads, resolve,
+};
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
 use super::{customer, origin, policy};
@@ -124,9 +126,7 @@ fn cgroup_whose_name_is_not_text_matches_nothing_but_belongs_to_the_claim_above(
 fn veth_of_a_claimed_container_is_its_customers_and_counts_refusals_only() {
     let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1", "lxc/1/ns"]);
     lab.veth(5, "veth0", Some(0));
-    lab.inventory
-        .namespaces
-        .insert(0, BTreeSet::from([FIRST + 2]));
+    lab.found(0, &[FIRST + 2]);
     let workload = &lab.resolve().interfaces[&5];
     assert_eq!(workload.claim, Claim::Customer("a".to_owned()));
     assert_eq!(workload.counting, Counting::Refused);
@@ -138,9 +138,7 @@ fn veth_of_a_container_that_nobody_claims_is_a_workload_all_the_same() {
     let mut lab = Lab::of(&[], &["lxc", "lxc/1"]);
     lab.veth(5, "veth0", Some(0));
     assert!(lab.resolve().interfaces.is_empty());
-    lab.inventory
-        .namespaces
-        .insert(0, BTreeSet::from([FIRST + 1]));
+    lab.found(0, &[FIRST + 1]);
     assert_eq!(lab.resolve().interfaces[&5].claim, Claim::Unassigned);
 }
 
@@ -151,8 +149,7 @@ fn veth_of_a_namespace_shared_by_two_customers_is_nobodys() {
         &["lxc", "lxc/1", "lxc/2"],
     );
     lab.veth(5, "veth0", Some(0));
-    let both = BTreeSet::from([FIRST + 1, FIRST + 2]);
-    lab.inventory.namespaces.insert(0, both);
+    lab.found(0, &[FIRST + 1, FIRST + 2]);
     let claim = &lab.resolve().interfaces[&5].claim;
     assert_eq!(told(claim), "conflict of a, b");
     assert_eq!(claim.customer(), CustomerId::UNASSIGNED);
@@ -171,9 +168,7 @@ fn veth_claimed_by_name_and_by_its_container_agrees_or_is_a_conflict() {
         let more = customer("default", &[], &["veth1i0"]).workloads;
         *claims = claims.iter().chain(more.iter()).cloned().collect();
         lab.veth(5, "veth1i0", Some(0));
-        lab.inventory
-            .namespaces
-            .insert(0, BTreeSet::from([FIRST + 1]));
+        lab.found(0, &[FIRST + 1]);
         let workload = &lab.resolve().interfaces[&5];
         assert_eq!(told(&workload.claim), expected);
         assert_eq!(workload.counting, Counting::Refused);
@@ -184,18 +179,14 @@ fn veth_claimed_by_name_and_by_its_container_agrees_or_is_a_conflict() {
 fn veth_that_is_to_be_ignored_stays_ignored_whatever_is_behind_it() {
     let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
     lab.veth(5, "veth9i0", Some(0));
-    lab.inventory
-        .namespaces
-        .insert(0, BTreeSet::from([FIRST + 1]));
+    lab.found(0, &[FIRST + 1]);
     assert!(lab.resolve().interfaces.is_empty());
 }
 
 #[test]
 fn interface_that_leads_to_no_container_counts_everything() {
     let mut lab = Lab::of(&[], &["lxc", "lxc/1"]);
-    lab.inventory
-        .namespaces
-        .insert(0, BTreeSet::from([FIRST + 1]));
+    lab.found(0, &[FIRST + 1]);
     lab.veth(5, "veth1i0", Some(7));
     lab.veth(6, "veth2i0", None);
     lab.interface(7, "tap1i0", Kind::Tap);
@@ -228,10 +219,48 @@ fn veth_that_was_a_containers_stays_its_owners_until_others_are_found_behind_it(
     let workload = &lab.resolve().interfaces[&5];
     assert_eq!(told(&workload.claim), "a");
     assert_eq!(workload.counting, Counting::Refused);
-    lab.inventory
-        .namespaces
-        .insert(0, BTreeSet::from([FIRST + 2]));
+    lab.found(0, &[FIRST + 2]);
     assert_eq!(told(&lab.resolve().interfaces[&5].claim), "b");
+}
+
+#[test]
+fn veth_that_leads_to_a_number_that_was_anothers_is_its_own_customers_or_nobodys() {
+    let mut lab = Lab::of(
+        &[("a", "lxc/1"), ("b", "lxc/2")],
+        &["lxc", "lxc/1", "lxc/2"],
+    );
+    lab.veth(5, "veth0", Some(0));
+    lab.veth(6, "veth1", Some(1));
+    let of_a = (0, BTreeSet::from([FIRST + 1]));
+    let of_b = (1, BTreeSet::from([FIRST + 2]));
+    let nobody = Unread::These(BTreeSet::new());
+    assert!(lab.inventory.looked(Inside::from([of_a, of_b]), &nobody));
+    // The namespace of `a` ends and frees its number; a veth of `b` moves on to it, and a new one leads there.
+    lab.inventory.interface_gone(5);
+    lab.veth(6, "veth1", Some(0));
+    lab.veth(7, "veth2", Some(0));
+    let owners = |lab: &Lab| -> Vec<(u32, String, Counting)> {
+        let interfaces = lab.resolve().interfaces.into_iter();
+        let owner = |(index, it): (_, InterfaceWorkload)| (index, told(&it.claim), it.counting);
+        interfaces.map(owner).collect()
+    };
+    let moved = (6, "b".to_owned(), Counting::Refused);
+    let nobodys = (7, "unassigned".to_owned(), Counting::All);
+    assert_eq!(owners(&lab), [moved.clone(), nobodys]);
+    // A look that finds nobody there leaves it to `b`, and the new one to whom its name says.
+    lab.found(1, &[]);
+    assert_eq!(owners(&lab), [moved]);
+}
+
+#[test]
+fn veth_whose_index_was_anothers_has_nothing_of_it() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.found(0, &[FIRST + 1]);
+    lab.was(5, "a", Counting::Refused);
+    lab.inventory.interface_gone(5);
+    lab.veth(5, "veth1", Some(3));
+    assert!(lab.resolve().interfaces.is_empty());
 }
 
 #[test]
@@ -325,6 +354,14 @@ impl Lab {
             master: None,
         };
         self.inventory.interfaces.insert(index, interface);
+    }
+
+    /// Has a look find nobody but these control groups, in this namespace.
+    fn found(&mut self, netns: i32, inside: &[u64]) {
+        let inside = Inside::from([(netns, inside.iter().copied().collect())]);
+        let _changed = self
+            .inventory
+            .looked(inside, &Unread::These(BTreeSet::new()));
     }
 
     /// Has the tables hold an owner of an interface.

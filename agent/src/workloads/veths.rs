@@ -1,0 +1,131 @@
+//! Who is at the other ends of veths.
+//!
+//! The kernel numbers the namespaces that veths lead to, and gives the lowest free number again as soon
+//! as a namespace has gone (`net/core/net_namespace.c`). So what was found by a number is remembered
+//! of the veths that led there at that moment, and says nothing of one that leads there later.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
+
+use crate::kernel::links::Interface;
+
+/// Control groups by this host's number for a network namespace that they have processes in.
+pub type Inside = BTreeMap<i32, BTreeSet<u64>>;
+
+/// Control groups whose processes a look has not, or not all, seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unread {
+    /// Every one: the look failed.
+    All,
+    /// These.
+    These(BTreeSet<u64>),
+}
+
+/// What is known of the other ends of veths.
+#[derive(Debug, Clone, Default)]
+pub struct Veths {
+    /// What the last look found.
+    inside: Inside,
+    /// Who was last found at the other end, by the veth's index.
+    behind: BTreeMap<u32, BTreeSet<u64>>,
+    /// Indexes that an interface has left since the tables were last written: what the tables say of
+    /// one is about that interface, and not about the next.
+    vacated: BTreeSet<u32>,
+}
+
+/// Who is at the other end of an interface.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Behind<'v> {
+    /// No container that is known of.
+    Nobody,
+    /// Whoever it is, by a number that was a container's at the last look.
+    Somebody,
+    /// These control groups.
+    Containers(&'v BTreeSet<u64>),
+    /// A container of this owner that is not found there any more.
+    Left(CustomerId),
+}
+
+impl Veths {
+    /// Takes note of what a look has found, with the interfaces as they were while what it found kept its
+    /// numbers, and returns whether somebody else is behind one now. What was known of control groups
+    /// that could not be read stays. Where none was found, whoever was stays: sockets may be open in that
+    /// namespace that belong to processes elsewhere.
+    #[must_use]
+    pub(super) fn looked<'i>(
+        &mut self,
+        interfaces: impl IntoIterator<Item = &'i Interface>,
+        inside: Inside,
+        unread: &Unread,
+    ) -> bool {
+        let now = |interface: &Interface| {
+            let found = inside.get(&interface.other_end()?);
+            let before = self.behind.get(&interface.index).into_iter().flatten();
+            let stays = |id: &&u64| match (found, unread) {
+                (Some(_), Unread::These(unread)) => unread.contains(id),
+                (None, _) | (_, Unread::All) => true,
+            };
+            let found = found.into_iter().flatten();
+            let all: BTreeSet<u64> = found.chain(before.filter(stays)).copied().collect();
+            (!all.is_empty()).then_some((interface.index, all))
+        };
+        let behind: BTreeMap<_, _> = interfaces.into_iter().filter_map(now).collect();
+        if *unread != Unread::All {
+            self.inside = inside;
+        }
+        let changed = self.behind != behind;
+        self.behind = behind;
+        changed
+    }
+
+    /// Forgets an interface, and what the tables say of its index.
+    pub(super) fn gone(&mut self, index: u32) {
+        self.behind.remove(&index);
+        self.vacated.insert(index);
+    }
+
+    /// Forgets control groups that there are not.
+    pub(super) fn forget_all_but(&mut self, exists: impl Fn(u64) -> bool) {
+        fn keep<K: Ord>(all: &mut BTreeMap<K, BTreeSet<u64>>, exists: impl Fn(u64) -> bool) {
+            all.retain(|_, ids| {
+                ids.retain(|id| exists(*id));
+                !ids.is_empty()
+            });
+        }
+        keep(&mut self.inside, &exists);
+        keep(&mut self.behind, &exists);
+    }
+
+    /// Takes note that the tables are about the interfaces that there are.
+    pub(crate) fn written(&mut self) {
+        self.vacated.clear();
+    }
+
+    /// Whether what the tables say of this index is about an interface that has gone.
+    pub(crate) fn is_vacated(&self, index: u32) -> bool {
+        self.vacated.contains(&index)
+    }
+
+    /// Who is behind an interface, of which the tables say this.
+    pub(super) fn behind(
+        &self,
+        interface: &Interface,
+        installed: Option<&InterfaceOwner>,
+    ) -> Behind<'_> {
+        let Some(netns) = interface.other_end() else {
+            return Behind::Nobody;
+        };
+        let index = interface.index;
+        if let Some(cgroups) = self.behind.get(&index) {
+            return Behind::Containers(cgroups);
+        }
+        match installed {
+            Some(owner) if owner.counting() == Counting::Refused && !self.is_vacated(index) => {
+                Behind::Left(owner.customer())
+            }
+            Some(_) | None if self.inside.contains_key(&netns) => Behind::Somebody,
+            Some(_) | None => Behind::Nobody,
+        }
+    }
+}
