@@ -141,7 +141,6 @@ fn veth_whose_other_end_moves_to_a_number_that_was_an_exempt_ones_is_still_judge
     see_again(&world);
     check_from(&decoy, what, &world);
     drop((inner, slice));
-    see_again(&world);
     check_from(&decoy, what, &world);
     agent.restart().unwrap();
     check_from(&decoy, what, &world);
