@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use gate25_tests::{Held, Hosting, PolicyText, Sender, Tally, World, after, poll};
+use gate25_tests::{Held, Hosting, PolicyText, Sender, World, after};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,11 +32,9 @@ fn exemption_that_starts_in_the_future_opens_by_itself() {
     );
     agent.signal(Signal::SIGSTOP).unwrap();
     let sender = Sender::start(&guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let tally = poll("a connection", LIMIT, || {
-        let tally = sender.tally();
-        Ok((tally.connected > 5).then_some(tally))
-    })
-    .unwrap();
+    let tally = sender
+        .until("connections", LIMIT, |tally| tally.connected > 5)
+        .unwrap();
     assert!(tally.refused > 0, "{tally:?}");
     near(tally.first_connected.unwrap(), begins);
     agent.signal(Signal::SIGCONT).unwrap();
@@ -78,11 +76,9 @@ fn ends_on_time(signal: Option<Signal>) {
         agent.signal(signal).unwrap();
     }
     let sender = Sender::start(&guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let tally: Tally = poll("a refusal", LIMIT, || {
-        let tally = sender.tally();
-        Ok((tally.refused > 20).then_some(tally))
-    })
-    .unwrap();
+    let tally = sender
+        .until("refusals", LIMIT, |tally| tally.refused > 20)
+        .unwrap();
     assert!(tally.connected > 0, "{tally:?}");
     // One may have been in the middle of its handshake.
     assert!(tally.others <= 1, "{tally:?}");
