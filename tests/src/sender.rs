@@ -15,9 +15,6 @@ use anyhow::Context as _;
 
 use crate::{NetNs, Outcome, poll};
 
-/// Long enough for an answer, and shorter than the kernel's first retransmission.
-const LIMIT: Duration = Duration::from_millis(800);
-
 /// What became of a sender's attempts.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
@@ -27,6 +24,8 @@ pub struct Tally {
     pub refused: u64,
     /// All others.
     pub others: u64,
+    /// Those of the others of a [`Sender`] that got no answer.
+    pub timed_out: u64,
     /// The last of the others.
     pub last_other: Option<Outcome>,
     /// When the first one was connected.
@@ -41,6 +40,16 @@ impl Tally {
     pub fn attempts(&self) -> u64 {
         self.connected + self.refused + self.others
     }
+
+    /// Those that ended as a refusal does where it ends so ([`World::refusal`](crate::World)).
+    #[must_use]
+    pub fn refusals(&self, refusal: &Outcome) -> u64 {
+        if *refusal == Outcome::TimedOut {
+            self.timed_out
+        } else {
+            self.refused
+        }
+    }
 }
 
 /// A thread that connects again and again.
@@ -52,6 +61,10 @@ pub struct Sender {
 }
 
 impl Sender {
+    /// How long an attempt waits: long enough for an answer, and shorter than the kernel's first
+    /// retransmission.
+    pub const LIMIT: Duration = Duration::from_millis(800);
+
     /// Starts connecting from inside `from`, with a pause after every attempt.
     ///
     /// # Errors
@@ -87,7 +100,7 @@ impl Sender {
                     return;
                 }
                 while !stopped.load(Ordering::Relaxed) {
-                    let outcome = TcpStream::connect_timeout(&to, LIMIT)
+                    let outcome = TcpStream::connect_timeout(&to, Self::LIMIT)
                         .map_or_else(Outcome::from, |_| Outcome::Connected);
                     count(&counted, outcome);
                     thread::sleep(pause);
@@ -116,10 +129,24 @@ impl Sender {
     /// # Errors
     /// When they take longer than ten seconds.
     pub fn more(&self, attempts: u64) -> anyhow::Result<Tally> {
-        let until = self.tally().attempts() + attempts;
-        poll("a sender's attempts", Duration::from_secs(10), || {
-            let tally = self.tally();
-            Ok((tally.attempts() >= until).then_some(tally))
+        let all = self.tally().attempts() + attempts;
+        self.until("a sender's attempts", Duration::from_secs(10), |tally| {
+            tally.attempts() >= all
+        })
+    }
+
+    /// Waits until its attempts have gone as wanted and returns what became of all.
+    ///
+    /// # Errors
+    /// At the deadline, naming what was waited for.
+    pub fn until(
+        &self,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Tally) -> bool,
+    ) -> anyhow::Result<Tally> {
+        poll(what, limit, || {
+            Ok(Some(self.tally()).filter(|tally| wanted(tally)))
         })
     }
 
@@ -165,6 +192,7 @@ fn count(tally: &Mutex<Tally>, outcome: Outcome) {
         | Outcome::Unreachable
         | Outcome::Other(_)) => {
             tally.others += 1;
+            tally.timed_out += u64::from(other == Outcome::TimedOut);
             tally.last_other = Some(other);
         }
     }

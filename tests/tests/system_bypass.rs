@@ -4,13 +4,19 @@
 
 use std::time::{Duration, Instant};
 
-use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, Settings, World};
+use gate25_tests::{
+    Agent, Hosting, Network, Outcome, PolicyText, Said, Sender, Settings, World, paced,
+};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(20);
 const END: &str = "gate25_bypass_end_timestamp_seconds";
-const TERM: Duration = Duration::from_secs(6);
-const BEGIN: [&str; 5] = ["bypass", "--for", "6s", "--ticket", "NOC-9"];
+const TERM: Duration = Duration::from_secs(8);
+/// Longer than any test.
+const LONG: Duration = Duration::from_secs(600);
+/// How far from the moment named it may end.
+const PUNCTUAL: Duration = Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(3);
 
 #[test]
 fn bypass_opens_everything_and_ends_on_time_with_the_agent_killed_or_suspended() {
@@ -22,26 +28,30 @@ fn bypass_opens_everything_and_ends_on_time_with_the_agent_killed_or_suspended()
         let container = world.container("closed", &Network::Hypervisor).unwrap();
         world.check_closed(&guest).unwrap();
         world.wait_contained(&container.tenant).unwrap();
-        let dry = agent
-            .command(&[&BEGIN[..], &["--dry-run"]].concat())
-            .unwrap();
+        let dry = begin(&agent, paced(TERM), &["--dry-run"]);
         assert_eq!(dry.code, Some(0), "{dry:?}");
         world.check_closed(&guest).unwrap();
-        let began = Instant::now();
-        let begun = agent.command(&BEGIN).unwrap();
+        let asked = Instant::now();
+        let begun = begin(&agent, paced(TERM), &[]);
+        let answered = Instant::now();
         assert_eq!(begun.code, Some(0), "{begun:?}");
         assert!(begun.out.contains("only observes until"), "{begun:?}");
         world.check_open(&guest).unwrap();
         world.check_free(&container.tenant).unwrap();
         check_told(&agent);
         agent.signal(signal).unwrap();
-        if began.elapsed() < TERM - Duration::from_secs(1) {
-            world.check_open(&guest).unwrap();
-            world.check_free(&container.tenant).unwrap();
-        }
-        world.wait_closed(&guest).unwrap();
-        let took = began.elapsed();
-        assert!(took >= TERM, "{took:?}");
+        world.check_free(&container.tenant).unwrap();
+        let sender = Sender::start(&guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
+        let tally = sender
+            .until("refusals", LIMIT, |tally| tally.refused > 20)
+            .unwrap();
+        drop(sender);
+        let last = tally.last_connected.unwrap();
+        let early = (asked + paced(TERM)).saturating_duration_since(last);
+        assert!(early < paced(PUNCTUAL), "{early:?} early");
+        let late = last.saturating_duration_since(answered + paced(TERM));
+        assert!(late < paced(PUNCTUAL), "{late:?} late");
+        world.check_closed(&guest).unwrap();
         world.wait_contained(&container.tenant).unwrap();
     }
 }
@@ -51,9 +61,7 @@ fn bypass_is_told_of_by_what_a_dead_agent_left() {
     let world = World::new().unwrap();
     let policy = PolicyText::default();
     let mut agent = world.agent_with(world.settings(), &policy).unwrap();
-    let begun = agent
-        .command(&["bypass", "--for", "10m", "--ticket", "NOC-9"])
-        .unwrap();
+    let begun = begin(&agent, LONG, &[]);
     assert_eq!(begun.code, Some(0), "{begun:?}");
     agent.signal(Signal::SIGKILL).unwrap();
     agent.process().wait(LIMIT).unwrap();
@@ -84,10 +92,9 @@ fn bypass_that_ends_cuts_the_connections_that_it_had_let_through() {
     let container = world.container("held", &Network::Hypervisor).unwrap();
     world.wait_contained(&container.tenant).unwrap();
     for how in ["by itself", "by command"] {
-        let term = if how == "by itself" { "4s" } else { "10m" };
-        let begun = agent
-            .command(&["bypass", "--for", term, "--ticket", "NOC-9"])
-            .unwrap();
+        let brief = paced(Duration::from_secs(4));
+        let term = if how == "by itself" { brief } else { LONG };
+        let begun = begin(&agent, term, &[]);
         assert_eq!(begun.code, Some(0), "{begun:?}");
         container
             .tenant
@@ -114,7 +121,7 @@ fn bypass_is_ended_by_root_with_the_agent_dead() {
     let guest = world.guest(101, "tap101i0").unwrap();
     let mut agent = world.agent(&PolicyText::default()).unwrap();
     world.check_closed(&guest).unwrap();
-    let begun = agent.command(&BEGIN).unwrap();
+    let begun = begin(&agent, paced(TERM), &[]);
     assert_eq!(begun.code, Some(0), "{begun:?}");
     world.wait_open(&guest).unwrap();
     let rehearsed = agent.command(&["bypass", "end", "--dry-run"]).unwrap();
@@ -147,7 +154,7 @@ fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothin
             ..Settings::default()
         };
         let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
-        let refused = agent.command(&BEGIN).unwrap();
+        let refused = begin(&agent, paced(TERM), &[]);
         assert_eq!(refused.code, Some(1), "{refused:?}");
         assert!(refused.err.contains(reason), "{refused:?}");
         assert_eq!(agent.metrics().unwrap().sum(END, &[]), Some(0.0));
@@ -163,6 +170,14 @@ fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothin
             assert_eq!(said.code, Some(2), "{nonsense:?}: {said:?}");
         }
     }
+}
+
+/// Asks for a bypass.
+#[track_caller]
+fn begin(agent: &Agent, term: Duration, more: &[&str]) -> Said {
+    let term = format!("{}s", term.as_secs());
+    let command = ["bypass", "--for", &term, "--ticket", "NOC-9"];
+    agent.command(&[&command[..], more].concat()).unwrap()
 }
 
 /// Status, metrics and doctor say so.

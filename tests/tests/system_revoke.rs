@@ -6,7 +6,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use gate25_tests::{
     Agent, Container, Hosting, Network, Outcome, PolicyText, Privileges, Settings, World, after,
-    poll,
+    paced, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -32,7 +32,7 @@ fn revocation_ends_connections_that_nobody_uses() {
         for (name, _) in addresses() {
             let cut = tenant.wait_cut(name).unwrap();
             assert!(ended(&cut.outcome), "{name}: {cut}\n{}", agent.log());
-            assert!(cut.took < SOON, "{name}: {cut}");
+            assert!(cut.took < paced(SOON), "{name}: {cut}");
         }
         world.wait_contained(tenant).unwrap();
     }
@@ -60,7 +60,7 @@ fn revocation_ends_connections_in_use_and_leaves_all_others() {
         for (name, _) in addresses() {
             let cut = tenant.write_until_cut(name).unwrap();
             assert!(ended(&cut.outcome), "{name}: {cut}");
-            assert!(cut.took < SOON, "{name}: {cut}");
+            assert!(cut.took < paced(SOON), "{name}: {cut}");
         }
         let before = world.witness.settled().unwrap();
         for (name, _) in kept {
@@ -105,7 +105,7 @@ fn connections_of_others_survive_a_revocation() {
 fn exemption_that_expires_ends_its_connections() {
     let world = World::new().unwrap();
     let policy = PolicyText::default().container("c-1", &world.below("free"));
-    let expires = after(Duration::from_secs(3));
+    let expires = after(paced(Duration::from_secs(3)));
     let agent = world
         .agent_with(world.settings(), &policy.exempt_until("c-1", expires))
         .unwrap();
@@ -135,7 +135,7 @@ fn container_moved_to_another_owner_loses_its_connections() {
     for (name, _) in addresses() {
         let cut = container.tenant.wait_cut(name).unwrap();
         assert!(ended(&cut.outcome), "{name}: {cut}");
-        assert!(cut.took < SOON, "{name}: {cut}");
+        assert!(cut.took < paced(SOON), "{name}: {cut}");
     }
 }
 

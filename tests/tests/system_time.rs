@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use gate25_tests::{Held, Hosting, PolicyText, Sender, Tally, World, after, poll};
+use gate25_tests::{Held, Hosting, PolicyText, Sender, World, after, paced};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -20,8 +20,8 @@ fn exemption_that_starts_in_the_future_opens_by_itself() {
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let mut agent = world.agent(&policy).unwrap();
-    let policy = policy.exempt_from("c-1", after(TERM));
-    let begins = Instant::now() + TERM;
+    let policy = policy.exempt_from("c-1", after(paced(TERM)));
+    let begins = Instant::now() + paced(TERM);
     agent.apply_policy("policy.yaml", &policy.text()).unwrap();
     world.check_closed(&guest).unwrap();
     let scheduled = [("state", "scheduled")];
@@ -32,11 +32,9 @@ fn exemption_that_starts_in_the_future_opens_by_itself() {
     );
     agent.signal(Signal::SIGSTOP).unwrap();
     let sender = Sender::start(&guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let tally = poll("a connection", LIMIT, || {
-        let tally = sender.tally();
-        Ok((tally.connected > 5).then_some(tally))
-    })
-    .unwrap();
+    let tally = sender
+        .until("connections", LIMIT, |tally| tally.connected > 5)
+        .unwrap();
     assert!(tally.refused > 0, "{tally:?}");
     near(tally.first_connected.unwrap(), begins);
     agent.signal(Signal::SIGCONT).unwrap();
@@ -64,8 +62,8 @@ fn ends_on_time(signal: Option<Signal>) {
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let mut agent = world.agent(&policy).unwrap();
-    let policy = policy.exempt_until("c-1", after(TERM));
-    let ends = Instant::now() + TERM;
+    let policy = policy.exempt_until("c-1", after(paced(TERM)));
+    let ends = Instant::now() + paced(TERM);
     agent.apply_policy("policy.yaml", &policy.text()).unwrap();
     world.check_open(&guest).unwrap();
     let mut held: Vec<Held> = [
@@ -78,11 +76,9 @@ fn ends_on_time(signal: Option<Signal>) {
         agent.signal(signal).unwrap();
     }
     let sender = Sender::start(&guest.ns, Hosting::EXCHANGER.v4_port(25), PAUSE).unwrap();
-    let tally: Tally = poll("a refusal", LIMIT, || {
-        let tally = sender.tally();
-        Ok((tally.refused > 20).then_some(tally))
-    })
-    .unwrap();
+    let tally = sender
+        .until("refusals", LIMIT, |tally| tally.refused > 20)
+        .unwrap();
     assert!(tally.connected > 0, "{tally:?}");
     // One may have been in the middle of its handshake.
     assert!(tally.others <= 1, "{tally:?}");
@@ -91,7 +87,7 @@ fn ends_on_time(signal: Option<Signal>) {
     for connection in &mut held {
         let cut = connection.write_until_cut(LIMIT).unwrap();
         assert_eq!(cut.outcome, gate25_tests::Outcome::Reset, "{cut}");
-        assert!(cut.took < PUNCTUAL, "{cut}");
+        assert!(cut.took < paced(PUNCTUAL), "{cut}");
     }
     drop(sender);
     if signal == Some(Signal::SIGKILL) {
@@ -109,6 +105,6 @@ fn ends_on_time(signal: Option<Signal>) {
 fn near(at: Instant, expected: Instant) {
     let early = expected.saturating_duration_since(at);
     let late = at.saturating_duration_since(expected);
-    assert!(early < PUNCTUAL, "{early:?} early");
-    assert!(late < PUNCTUAL, "{late:?} late");
+    assert!(early < paced(PUNCTUAL), "{early:?} early");
+    assert!(late < paced(PUNCTUAL), "{late:?} late");
 }

@@ -1,10 +1,12 @@
 //! Datagrams in pieces, and TCP behind numbers that nobody knows: asked of a receiver that puts
 //! together what arrives.
 
+use std::slice;
+
 use gate25_tests::{Lab, Tried};
 
 use super::ipv6;
-use super::pieces::{Assembled, Family, families, numbered};
+use super::pieces::{self, Family, Set, numbered};
 use super::range::{Gate, Path};
 use super::receiver::Receiver;
 
@@ -34,53 +36,49 @@ fn try_all(gate: Gate) {
 fn try_one(gate: Gate, path: Path) {
     let lab = Lab::for_test().unwrap();
     let mut receiver = Receiver::new(&lab, path).unwrap();
-    let families = families();
-    let unknown = "TCP behind ESP, no next header, or a number that nobody knows";
     let mut number = 0;
-    let mut frames = |family: &Family| -> Vec<Vec<u8>> {
-        let sets = family.sets.iter();
-        sets.flat_map(|set| {
+    let mut got = |receiver: &mut Receiver, sets: &[Set]| {
+        let frames = sets.iter().flat_map(|set| {
             number += 1;
             numbered(set, number)
-        })
-        .collect()
-    };
-    for family in &families {
-        let got = receiver.got(frames(family)).unwrap();
-        let right = match family.assembled {
-            Assembled::All => got >= family.sets.len() as u64,
-            Assembled::Some => got > 0,
-        };
-        let of = family.sets.len();
-        assert!(right, "{path:?}: {}: {got} of {of} arrive", family.what);
-    }
-    // No receiver takes it: it passes, and does no harm.
-    assert_eq!(
-        receiver.got(ipv6::unknown_headers()).unwrap(),
-        0,
-        "{path:?}"
-    );
-    let _agent = receiver.range.close(&lab, gate).unwrap();
-    let judge = |what: &str, times: usize, sent: usize, leaked: u64| {
-        let tried = Tried {
-            times: times as u64,
-            ..Tried::evasion(what, sent as u64, leaked)
-        };
-        tried
-            .judge()
-            .err()
-            .map(|error| format!("{gate:?}, {path:?}: {error:#}"))
+        });
+        receiver.got(frames).unwrap()
     };
     let mut wrong = Vec::new();
-    for family in &families {
-        let frames = frames(family);
-        let sent = frames.len();
-        let got = receiver.got(frames).unwrap();
-        wrong.extend(judge(family.what, family.sets.len(), sent, got));
+    let mut families = Vec::new();
+    for Family { what, sets, least } in pieces::families() {
+        // Each alone: which of them make a packet is for the kernel to say.
+        let (arriving, others): (Vec<Set>, Vec<Set>) = sets
+            .into_iter()
+            .partition(|set| got(&mut receiver, slice::from_ref(set)) > 0);
+        let arrived = pieces::by_version(&arriving);
+        if arrived[0] < least[0] || arrived[1] < least[1] {
+            wrong.push(format!(
+                "{what}: {arrived:?} arrive by themselves, not {least:?}"
+            ));
+        }
+        families.push((what, arriving, others));
     }
-    let frames = ipv6::unknown_headers();
-    let sent = frames.len();
-    let got = receiver.got(frames).unwrap();
-    wrong.extend(judge(unknown, sent, sent, got));
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // No receiver takes it: it passes, and does no harm.
+    let got_unknown = |receiver: &mut Receiver| receiver.got(ipv6::unknown_headers()).unwrap();
+    assert_eq!(got_unknown(&mut receiver), 0, "{path:?}");
+    let _agent = receiver.range.close(&lab, gate).unwrap();
+    for (what, arriving, others) in &families {
+        let sent = arriving.iter().map(Vec::len).sum::<usize>();
+        let tried = Tried {
+            times: arriving.len() as u64,
+            ..Tried::evasion(what, sent as u64, got(&mut receiver, arriving))
+        };
+        wrong.extend(tried.judge().err().map(|error| format!("{error:#}")));
+        let got = got(&mut receiver, others);
+        if got > 0 {
+            wrong.push(format!("{what}: {got} of what nobody takes by itself"));
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{gate:?}, {path:?}:\n{}",
+        wrong.join("\n")
+    );
+    assert_eq!(got_unknown(&mut receiver), 0, "{gate:?}, {path:?}");
 }

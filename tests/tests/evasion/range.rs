@@ -48,7 +48,7 @@ pub(crate) enum Path {
 pub(crate) enum Carried {
     All,
     Some,
-    /// Nobody needs to stop it; it is tried all the same.
+    /// Nobody needs to stop it; it is tried all the same, and left out of the table.
     Nothing,
     /// It passes by design: not tried here.
     NotAsked,
@@ -133,6 +133,9 @@ pub(crate) fn try_families(gate: Gate, path: Path, families: &[Family]) -> anyho
         let through = range.through(&family.frames)?;
         if let Some(first) = through.first() {
             wrong.push(format!("{}: {:02x?}", family.what, brief(first)));
+        }
+        if family.carried(path) == Carried::Nothing {
+            continue;
         }
         let sent = family.frames.len() as u64;
         let tried = Tried::evasion(family.what, sent, through.len() as u64);

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use gate25_common::testing::frames::{Ipv4, SERVER_V4, Tcp, frame_v4};
-use gate25_tests::{Lab, NetNs, Tap, poll};
+use gate25_tests::{Lab, NetNs, poll};
 
 use super::packets::complete;
 use super::range::{Path, Range};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const MARKER: u16 = 444;
+/// IPv6's pieces are put together behind this hook, unless connections are tracked.
 const COUNTERS: &str = "table inet witness {
  counter guarded {}; counter marker {};
+ chain assemble { type filter hook prerouting priority -300; ct state new; };
  chain arrive { type filter hook input priority 0;
   tcp dport 25 counter name guarded; tcp dport 444 counter name marker; }; }";
 
@@ -21,6 +23,13 @@ pub(crate) struct Receiver {
     pub(crate) range: Range,
     far: NetNs,
     marker: Vec<u8>,
+    arrived: Arrived,
+}
+
+/// What the receiver has counted.
+struct Arrived {
+    guarded: u64,
+    markers: u64,
 }
 
 impl Receiver {
@@ -57,10 +66,15 @@ impl Receiver {
             range,
             far,
             marker: complete(marker),
+            arrived: Arrived {
+                guarded: 0,
+                markers: 0,
+            },
         };
         poll("the receiver to be reached", LIMIT, || {
             receiver.range.guest.send(&receiver.marker)?;
-            Ok((receiver.count("marker")? > 0).then_some(()))
+            receiver.arrived.markers = receiver.count("marker")?;
+            Ok((receiver.arrived.markers > 0).then_some(()))
         })?;
         Ok(receiver)
     }
@@ -70,17 +84,20 @@ impl Receiver {
     /// # Errors
     /// When even what nobody judges does not arrive.
     pub(crate) fn got(&mut self, frames: impl IntoIterator<Item = Vec<u8>>) -> anyhow::Result<u64> {
-        let before = (self.count("guarded")?, self.count("marker")?);
-        let guest: &mut Tap = &mut self.range.guest;
         for frame in frames {
-            guest.send(&frame)?;
+            self.range.guest.send(&frame)?;
         }
         // What comes through arrives before anything of what was sent later.
         self.range.guest.send(&self.marker)?;
-        poll("the last frame to arrive", LIMIT, || {
-            Ok((self.count("marker")? > before.1).then_some(()))
+        let Arrived { guarded, markers } = self.arrived;
+        let markers = poll("the last frame to arrive", LIMIT, || {
+            Ok(Some(self.count("marker")?).filter(|now| *now > markers))
         })?;
-        Ok(self.count("guarded")? - before.0)
+        self.arrived = Arrived {
+            guarded: self.count("guarded")?,
+            markers,
+        };
+        Ok(self.arrived.guarded - guarded)
     }
 
     fn count(&self, name: &str) -> anyhow::Result<u64> {

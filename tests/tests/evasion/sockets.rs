@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Network, Settings, World, poll};
+use gate25_tests::{Agent, Container, Network, Settings, World, poll};
 use nix::sys::signal::Signal;
 
 use super::tenants::{Player, closed, open, prepare, start};
@@ -38,11 +38,10 @@ fn tricks_of_guests_get_past_no_rule_of_backend_nftables() {
         ..Settings::default()
     };
     let agent = start(&world, settings);
-    let guest = world
-        .container("b", &Network::own(104, "veth104i0"))
-        .unwrap();
-    world.wait_workloads(&agent, "unassigned", 1).unwrap();
-    closed(&world, &[Player::new(&world, &guest).unwrap()]).unwrap();
+    let (open_one, closed_one) = guests(&world, &agent);
+    let player = |container| Player::new(&world, container).unwrap();
+    open(&world, &[player(&open_one)]).unwrap();
+    closed(&world, &[player(&closed_one)]).unwrap();
 }
 
 #[test]
@@ -51,13 +50,7 @@ fn tricks_of_guests_get_nothing_out() {
     prepare(&world).unwrap();
     // Without roots of control groups these are guests behind an interface and nothing more.
     let mut agent = start(&world, Settings::default());
-    let guest = |name, number, interface| {
-        let network = Network::own(number, interface);
-        world.container(name, &network).unwrap()
-    };
-    let (open_one, closed_one) = (guest("a", 109, "veth109i0"), guest("b", 104, "veth104i0"));
-    world.wait_workloads(&agent, "enforced", 1).unwrap();
-    world.wait_workloads(&agent, "unassigned", 1).unwrap();
+    let (open_one, closed_one) = guests(&world, &agent);
     let player = |container| Player::new(&world, container).unwrap();
     open(&world, &[player(&open_one)]).unwrap();
     closed(&world, &[player(&closed_one)]).unwrap();
@@ -69,6 +62,24 @@ fn tricks_of_guests_get_nothing_out() {
     })
     .unwrap();
     agent.signal(Signal::SIGSTOP).unwrap();
-    let late = guest("c", 106, "vnet106");
+    let late = guest(&world, "c", 106, "vnet106");
     closed(&world, &[player(&late)]).unwrap();
+}
+
+/// One that is watched and one that may not send, whom the agent has seen.
+#[track_caller]
+fn guests(world: &World, agent: &Agent) -> (Container, Container) {
+    let pair = (
+        guest(world, "a", 109, "veth109i0"),
+        guest(world, "b", 104, "veth104i0"),
+    );
+    world.wait_workloads(agent, "enforced", 1).unwrap();
+    world.wait_workloads(agent, "unassigned", 1).unwrap();
+    pair
+}
+
+#[track_caller]
+fn guest(world: &World, name: &str, number: u8, interface: &str) -> Container {
+    let network = Network::own(number, interface);
+    world.container(name, &network).unwrap()
 }
