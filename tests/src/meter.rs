@@ -231,7 +231,7 @@ impl Meter {
     }
 
     /// Has every sender that there is so far flood with this many forbidden packets a second from the
-    /// next attack on.
+    /// next attack on, every second of which asks for a connection.
     pub fn forbidden_rate(&mut self, packets: u32) {
         for source in &mut self.sources {
             source.forbidden_rate = packets;
@@ -327,7 +327,7 @@ impl Meter {
             .into_iter()
             .map(|(_, arrived)| arrived.leaked());
         Ok(Measured {
-            sent: sent.forbidden,
+            sent: sent.all_forbidden(),
             leaked: leaked.sum(),
         })
     }
@@ -417,7 +417,7 @@ impl Meter {
         let measured = Measured {
             sent: accounts_of
                 .clone()
-                .map(|account| account.sent.forbidden)
+                .map(|account| account.sent.all_forbidden())
                 .sum(),
             leaked: accounts_of.map(|account| account.arrived.leaked()).sum(),
         };

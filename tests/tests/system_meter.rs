@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, World, connect, poll};
+use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, Settings, World, connect, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -40,6 +40,34 @@ fn meter_of_an_observing_host_finds_every_packet_that_the_policy_forbids() {
     assert!(leaked >= sent && sent >= 2000, "{verdict:?}");
     let told = |line: &String| line.contains("not every attempt ended as it must");
     assert!(verdict.wrong.iter().any(told), "{verdict:?}");
+}
+
+#[test]
+fn meter_of_a_host_that_stops_attempts_alone_finds_what_passes_behind_them() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let may = gate25_tests::May::RelayOnly;
+    meter
+        .guest_by_frames(&world, &guest, Some("c-1"), may)
+        .unwrap();
+    let settings = Settings {
+        more: "enforcement: observe\n".to_owned(),
+        ..Settings::default()
+    };
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let agent = world.agent_with(settings, &policy).unwrap();
+    world.wait_workloads(&agent, "failed", 0).unwrap();
+    let rules = "table inet attempts { chain forward { type filter hook forward priority 0; \
+                 tcp dport 25 tcp flags & (syn|ack) == syn drop; }; }";
+    let host = &world.hosting.hypervisor;
+    host.exec("nft", &[rules]).unwrap();
+    meter.begin(&agent).unwrap();
+    meter.fire().unwrap();
+    wait_sent(&meter, 1000);
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let Measured { sent, leaked } = verdict.measured;
+    assert!(leaked > sent / 4 && leaked < sent * 3 / 4, "{verdict:?}");
 }
 
 #[test]

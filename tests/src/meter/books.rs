@@ -8,6 +8,7 @@ use super::source::{Arrived, Totals};
 use crate::{Agent, Metrics};
 
 const CONNECTIONS: &str = "gate25_connections_total";
+const PACKETS: &str = "gate25_packets_total";
 const CUSTOMER_CONNECTIONS: &str = "gate25_customer_connections_total";
 const MALFORMED: &str = "gate25_malformed_total";
 const UNTRACKED: &str = "gate25_untracked_connections_total";
@@ -77,6 +78,14 @@ impl Books {
         }
         let counted = |verdicts: &[&str]| self.more(now, CONNECTIONS, None, verdicts);
         wrong.extend(compare("the host", accounts, lost, &sum, counted));
+        // Attempts and all else, but not by customer.
+        let refused = self.more(now, PACKETS, None, &REFUSING);
+        wrong.extend(mismatch(
+            "the host: packets refused and arrived",
+            accounts,
+            lost,
+            [sum.sent.forbidden_packets(), refused + sum.arrived.leaked()],
+        ));
         for name in [MALFORMED, UNTRACKED] {
             let more = increase(&self.host, &now.host, name, &[]);
             if more != 0 {
@@ -111,25 +120,33 @@ fn compare(
 ) -> Vec<String> {
     let Account { sent, arrived } = account;
     let (refused, passed) = (counted(&REFUSING), counted(&PASSING));
-    let mut wrong = Vec::new();
-    let mut check = |what: &str, sent: u64, accounted: u64, may_miss: bool| {
-        let missing = sent.checked_sub(accounted);
-        if !may_miss && missing.is_none_or(|missing| missing > lost)
-            || may_miss && missing.is_none()
-        {
-            wrong.push(format!(
-                "{whose}: {what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"
-            ));
-        }
-    };
-    let less = accounts == Accounts::AtMost;
     let forbidden = refused + arrived.forbidden_syns;
-    check("refused and arrived", sent.forbidden, forbidden, less);
     let passing = sent.allowed + arrived.forbidden_syns;
-    check("counted as passed", passing, passed, less);
     let must = sent.allowed + sent.free;
-    check("allowed and arrived", must, arrived.allowed_syns, less);
-    wrong
+    [
+        ("refused and arrived", [sent.forbidden, forbidden]),
+        ("counted as passed", [passing, passed]),
+        ("allowed and arrived", [must, arrived.allowed_syns]),
+    ]
+    .into_iter()
+    .filter_map(|(what, pair)| mismatch(&format!("{whose}: {what}"), accounts, lost, pair))
+    .collect()
+}
+
+fn mismatch(
+    what: &str,
+    accounts: Accounts,
+    lost: u64,
+    [sent, accounted]: [u64; 2],
+) -> Option<String> {
+    let may_miss = match accounts {
+        Accounts::Customers | Accounts::Host => lost,
+        Accounts::AtMost => sent,
+    };
+    let missing = sent.checked_sub(accounted);
+    missing
+        .is_none_or(|missing| missing > may_miss)
+        .then(|| format!("{what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"))
 }
 
 /// By how much the sum of the series with these labels has risen; one that is not there is 0.
