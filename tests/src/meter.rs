@@ -47,8 +47,8 @@ pub struct Meter {
     relay: Arrivals,
     beginning: Option<Beginning>,
     phases: Vec<Phase>,
-    /// The phase that runs, and how far the counts were at its beginning.
-    phase: (String, Measured),
+    /// The phase that runs; what is measured of it is how far the counts were at its beginning.
+    phase: Phase,
 }
 
 /// What was there before the first packet.
@@ -73,8 +73,19 @@ pub struct Measured {
 pub struct Phase {
     /// Its name.
     pub name: String,
+    /// Whether it shows anything if nothing was sent in it.
+    silence: Silence,
     /// What was sent and arrived in it.
     pub measured: Measured,
+}
+
+/// What it means that nobody has sent anything forbidden in a phase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// That it shows nothing.
+    Wrong,
+    /// Nothing: there may have been nobody to send, or no time.
+    Expected,
 }
 
 /// What came out of a trial.
@@ -89,25 +100,47 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    /// Whether nothing leaked and all adds up.
+    /// Whether nothing leaked, all adds up, and something was sent in every phase.
     ///
     /// # Errors
-    /// Naming the phases with leaks, and what is wrong.
+    /// Naming the phases with leaks or without packets, and what is wrong.
     pub fn check(&self) -> anyhow::Result<()> {
         let phases = self.phases.iter();
-        let leaking = phases.filter(|phase| phase.measured.leaked != 0);
-        let lines: Vec<String> = leaking
+        let amiss = phases.filter(|phase| phase.is_amiss());
+        let Measured { sent, leaked } = self.measured;
+        let nothing = (sent == 0).then(|| "nothing was sent".to_owned());
+        let lines: Vec<String> = amiss
             .map(ToString::to_string)
+            .chain(nothing)
             .chain(self.wrong.iter().cloned())
             .collect();
         if !lines.is_empty() {
-            let Measured { sent, leaked } = self.measured;
             bail!(
                 "{leaked} of {sent} forbidden packets arrived:\n  {}",
                 lines.join("\n  ")
             );
         }
         Ok(())
+    }
+}
+
+impl Phase {
+    fn new(name: &str, silence: Silence, measured: Measured) -> Self {
+        Self {
+            name: name.to_owned(),
+            silence,
+            measured,
+        }
+    }
+
+    /// From before the first one that is named.
+    fn begin() -> Self {
+        Self::new("begin", Silence::Expected, Measured::default())
+    }
+
+    fn is_amiss(&self) -> bool {
+        let Measured { sent, leaked } = self.measured;
+        leaked != 0 || sent == 0 && self.silence == Silence::Wrong
     }
 }
 
@@ -130,7 +163,7 @@ impl Meter {
             relay: Arrivals::start(&world.hosting.relay)?,
             beginning: None,
             phases: Vec::new(),
-            phase: ("begin".to_owned(), Measured::default()),
+            phase: Phase::begin(),
         })
     }
 
@@ -290,7 +323,7 @@ impl Meter {
             books: Books::open(agent)?,
         });
         self.phases.clear();
-        self.phase = ("begin".to_owned(), Measured::default());
+        self.phase = Phase::begin();
         Ok(())
     }
 
@@ -302,15 +335,20 @@ impl Meter {
         self.sources.iter_mut().try_for_each(Source::fire)
     }
 
-    /// What comes from now on belongs to a phase of this name.
+    /// What comes from now on belongs to a phase of this name, in which something must be sent.
     ///
     /// # Errors
     /// When a count cannot be read.
     pub fn phase(&mut self, name: &str) -> anyhow::Result<()> {
-        let now = self.measured()?;
-        self.close_phase(now);
-        self.phase.0 = name.to_owned();
-        Ok(())
+        self.begin_phase(name, Silence::Wrong)
+    }
+
+    /// The same for a phase in which there may be nobody to send.
+    ///
+    /// # Errors
+    /// As [`Meter::phase`].
+    pub fn silent_phase(&mut self, name: &str) -> anyhow::Result<()> {
+        self.begin_phase(name, Silence::Expected)
     }
 
     /// Forbidden packets since the attack began.
@@ -322,13 +360,9 @@ impl Meter {
         for source in &self.sources {
             sent.sum(source.totals()?);
         }
-        let leaked = self
-            .arrived()?
-            .into_iter()
-            .map(|(_, arrived)| arrived.leaked());
         Ok(Measured {
             sent: sent.all_forbidden(),
-            leaked: leaked.sum(),
+            leaked: self.arrived()?.leaked(),
         })
     }
 
@@ -406,20 +440,21 @@ impl Meter {
         self.exchanger.settled()?;
         self.relay.settled()?;
         let arrived = self.arrived()?;
+        wrong.extend(arrived.strangers.iter().map(|(address, packets)| {
+            format!("{packets} packets of {address} arrived, who is no sender")
+        }));
+        let leaked = arrived.leaked();
         let mut owners = BTreeMap::<String, Account>::new();
-        for (totals, (source, arrived)) in sent.into_iter().zip(arrived) {
+        for (totals, (source, arrived)) in sent.into_iter().zip(arrived.of_sources) {
             let owner = source.owner.as_deref().unwrap_or(NOBODY).to_owned();
             let account = owners.entry(owner).or_default();
             account.sent.sum(totals);
             account.arrived.sum(arrived);
         }
-        let accounts_of = owners.values();
+        let sent = owners.values().map(|account| account.sent.all_forbidden());
         let measured = Measured {
-            sent: accounts_of
-                .clone()
-                .map(|account| account.sent.all_forbidden())
-                .sum(),
-            leaked: accounts_of.map(|account| account.arrived.leaked()).sum(),
+            sent: sent.sum(),
+            leaked,
         };
         let beginning = self.beginning.as_ref().context("no attack began")?;
         let now = Books::open(agent)?;
@@ -432,20 +467,28 @@ impl Meter {
         })
     }
 
-    fn close_phase(&mut self, now: Measured) {
-        let (name, before) = &mut self.phase;
-        self.phases.push(Phase {
-            name: name.clone(),
-            measured: Measured {
-                sent: now.sent - before.sent,
-                leaked: now.leaked - before.leaked,
-            },
-        });
-        *before = now;
+    fn begin_phase(&mut self, name: &str, silence: Silence) -> anyhow::Result<()> {
+        let now = self.measured()?;
+        self.close_phase(now);
+        self.phase = Phase::new(name, silence, now);
+        Ok(())
     }
 
-    /// What has arrived of every source since the attack began.
-    fn arrived(&self) -> anyhow::Result<Vec<(&Source, Arrived)>> {
+    fn close_phase(&mut self, now: Measured) {
+        let Phase {
+            name,
+            silence,
+            measured: before,
+        } = &self.phase;
+        let measured = Measured {
+            sent: now.sent - before.sent,
+            leaked: now.leaked - before.leaked,
+        };
+        self.phases.push(Phase::new(name, *silence, measured));
+    }
+
+    /// What has arrived since the attack began.
+    fn arrived(&self) -> anyhow::Result<AllArrived<'_>> {
         let beginning = self.beginning.as_ref().context("no attack began")?;
         let (exchanger, relay) = (self.exchanger.read()?, self.relay.read()?);
         let each = self.sources.iter().map(|source| {
@@ -453,7 +496,35 @@ impl Meter {
             let now = source.arrived(&exchanger, &relay);
             (source, now.since(before))
         });
-        Ok(each.collect())
+        let is_stranger = |(address, port): &(IpAddr, u16)| {
+            let own = |source: &Source| source.has(*address);
+            *port == 25 && !self.sources.iter().any(own)
+        };
+        let strangers = exchanger.iter().filter(|(key, _)| is_stranger(key));
+        let strangers = strangers.map(|(key, now)| {
+            let before = beginning.exchanger.get(key).copied().unwrap_or_default();
+            (key.0, now.all() - before.all())
+        });
+        Ok(AllArrived {
+            of_sources: each.collect(),
+            strangers: strangers.filter(|(_, packets)| *packets != 0).collect(),
+        })
+    }
+}
+
+/// Packets that arrived.
+struct AllArrived<'a> {
+    of_sources: Vec<(&'a Source, Arrived)>,
+    /// At the exchanger's guarded port, by addresses that are no source's.
+    strangers: Vec<(IpAddr, u64)>,
+}
+
+impl AllArrived<'_> {
+    /// Those that must not have.
+    fn leaked(&self) -> u64 {
+        let of_sources = self.of_sources.iter().map(|(_, arrived)| arrived.leaked());
+        let strangers = self.strangers.iter().map(|(_, packets)| packets);
+        of_sources.sum::<u64>() + strangers.sum::<u64>()
     }
 }
 

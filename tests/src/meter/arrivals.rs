@@ -43,6 +43,13 @@ pub(super) struct Packets {
     pub(super) others: u64,
 }
 
+impl Packets {
+    pub(super) fn all(self) -> u64 {
+        let Self { syns, others } = self;
+        syns + others
+    }
+}
+
 /// Counts in a namespace before anything there judges, and lets no made-up packet be answered.
 #[derive(Debug)]
 pub(super) struct Arrivals {

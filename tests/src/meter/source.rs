@@ -182,6 +182,11 @@ impl Source {
         }
     }
 
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        let Addresses { v4, v6 } = self.addresses;
+        [IpAddr::from(v4), v6.into()].contains(&address)
+    }
+
     /// Starts every way of sending that it has.
     pub(super) fn fire(&mut self) -> anyhow::Result<()> {
         if !self.running.is_empty() {

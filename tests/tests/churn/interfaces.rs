@@ -105,7 +105,9 @@ pub(crate) fn name_changes_hands(times: u64) {
         if round > 0 {
             agent.apply_policy("policy.yaml", &exempts.text()).unwrap();
         }
-        meter.phase(&format!("exempt, round {round}")).unwrap();
+        meter
+            .silent_phase(&format!("exempt, round {round}"))
+            .unwrap();
         host.ip(&exempt.line_in(None)).unwrap();
         exempt.up();
         wait_open(&meter, &agent, &exempt);
@@ -147,7 +149,9 @@ pub(crate) fn index_changes_hands(times: u64) {
     let host = &world.hosting.hypervisor;
     let mut rounds = Rounds::of(times).unwrap();
     for round in rounds.by_ref() {
-        meter.phase(&format!("exempt, round {round}")).unwrap();
+        meter
+            .silent_phase(&format!("exempt, round {round}"))
+            .unwrap();
         host.ip(&exempt.line_in(None)).unwrap();
         exempt.up();
         wait_open(&meter, &agent, &exempt);

@@ -101,8 +101,8 @@ pub(crate) fn full_of_interfaces(times: u64) {
             Ok((agent.get("/readyz")?.0 == 200).then_some(()))
         })
         .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+        meter.check().unwrap();
     }
-    meter.check().unwrap();
     let what = "no room in a table of the kernel's (INTERFACES), a new guest";
     meter
         .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
