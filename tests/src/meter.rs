@@ -23,8 +23,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Addresses, Agent, Container, Guest, Hosting, Outcome, Tap, Trial, Tried, World, connect, poll,
-    tenant::packets::hardware,
+    Addresses, Agent, Container, Guest, Hosting, NetNs, Outcome, Tap, Trial, Tried, World, connect,
+    poll, tenant::packets::hardware,
 };
 use arrivals::{Arrivals, Counts};
 use books::{Account, Books};
@@ -43,6 +43,7 @@ const NOBODY: &str = "unassigned";
 #[derive(Debug)]
 pub struct Meter {
     sources: Vec<Source>,
+    hypervisor: NetNs,
     exchanger: Arrivals,
     relay: Arrivals,
     beginning: Option<Beginning>,
@@ -97,6 +98,9 @@ pub struct Verdict {
     pub phases: Vec<Phase>,
     /// What does not add up, and who was told what he must not be told; nothing where all is well.
     pub wrong: Vec<String>,
+    /// Packets that the senders' own sides did not take, and why. Where interfaces come and go there
+    /// are some.
+    pub unsent: Vec<String>,
 }
 
 impl Verdict {
@@ -115,6 +119,7 @@ impl Verdict {
             .chain(self.wrong.iter().cloned())
             .collect();
         if !lines.is_empty() {
+            let lines = [lines, self.unsent.clone()].concat();
             bail!(
                 "{leaked} of {sent} forbidden packets arrived:\n  {}",
                 lines.join("\n  ")
@@ -159,6 +164,7 @@ impl Meter {
     pub fn bare(world: &World) -> anyhow::Result<Self> {
         Ok(Self {
             sources: Vec::new(),
+            hypervisor: world.hosting.hypervisor.clone(),
             exchanger: Arrivals::start(&world.hosting.exchanger)?,
             relay: Arrivals::start(&world.hosting.relay)?,
             beginning: None,
@@ -320,7 +326,7 @@ impl Meter {
         self.beginning = Some(Beginning {
             exchanger: self.exchanger.settled()?,
             relay: self.relay.settled()?,
-            books: Books::open(agent)?,
+            books: Books::open(agent, &self.hypervisor)?,
         });
         self.phases.clear();
         self.phase = Phase::begin();
@@ -371,9 +377,31 @@ impl Meter {
     /// # Errors
     /// When they cannot be read.
     pub fn seen_by_exchanger(&self, from: Addresses) -> anyhow::Result<u64> {
-        let counts = self.exchanger.read()?;
-        let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
-        Ok(of(from.v4.into()) + of(from.v6.into()))
+        Ok(syns(&self.exchanger.read()?, from))
+    }
+
+    /// Waits until SYNs from these addresses arrive at the relay's port 25.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait_relayed(&self, from: Addresses) -> anyhow::Result<()> {
+        /// More than may have been on their way.
+        const ENOUGH: u64 = 20;
+        let seen = || anyhow::Ok(syns(&self.relay.read()?, from));
+        let until = seen()? + ENOUGH;
+        let what = format!("packets of {} at the relay", from.v4);
+        poll(&what, PROMPT, || Ok((seen()? >= until).then_some(())))
+    }
+
+    /// The same of everybody who sends.
+    ///
+    /// # Errors
+    /// As [`Meter::wait_relayed`].
+    pub fn wait_all_relayed(&self) -> anyhow::Result<()> {
+        let running = self.sources.iter().filter(|source| source.is_running());
+        running
+            .map(|source| self.wait_relayed(source.addresses))
+            .collect()
     }
 
     /// Waits until everybody has sent again by every way, and checks that nothing forbidden has
@@ -430,12 +458,13 @@ impl Meter {
     /// # Errors
     /// When a count cannot be read, or no attack began.
     pub fn end(&mut self, agent: &Agent, accounts: Accounts) -> anyhow::Result<Verdict> {
-        let mut wrong = Vec::new();
+        let (mut wrong, mut unsent) = (Vec::new(), Vec::new());
         let mut sent = Vec::new();
         for source in &mut self.sources {
-            let (totals, complaints) = source.finish()?;
-            wrong.extend(complaints);
-            sent.push(totals);
+            let finished = source.finish()?;
+            wrong.extend(finished.wrong);
+            unsent.extend(finished.unsent);
+            sent.push(finished.sent);
         }
         self.exchanger.settled()?;
         self.relay.settled()?;
@@ -457,13 +486,14 @@ impl Meter {
             leaked,
         };
         let beginning = self.beginning.as_ref().context("no attack began")?;
-        let now = Books::open(agent)?;
+        let now = Books::open(agent, &self.hypervisor)?;
         wrong.extend(beginning.books.differences(&now, accounts, &owners));
         self.close_phase(measured);
         Ok(Verdict {
             measured,
             phases: std::mem::take(&mut self.phases),
             wrong,
+            unsent,
         })
     }
 
@@ -526,6 +556,12 @@ impl AllArrived<'_> {
         let strangers = self.strangers.iter().map(|(_, packets)| packets);
         of_sources.sum::<u64>() + strangers.sum::<u64>()
     }
+}
+
+/// To the guarded port.
+fn syns(counts: &Counts, from: Addresses) -> u64 {
+    let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
+    of(from.v4.into()) + of(from.v6.into())
 }
 
 fn check_as_told(

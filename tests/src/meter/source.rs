@@ -230,7 +230,7 @@ impl Source {
                 sent.forbidden.min(sent.midway) >= ENOUGH || self.may == May::Everything;
             Ok((forbidden && sent.allowed >= ENOUGH).then_some(()))
         })?;
-        Ok(self.finish()?.0)
+        Ok(self.finish()?.sent)
     }
 
     fn fire_floods(&mut self, lane: Lane) -> anyhow::Result<()> {
@@ -370,10 +370,14 @@ impl Source {
         format!("{}, {}", self.name, running.label)
     }
 
-    /// Ends all of it; what was sent in all, and which sockets were told what they must not be.
-    pub(super) fn finish(&mut self) -> anyhow::Result<(Totals, Vec<String>)> {
-        let mut totals = Totals::default();
-        let mut wrong = Vec::new();
+    /// Whether it sends.
+    pub(super) fn is_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Ends all of it.
+    pub(super) fn finish(&mut self) -> anyhow::Result<Finished> {
+        let mut finished = Finished::default();
         for running in std::mem::take(&mut self.running) {
             let Running { label, lane, what } = running;
             let place = || format!("{}, {label}", self.name);
@@ -395,11 +399,17 @@ impl Source {
                 ),
                 What::Echo => Seen::Echo(tenant.context("no tenant")?.hush(&label)),
             };
-            totals.add(lane, &seen);
+            finished.sent.add(lane, &seen);
+            let unsent = seen.unsent();
+            finished
+                .unsent
+                .extend(unsent.map(|why| format!("{}: {why}", place())));
             let complaint = seen.check(lane).with_context(place).err();
-            wrong.extend(complaint.map(|error| format!("{error:#}")));
+            finished
+                .wrong
+                .extend(complaint.map(|error| format!("{error:#}")));
         }
-        Ok((totals, wrong))
+        Ok(finished)
     }
 
     /// SYNs and other packets of its own, out of these: those that must not have arrived, and those
@@ -433,6 +443,17 @@ impl Source {
             What::Echo => Seen::Echo(tenant.context("no tenant")?.echoes(label)),
         })
     }
+}
+
+/// What came out at a source.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    /// In all.
+    pub(super) sent: Totals,
+    /// Which sockets were told what they must not be.
+    pub(super) wrong: Vec<String>,
+    /// What its own side did not take, and why.
+    pub(super) unsent: Vec<String>,
 }
 
 /// Packets of one source that arrived.
@@ -498,6 +519,19 @@ impl Seen {
         match self {
             Self::Connects(tally) => tally.attempts(),
             Self::Flood(_) | Self::Sender(_) | Self::Echo(_) => 0,
+        }
+    }
+
+    /// How much its own side did not take, and why.
+    fn unsent(&self) -> Option<String> {
+        match self {
+            Self::Flood(Sent {
+                unsent, trouble, ..
+            }) if *unsent != 0 => {
+                let why = trouble.as_deref().unwrap_or("for no reason");
+                Some(format!("{unsent} not sent, the last: {why}"))
+            }
+            Self::Flood(_) | Self::Sender(_) | Self::Connects(_) | Self::Echo(_) => None,
         }
     }
 

@@ -74,10 +74,11 @@ pub(crate) fn born_and_gone(times: u64) {
         .wait_workloads(&agent, "unassigned", GUESTS.len() - owned)
         .unwrap();
     meter.check().unwrap();
+    meter.wait_all_relayed().unwrap();
     let times = rounds.begun() * GUESTS.len() as u64;
     let what = "interface destroyed and made again, its guest sending from the first packet";
     meter
-        .judge(&agent, Trial::Fault, what, times, Accounts::AtMost)
+        .judge(&agent, Trial::Fault, what, times, Accounts::Guarded)
         .unwrap();
 }
 
@@ -122,7 +123,13 @@ pub(crate) fn name_changes_hands(times: u64) {
     }
     let what = "interface of an exempt customer's replaced by a blocked one's of the same name";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 
@@ -161,7 +168,13 @@ pub(crate) fn index_changes_hands(times: u64) {
     }
     let what = "index of an exempt customer's interface given to a blocked one's";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 
@@ -274,5 +287,8 @@ fn finish_round(world: &World, meter: &Meter, agent: &Agent, closed: &Plug<'_>, 
     )
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     check_tight(meter, agent, &format!("round {round}"));
+    meter
+        .wait_relayed(closed.guest.addresses)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     world.hosting.hypervisor.ip(&closed.line_out()).unwrap();
 }

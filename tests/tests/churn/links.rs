@@ -95,9 +95,10 @@ fn taken_off(times: u64, what: &str, args: &[&str], off: impl Fn(&World, &Guest,
         }
         meter.check().unwrap();
     }
+    meter.wait_all_relayed().unwrap();
     let times = rounds.begun() * guests.len() as u64;
     meter
-        .judge(&agent, Trial::Fault, what, times, Accounts::AtMost)
+        .judge(&agent, Trial::Fault, what, times, Accounts::Guarded)
         .unwrap();
 }
 

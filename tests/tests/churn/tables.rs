@@ -103,9 +103,16 @@ pub(crate) fn full_of_interfaces(times: u64) {
         .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
         meter.check().unwrap();
     }
+    meter.wait_all_relayed().unwrap();
     let what = "no room in a table of the kernel's (INTERFACES), a new guest";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 

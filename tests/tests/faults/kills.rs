@@ -200,8 +200,9 @@ pub(crate) fn in_an_attachment(step: usize) {
         survived
     });
     meter.check().unwrap();
+    meter.wait_all_relayed().unwrap();
     meter
-        .judge(&agent, Trial::Fault, what, kills, Accounts::AtMost)
+        .judge(&agent, Trial::Fault, what, kills, Accounts::Guarded)
         .unwrap();
 }
 
