@@ -372,6 +372,17 @@ impl Meter {
         })
     }
 
+    /// Forbidden packets that the sender with these addresses says that it has sent.
+    ///
+    /// # Errors
+    /// When there is no such sender, or it does not say.
+    pub fn sent_by(&self, addresses: Addresses) -> anyhow::Result<u64> {
+        let mut sources = self.sources.iter();
+        let found = sources.find(|source| source.addresses == addresses);
+        let source = found.with_context(|| format!("{} does not send", addresses.v4))?;
+        Ok(source.totals()?.all_forbidden())
+    }
+
     /// SYNs from these addresses that have arrived at the exchanger's port 25, wanted or not.
     ///
     /// # Errors

@@ -61,7 +61,7 @@ pub(crate) fn born_and_gone(times: u64) {
         // In some rounds they go again before the agent has dealt with them.
         let packets = [1, 10, 100][round as usize % 3];
         for plug in &plugs {
-            plug.wait_received(packets);
+            plug.wait_forbidden(&meter, packets);
         }
         check_tight(&meter, &agent, &format!("round {round}"));
     }
@@ -118,7 +118,7 @@ pub(crate) fn name_changes_hands(times: u64) {
             0 => Seen::AsTheyHappen,
             _ => Seen::AtOnce,
         };
-        replace(&mut agent, &exempt, &closed, seen);
+        replace(&meter, &mut agent, &exempt, &closed, seen);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "interface of an exempt customer's replaced by a blocked one's of the same name";
@@ -163,7 +163,7 @@ pub(crate) fn index_changes_hands(times: u64) {
         exempt.up();
         wait_open(&meter, &agent, &exempt);
         meter.phase(&format!("another's, round {round}")).unwrap();
-        replace(&mut agent, &exempt, &closed, Seen::AtOnce);
+        replace(&meter, &mut agent, &exempt, &closed, Seen::AtOnce);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "index of an exempt customer's interface given to a blocked one's";
@@ -251,7 +251,7 @@ enum Seen {
 
 /// Puts the blocked guest's interface into the place of the exempt one's, and waits for its packets.
 #[track_caller]
-fn replace(agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) {
+fn replace(meter: &Meter, agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) {
     let world = exempt.world;
     let index = (seen == Seen::AtOnce).then(|| world.index(exempt.name).unwrap());
     if seen == Seen::AtOnce {
@@ -260,7 +260,7 @@ fn replace(agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) 
     let lines = format!("{}{}", exempt.line_out(), closed.line_in(index));
     world.hosting.hypervisor.ip(&lines).unwrap();
     closed.up();
-    closed.wait_received(20);
+    closed.wait_forbidden(meter, 20);
     if seen == Seen::AtOnce {
         agent.signal(Signal::SIGCONT).unwrap();
     }

@@ -86,7 +86,7 @@ pub(crate) fn full_of_interfaces(times: u64) {
         let mut entries = ForeignEntries::fill(&world, "INTERFACES").unwrap();
         host.ip(&plug.line_in(None)).unwrap();
         plug.up();
-        plug.wait_received(100);
+        plug.wait_forbidden(&meter, 100);
         poll("the table's name in the status", LIMIT, || {
             let status = agent.command(&["status", "-j"])?;
             Ok(status.out.contains("table INTERFACES").then_some(()))
