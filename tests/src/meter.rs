@@ -294,13 +294,29 @@ impl Meter {
     /// # Errors
     /// At the deadline, naming who is not.
     pub fn wait_as_told(&mut self, world: &World) -> anyhow::Result<()> {
+        self.wait_each_as_told(world, |_| true)
+    }
+
+    /// The same of the containers alone; they must not be sending.
+    ///
+    /// # Errors
+    /// As [`Meter::wait_as_told`].
+    pub fn wait_containers_as_told(&mut self, world: &World) -> anyhow::Result<()> {
+        self.wait_each_as_told(world, |source| source.container().is_some())
+    }
+
+    fn wait_each_as_told(
+        &mut self,
+        world: &World,
+        meant: impl Fn(&Source) -> bool,
+    ) -> anyhow::Result<()> {
         let Self {
             sources,
             exchanger,
             relay,
             ..
         } = self;
-        for source in sources {
+        for source in sources.iter_mut().filter(|source| meant(source)) {
             let mut last = None;
             poll("a sender to be as the policy says", PROMPT, || {
                 let result = check_as_told(source, &world.refusal, exchanger, relay);
@@ -339,6 +355,14 @@ impl Meter {
     /// When one of them cannot.
     pub fn fire(&mut self) -> anyhow::Result<()> {
         self.sources.iter_mut().try_for_each(Source::fire)
+    }
+
+    /// Has the virtual machines send frames, and nobody else.
+    ///
+    /// # Errors
+    /// When one of them cannot.
+    pub fn fire_frames(&mut self) -> anyhow::Result<()> {
+        self.sources.iter_mut().try_for_each(Source::fire_frames)
     }
 
     /// What comes from now on belongs to a phase of this name, in which something must be sent.

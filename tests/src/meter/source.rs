@@ -201,6 +201,16 @@ impl Source {
             .with_context(|| format!("connections of {}", self.name))
     }
 
+    /// Starts what a virtual machine sends without a kernel of its own, which may be told anything.
+    pub(super) fn fire_frames(&mut self) -> anyhow::Result<()> {
+        match self.body {
+            Body::Guest { .. } | Body::Frames { .. } | Body::Tap { .. } => LANES
+                .into_iter()
+                .try_for_each(|lane| self.fire_floods(lane)),
+            Body::Container { .. } => Ok(()),
+        }
+    }
+
     /// Connections that were open before whatever happens, and must outlive it.
     fn hold_connections(&mut self) -> anyhow::Result<()> {
         let Body::Container { container, .. } = &self.body else {
