@@ -8,7 +8,7 @@ use std::{
 
 use gate25_tests::{
     Accounts, Agent, Feature, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds,
-    Settings, Tally, Trial, Tried, World,
+    Settings, Tally, Trial, Tried, World, paced,
 };
 
 use super::scene::{LIMIT, repairs, wait_repairs, watchful};
@@ -183,7 +183,7 @@ pub(crate) fn detached_from_the_root_of_containers_without_a_network() -> (Durat
     world.wait_refused(&container.tenant).unwrap();
     let took = detached.elapsed();
     let tally = container.tenant.rest("knock").unwrap();
-    assert!(took < SOON, "{took:?}");
+    assert!(took < paced(SOON), "{took:?}");
     world.check_contained(&container.tenant).unwrap();
     (took, tally)
 }
