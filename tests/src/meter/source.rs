@@ -8,10 +8,10 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::arrivals::Counts;
+use super::{arrivals::Counts, seen::Seen};
 use crate::{
-    Addresses, Container, Hosting, NetNs, Sender, Tally, Tap, fewer,
-    flood::{Flood, Hardware, Plan, Sent, Way},
+    Addresses, Container, Hosting, NetNs, Sender, Tap, fewer,
+    flood::{Flood, Hardware, Plan, Way},
     paced, poll,
     tenant::packets,
 };
@@ -502,72 +502,6 @@ impl Arrived {
             forbidden_others: self.forbidden_others - forbidden_others,
             allowed_syns: self.allowed_syns - allowed_syns,
         }
-    }
-}
-
-enum Seen {
-    Flood(Sent),
-    Sender(Tally),
-    /// A container's sender.
-    Connects(Tally),
-    /// Answers, or how the connection ended.
-    Echo(anyhow::Result<u64>),
-}
-
-impl Seen {
-    /// Packets of its lane's kind.
-    fn attempts(&self) -> u64 {
-        match self {
-            Self::Flood(sent) => sent.packets,
-            Self::Sender(tally) | Self::Connects(tally) => tally.attempts(),
-            Self::Echo(_) => 1,
-        }
-    }
-
-    /// Those of them that a container's sockets asked for.
-    fn connects(&self) -> u64 {
-        match self {
-            Self::Connects(tally) => tally.attempts(),
-            Self::Flood(_) | Self::Sender(_) | Self::Echo(_) => 0,
-        }
-    }
-
-    /// How much its own side did not take, and why.
-    fn unsent(&self) -> Option<String> {
-        match self {
-            Self::Flood(Sent {
-                unsent, trouble, ..
-            }) if *unsent != 0 => {
-                let why = trouble.as_deref().unwrap_or("for no reason");
-                Some(format!("{unsent} not sent, the last: {why}"))
-            }
-            Self::Flood(_) | Self::Sender(_) | Self::Connects(_) | Self::Echo(_) => None,
-        }
-    }
-
-    fn uses(&self) -> u64 {
-        match self {
-            Self::Flood(_) | Self::Sender(_) | Self::Connects(_) => self.attempts(),
-            Self::Echo(answers) => answers.as_ref().copied().unwrap_or_default(),
-        }
-    }
-
-    /// Whether sockets were told what this lane asks for. A flood waits for no answer.
-    fn check(self, lane: Lane) -> anyhow::Result<()> {
-        let (right, tally) = match (self, lane) {
-            (Self::Flood(_), _) => return Ok(()),
-            (Self::Echo(answers), _) => return answers.map(drop),
-            (Self::Sender(tally) | Self::Connects(tally), Lane::Forbidden | Lane::Midway) => {
-                (tally.refused, tally)
-            }
-            (Self::Sender(tally) | Self::Connects(tally), Lane::Allowed | Lane::Free) => {
-                (tally.connected, tally)
-            }
-        };
-        if right != tally.attempts() {
-            bail!("not every attempt ended as it must: {tally:?}");
-        }
-        Ok(())
     }
 }
 
