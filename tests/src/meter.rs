@@ -9,11 +9,12 @@
 mod arrivals;
 mod books;
 mod crew;
+mod seen;
 mod source;
+mod verdict;
 
 use std::{
     collections::BTreeMap,
-    fmt,
     net::IpAddr,
     path::Path,
     sync::{Arc, Mutex},
@@ -23,15 +24,17 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    Addresses, Agent, Container, Guest, Hosting, Outcome, Tap, Trial, Tried, World, connect, poll,
-    tenant::packets::hardware,
+    Addresses, Agent, Container, Guest, Hosting, NetNs, Outcome, Tap, Trial, Tried, World, connect,
+    poll, tenant::packets::hardware,
 };
 use arrivals::{Arrivals, Counts};
 use books::{Account, Books};
 use source::{Arrived, Body, Source, Totals};
+use verdict::Silence;
 
 pub use books::Accounts;
 pub use source::May;
+pub use verdict::{Measured, Phase, Verdict};
 
 /// How long an interface may take to be closed, or an exemption to begin, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
@@ -43,12 +46,13 @@ const NOBODY: &str = "unassigned";
 #[derive(Debug)]
 pub struct Meter {
     sources: Vec<Source>,
+    hypervisor: NetNs,
     exchanger: Arrivals,
     relay: Arrivals,
     beginning: Option<Beginning>,
     phases: Vec<Phase>,
-    /// The phase that runs, and how far the counts were at its beginning.
-    phase: (String, Measured),
+    /// The phase that runs; what is measured of it is how far the counts were at its beginning.
+    phase: Phase,
 }
 
 /// What was there before the first packet.
@@ -59,65 +63,6 @@ struct Beginning {
     relay: Counts,
 }
 
-/// Forbidden packets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Measured {
-    /// Those sent.
-    pub sent: u64,
-    /// Those that arrived.
-    pub leaked: u64,
-}
-
-/// A part of a trial. What is on its way when one ends counts for the next.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Phase {
-    /// Its name.
-    pub name: String,
-    /// What was sent and arrived in it.
-    pub measured: Measured,
-}
-
-/// What came out of a trial.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verdict {
-    /// Over all phases.
-    pub measured: Measured,
-    /// One after the other.
-    pub phases: Vec<Phase>,
-    /// What does not add up, and who was told what he must not be told; nothing where all is well.
-    pub wrong: Vec<String>,
-}
-
-impl Verdict {
-    /// Whether nothing leaked and all adds up.
-    ///
-    /// # Errors
-    /// Naming the phases with leaks, and what is wrong.
-    pub fn check(&self) -> anyhow::Result<()> {
-        let phases = self.phases.iter();
-        let leaking = phases.filter(|phase| phase.measured.leaked != 0);
-        let lines: Vec<String> = leaking
-            .map(ToString::to_string)
-            .chain(self.wrong.iter().cloned())
-            .collect();
-        if !lines.is_empty() {
-            let Measured { sent, leaked } = self.measured;
-            bail!(
-                "{leaked} of {sent} forbidden packets arrived:\n  {}",
-                lines.join("\n  ")
-            );
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Measured { sent, leaked } = self.measured;
-        write!(f, "{}: {leaked} of {sent} arrived", self.name)
-    }
-}
-
 impl Meter {
     /// A meter without senders.
     ///
@@ -126,11 +71,12 @@ impl Meter {
     pub fn bare(world: &World) -> anyhow::Result<Self> {
         Ok(Self {
             sources: Vec::new(),
+            hypervisor: world.hosting.hypervisor.clone(),
             exchanger: Arrivals::start(&world.hosting.exchanger)?,
             relay: Arrivals::start(&world.hosting.relay)?,
             beginning: None,
             phases: Vec::new(),
-            phase: ("begin".to_owned(), Measured::default()),
+            phase: Phase::begin(),
         })
     }
 
@@ -231,7 +177,7 @@ impl Meter {
     }
 
     /// Has every sender that there is so far flood with this many forbidden packets a second from the
-    /// next attack on.
+    /// next attack on, every second of which asks for a connection.
     pub fn forbidden_rate(&mut self, packets: u32) {
         for source in &mut self.sources {
             source.forbidden_rate = packets;
@@ -255,13 +201,29 @@ impl Meter {
     /// # Errors
     /// At the deadline, naming who is not.
     pub fn wait_as_told(&mut self, world: &World) -> anyhow::Result<()> {
+        self.wait_each_as_told(world, |_| true)
+    }
+
+    /// The same of the containers alone; they must not be sending.
+    ///
+    /// # Errors
+    /// As [`Meter::wait_as_told`].
+    pub fn wait_containers_as_told(&mut self, world: &World) -> anyhow::Result<()> {
+        self.wait_each_as_told(world, |source| source.container().is_some())
+    }
+
+    fn wait_each_as_told(
+        &mut self,
+        world: &World,
+        meant: impl Fn(&Source) -> bool,
+    ) -> anyhow::Result<()> {
         let Self {
             sources,
             exchanger,
             relay,
             ..
         } = self;
-        for source in sources {
+        for source in sources.iter_mut().filter(|source| meant(source)) {
             let mut last = None;
             poll("a sender to be as the policy says", PROMPT, || {
                 let result = check_as_told(source, &world.refusal, exchanger, relay);
@@ -287,10 +249,10 @@ impl Meter {
         self.beginning = Some(Beginning {
             exchanger: self.exchanger.settled()?,
             relay: self.relay.settled()?,
-            books: Books::open(agent)?,
+            books: Books::open(agent, &self.hypervisor)?,
         });
         self.phases.clear();
-        self.phase = ("begin".to_owned(), Measured::default());
+        self.phase = Phase::begin();
         Ok(())
     }
 
@@ -302,15 +264,28 @@ impl Meter {
         self.sources.iter_mut().try_for_each(Source::fire)
     }
 
-    /// What comes from now on belongs to a phase of this name.
+    /// Has the virtual machines send frames, and nobody else.
+    ///
+    /// # Errors
+    /// When one of them cannot.
+    pub fn fire_frames(&mut self) -> anyhow::Result<()> {
+        self.sources.iter_mut().try_for_each(Source::fire_frames)
+    }
+
+    /// What comes from now on belongs to a phase of this name, in which something must be sent.
     ///
     /// # Errors
     /// When a count cannot be read.
     pub fn phase(&mut self, name: &str) -> anyhow::Result<()> {
-        let now = self.measured()?;
-        self.close_phase(now);
-        self.phase.0 = name.to_owned();
-        Ok(())
+        self.begin_phase(name, Silence::Wrong)
+    }
+
+    /// The same for a phase in which there may be nobody to send.
+    ///
+    /// # Errors
+    /// As [`Meter::phase`].
+    pub fn silent_phase(&mut self, name: &str) -> anyhow::Result<()> {
+        self.begin_phase(name, Silence::Expected)
     }
 
     /// Forbidden packets since the attack began.
@@ -322,14 +297,21 @@ impl Meter {
         for source in &self.sources {
             sent.sum(source.totals()?);
         }
-        let leaked = self
-            .arrived()?
-            .into_iter()
-            .map(|(_, arrived)| arrived.leaked());
         Ok(Measured {
-            sent: sent.forbidden,
-            leaked: leaked.sum(),
+            sent: sent.all_forbidden(),
+            leaked: self.arrived()?.leaked(),
         })
+    }
+
+    /// Forbidden packets that the sender with these addresses says that it has sent.
+    ///
+    /// # Errors
+    /// When there is no such sender, or it does not say.
+    pub fn sent_by(&self, addresses: Addresses) -> anyhow::Result<u64> {
+        let mut sources = self.sources.iter();
+        let found = sources.find(|source| source.addresses == addresses);
+        let source = found.with_context(|| format!("{} does not send", addresses.v4))?;
+        Ok(source.totals()?.all_forbidden())
     }
 
     /// SYNs from these addresses that have arrived at the exchanger's port 25, wanted or not.
@@ -337,9 +319,31 @@ impl Meter {
     /// # Errors
     /// When they cannot be read.
     pub fn seen_by_exchanger(&self, from: Addresses) -> anyhow::Result<u64> {
-        let counts = self.exchanger.read()?;
-        let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
-        Ok(of(from.v4.into()) + of(from.v6.into()))
+        Ok(syns(&self.exchanger.read()?, from))
+    }
+
+    /// Waits until SYNs from these addresses arrive at the relay's port 25.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait_relayed(&self, from: Addresses) -> anyhow::Result<()> {
+        /// More than may have been on their way.
+        const ENOUGH: u64 = 20;
+        let seen = || anyhow::Ok(syns(&self.relay.read()?, from));
+        let until = seen()? + ENOUGH;
+        let what = format!("packets of {} at the relay", from.v4);
+        poll(&what, PROMPT, || Ok((seen()? >= until).then_some(())))
+    }
+
+    /// The same of everybody who sends.
+    ///
+    /// # Errors
+    /// As [`Meter::wait_relayed`].
+    pub fn wait_all_relayed(&self) -> anyhow::Result<()> {
+        let running = self.sources.iter().filter(|source| source.is_running());
+        running
+            .map(|source| self.wait_relayed(source.addresses))
+            .collect()
     }
 
     /// Waits until everybody has sent again by every way, and checks that nothing forbidden has
@@ -396,56 +400,67 @@ impl Meter {
     /// # Errors
     /// When a count cannot be read, or no attack began.
     pub fn end(&mut self, agent: &Agent, accounts: Accounts) -> anyhow::Result<Verdict> {
-        let mut wrong = Vec::new();
+        let (mut wrong, mut unsent) = (Vec::new(), Vec::new());
         let mut sent = Vec::new();
         for source in &mut self.sources {
-            let (totals, complaints) = source.finish()?;
-            wrong.extend(complaints);
-            sent.push(totals);
+            let finished = source.finish()?;
+            wrong.extend(finished.wrong);
+            unsent.extend(finished.unsent);
+            sent.push(finished.sent);
         }
         self.exchanger.settled()?;
         self.relay.settled()?;
         let arrived = self.arrived()?;
+        wrong.extend(arrived.strangers.iter().map(|(address, packets)| {
+            format!("{packets} packets of {address} arrived, who is no sender")
+        }));
+        let leaked = arrived.leaked();
         let mut owners = BTreeMap::<String, Account>::new();
-        for (totals, (source, arrived)) in sent.into_iter().zip(arrived) {
+        for (totals, (source, arrived)) in sent.into_iter().zip(arrived.of_sources) {
             let owner = source.owner.as_deref().unwrap_or(NOBODY).to_owned();
             let account = owners.entry(owner).or_default();
             account.sent.sum(totals);
             account.arrived.sum(arrived);
         }
-        let accounts_of = owners.values();
+        let sent = owners.values().map(|account| account.sent.all_forbidden());
         let measured = Measured {
-            sent: accounts_of
-                .clone()
-                .map(|account| account.sent.forbidden)
-                .sum(),
-            leaked: accounts_of.map(|account| account.arrived.leaked()).sum(),
+            sent: sent.sum(),
+            leaked,
         };
         let beginning = self.beginning.as_ref().context("no attack began")?;
-        let now = Books::open(agent)?;
+        let now = Books::open(agent, &self.hypervisor)?;
         wrong.extend(beginning.books.differences(&now, accounts, &owners));
         self.close_phase(measured);
         Ok(Verdict {
             measured,
             phases: std::mem::take(&mut self.phases),
             wrong,
+            unsent,
         })
     }
 
-    fn close_phase(&mut self, now: Measured) {
-        let (name, before) = &mut self.phase;
-        self.phases.push(Phase {
-            name: name.clone(),
-            measured: Measured {
-                sent: now.sent - before.sent,
-                leaked: now.leaked - before.leaked,
-            },
-        });
-        *before = now;
+    fn begin_phase(&mut self, name: &str, silence: Silence) -> anyhow::Result<()> {
+        let now = self.measured()?;
+        self.close_phase(now);
+        self.phase = Phase::new(name, silence, now);
+        Ok(())
     }
 
-    /// What has arrived of every source since the attack began.
-    fn arrived(&self) -> anyhow::Result<Vec<(&Source, Arrived)>> {
+    fn close_phase(&mut self, now: Measured) {
+        let Phase {
+            name,
+            silence,
+            measured: before,
+        } = &self.phase;
+        let measured = Measured {
+            sent: now.sent - before.sent,
+            leaked: now.leaked - before.leaked,
+        };
+        self.phases.push(Phase::new(name, *silence, measured));
+    }
+
+    /// What has arrived since the attack began.
+    fn arrived(&self) -> anyhow::Result<AllArrived<'_>> {
         let beginning = self.beginning.as_ref().context("no attack began")?;
         let (exchanger, relay) = (self.exchanger.read()?, self.relay.read()?);
         let each = self.sources.iter().map(|source| {
@@ -453,8 +468,42 @@ impl Meter {
             let now = source.arrived(&exchanger, &relay);
             (source, now.since(before))
         });
-        Ok(each.collect())
+        let is_stranger = |(address, port): &(IpAddr, u16)| {
+            let own = |source: &Source| source.has(*address);
+            *port == 25 && !self.sources.iter().any(own)
+        };
+        let strangers = exchanger.iter().filter(|(key, _)| is_stranger(key));
+        let strangers = strangers.map(|(key, now)| {
+            let before = beginning.exchanger.get(key).copied().unwrap_or_default();
+            (key.0, now.all() - before.all())
+        });
+        Ok(AllArrived {
+            of_sources: each.collect(),
+            strangers: strangers.filter(|(_, packets)| *packets != 0).collect(),
+        })
     }
+}
+
+/// Packets that arrived.
+struct AllArrived<'a> {
+    of_sources: Vec<(&'a Source, Arrived)>,
+    /// At the exchanger's guarded port, by addresses that are no source's.
+    strangers: Vec<(IpAddr, u64)>,
+}
+
+impl AllArrived<'_> {
+    /// Those that must not have.
+    fn leaked(&self) -> u64 {
+        let of_sources = self.of_sources.iter().map(|(_, arrived)| arrived.leaked());
+        let strangers = self.strangers.iter().map(|(_, packets)| packets);
+        of_sources.sum::<u64>() + strangers.sum::<u64>()
+    }
+}
+
+/// To the guarded port.
+fn syns(counts: &Counts, from: Addresses) -> u64 {
+    let of = |address: IpAddr| counts.get(&(address, 25)).map_or(0, |it| it.syns);
+    of(from.v4.into()) + of(from.v6.into())
 }
 
 fn check_as_told(

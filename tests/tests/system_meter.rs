@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use gate25_tests::{Accounts, Measured, Meter, Phase, PolicyText, World, connect, poll};
+use gate25_tests::{
+    Accounts, May, Measured, Meter, Phase, PolicyText, Settings, World, connect, poll,
+};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -43,6 +45,34 @@ fn meter_of_an_observing_host_finds_every_packet_that_the_policy_forbids() {
 }
 
 #[test]
+fn meter_of_a_host_that_stops_attempts_alone_finds_what_passes_behind_them() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let may = May::RelayOnly;
+    meter
+        .guest_by_frames(&world, &guest, Some("c-1"), may)
+        .unwrap();
+    let settings = Settings {
+        more: "enforcement: observe\n".to_owned(),
+        ..Settings::default()
+    };
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let agent = world.agent_with(settings, &policy).unwrap();
+    world.wait_workloads(&agent, "failed", 0).unwrap();
+    let rules = "table inet attempts { chain forward { type filter hook forward priority 0; \
+                 tcp dport 25 tcp flags & (syn|ack) == syn drop; }; }";
+    let host = &world.hosting.hypervisor;
+    host.exec("nft", &[rules]).unwrap();
+    meter.begin(&agent).unwrap();
+    meter.fire().unwrap();
+    wait_sent(&meter, 1000);
+    let verdict = meter.end(&agent, Accounts::Customers).unwrap();
+    let Measured { sent, leaked } = verdict.measured;
+    assert!(leaked > sent / 4 && leaked < sent * 3 / 4, "{verdict:?}");
+}
+
+#[test]
 fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
     let world = World::new().unwrap();
     let mut meter = Meter::prepare(&world).unwrap();
@@ -65,7 +95,7 @@ fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
     let leaked: Vec<(&str, bool)> = verdict
         .phases
         .iter()
-        .map(|Phase { name, measured }| (name.as_str(), measured.leaked > 0))
+        .map(|Phase { name, measured, .. }| (name.as_str(), measured.leaked > 0))
         .collect();
     let expected = [("begin", false), ("opened", true), ("closed again", false)];
     assert_eq!(leaked, expected, "{verdict:?}");
@@ -82,7 +112,7 @@ fn meter_of_packets_that_it_did_not_send_says_whose_counts_do_not_add_up() {
     let world = World::new().unwrap();
     let mut meter = Meter::bare(&world).unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
-    let may = gate25_tests::May::RelayOnly;
+    let may = May::RelayOnly;
     meter.guest(&world, &guest, Some("c-1"), may).unwrap();
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = world.agent(&policy).unwrap();
@@ -97,6 +127,56 @@ fn meter_of_packets_that_it_did_not_send_says_whose_counts_do_not_add_up() {
         text.contains("the host: refused and arrived: sent "),
         "{text}"
     );
+}
+
+#[test]
+fn meter_of_a_host_on_which_another_guest_is_open_finds_that_he_is_no_sender() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let may = May::RelayOnly;
+    meter
+        .guest_by_frames(&world, &guest, Some("c-1"), may)
+        .unwrap();
+    let other = world.guest(102, "tap102i0").unwrap();
+    let policy = PolicyText::default()
+        .customer("c-1", "tap101i0")
+        .customer("c-2", "tap102i0")
+        .exempt("c-2");
+    let agent = world.agent(&policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    meter.check().unwrap();
+    world.wait_open(&other).unwrap();
+    let verdict = meter.end(&agent, Accounts::AtMost).unwrap();
+    assert!(verdict.measured.leaked > 0, "{verdict:?}");
+    let text = format!("{:#}", verdict.check().unwrap_err());
+    let told = format!(
+        "packets of {} arrived, who is no sender",
+        other.addresses.v4
+    );
+    assert!(text.contains(&told), "{text}");
+}
+
+#[test]
+fn meter_of_a_phase_in_which_nobody_sends_says_so() {
+    let world = World::new().unwrap();
+    let mut meter = Meter::bare(&world).unwrap();
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let may = May::RelayOnly;
+    meter
+        .guest_by_frames(&world, &guest, Some("c-1"), may)
+        .unwrap();
+    let policy = PolicyText::default().customer("c-1", "tap101i0");
+    let agent = world.agent(&policy).unwrap();
+    meter.attack(&world, &agent).unwrap();
+    wait_sent(&meter, 100);
+    guest.ns.ip("link set eth0 down").unwrap();
+    meter.silent_phase("meant to be silent").unwrap();
+    meter.phase("silent").unwrap();
+    let verdict = meter.end(&agent, Accounts::AtMost).unwrap();
+    let text = format!("{:#}", verdict.check().unwrap_err());
+    assert!(text.contains("\n  silent: 0 of 0 arrived"), "{text}");
+    assert!(!text.contains("meant to be"), "{text}");
 }
 
 /// Waits until so many forbidden packets are sent.

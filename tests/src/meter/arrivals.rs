@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{NetNs, poll, tenant::packets::CRAFTED_WINDOW};
+use crate::{
+    NetNs, poll,
+    tenant::packets::{CRAFTED_WINDOW, SEQUENCE},
+};
 
 /// Ports that the meter's sources send to.
 pub(super) const PORTS: [u16; 2] = [25, 587];
@@ -40,7 +43,14 @@ pub(super) struct Packets {
     pub(super) others: u64,
 }
 
-/// Counts in a namespace before anything there judges, and lets no made-up SYN be answered.
+impl Packets {
+    pub(super) fn all(self) -> u64 {
+        let Self { syns, others } = self;
+        syns + others
+    }
+}
+
+/// Counts in a namespace before anything there judges, and lets no made-up packet be answered.
 #[derive(Debug)]
 pub(super) struct Arrivals {
     ns: NetNs,
@@ -67,7 +77,7 @@ impl Arrivals {
         let table = format!(
             "table inet arrivals {{\n{sets}chain arrive {{ type filter hook prerouting priority -400;\n\
              tcp dport != {{ {first}, {second} }} accept\n{rules}\
-             tcp window {CRAFTED_WINDOW} tcp flags syn drop\n}}\n}}"
+             tcp window {CRAFTED_WINDOW} tcp sequence {SEQUENCE} drop\n}}\n}}"
         );
         ns.exec("nft", &[&table])?;
         Ok(Self { ns: ns.clone() })

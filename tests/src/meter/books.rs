@@ -3,11 +3,13 @@
 use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
 use super::source::{Arrived, Totals};
-use crate::{Agent, Metrics};
+use crate::{Agent, Metrics, NetNs};
 
 const CONNECTIONS: &str = "gate25_connections_total";
+const PACKETS: &str = "gate25_packets_total";
 const CUSTOMER_CONNECTIONS: &str = "gate25_customer_connections_total";
 const MALFORMED: &str = "gate25_malformed_total";
 const UNTRACKED: &str = "gate25_untracked_connections_total";
@@ -22,8 +24,10 @@ pub enum Accounts {
     Customers,
     /// The host's: workloads have changed hands meanwhile.
     Host,
-    /// They may have counted less: others refused as well, such as the guard.
+    /// They may have counted less: they have begun anew meanwhile.
     AtMost,
+    /// The same, since the guard refused as well: it must have met some.
+    Guarded,
 }
 
 /// What one owner's sources have sent, and what of it arrived.
@@ -38,12 +42,14 @@ pub(super) struct Account {
 pub(super) struct Books {
     host: Metrics,
     customers: Metrics,
+    /// Packets that the guard has stopped.
+    stopped: u64,
     /// Packets that the kernel has lost because a queue of received ones was full.
     lost: u64,
 }
 
 impl Books {
-    pub(super) fn open(agent: &Agent) -> anyhow::Result<Self> {
+    pub(super) fn open(agent: &Agent, host: &NetNs) -> anyhow::Result<Self> {
         let (status, page) = agent.get("/metrics/customers")?;
         if status != 200 {
             bail!("/metrics/customers: status {status}: {page}");
@@ -51,6 +57,7 @@ impl Books {
         Ok(Self {
             host: agent.metrics()?,
             customers: Metrics::parse(&page)?,
+            stopped: stopped(host)?,
             lost: lost()?,
         })
     }
@@ -77,6 +84,17 @@ impl Books {
         }
         let counted = |verdicts: &[&str]| self.more(now, CONNECTIONS, None, verdicts);
         wrong.extend(compare("the host", accounts, lost, &sum, counted));
+        // Attempts and all else, but not by customer.
+        let refused = self.more(now, PACKETS, None, &REFUSING);
+        wrong.extend(mismatch(
+            "the host: packets refused and arrived",
+            accounts,
+            lost,
+            [sum.sent.forbidden_packets(), refused + sum.arrived.leaked()],
+        ));
+        if accounts == Accounts::Guarded && now.stopped <= self.stopped {
+            wrong.push("the guard met no packet".to_owned());
+        }
         for name in [MALFORMED, UNTRACKED] {
             let more = increase(&self.host, &now.host, name, &[]);
             if more != 0 {
@@ -111,31 +129,53 @@ fn compare(
 ) -> Vec<String> {
     let Account { sent, arrived } = account;
     let (refused, passed) = (counted(&REFUSING), counted(&PASSING));
-    let mut wrong = Vec::new();
-    let mut check = |what: &str, sent: u64, accounted: u64, may_miss: bool| {
-        let missing = sent.checked_sub(accounted);
-        if !may_miss && missing.is_none_or(|missing| missing > lost)
-            || may_miss && missing.is_none()
-        {
-            wrong.push(format!(
-                "{whose}: {what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"
-            ));
-        }
-    };
-    let less = accounts == Accounts::AtMost;
     let forbidden = refused + arrived.forbidden_syns;
-    check("refused and arrived", sent.forbidden, forbidden, less);
     let passing = sent.allowed + arrived.forbidden_syns;
-    check("counted as passed", passing, passed, less);
     let must = sent.allowed + sent.free;
-    check("allowed and arrived", must, arrived.allowed_syns, less);
-    wrong
+    [
+        ("refused and arrived", [sent.forbidden, forbidden]),
+        ("counted as passed", [passing, passed]),
+        ("allowed and arrived", [must, arrived.allowed_syns]),
+    ]
+    .into_iter()
+    .filter_map(|(what, pair)| mismatch(&format!("{whose}: {what}"), accounts, lost, pair))
+    .collect()
+}
+
+fn mismatch(
+    what: &str,
+    accounts: Accounts,
+    lost: u64,
+    [sent, accounted]: [u64; 2],
+) -> Option<String> {
+    let may_miss = match accounts {
+        Accounts::Customers | Accounts::Host => lost,
+        Accounts::AtMost | Accounts::Guarded => sent,
+    };
+    let missing = sent.checked_sub(accounted);
+    missing
+        .is_none_or(|missing| missing > may_miss)
+        .then(|| format!("{what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"))
 }
 
 /// By how much the sum of the series with these labels has risen; one that is not there is 0.
 fn increase(before: &Metrics, now: &Metrics, name: &str, labels: &[(&str, &str)]) -> u64 {
     let value = |page: &Metrics| page.sum(name, labels).unwrap_or_default();
     (value(now) - value(before)) as u64
+}
+
+/// What the guard's tables have counted; 0 where there are none.
+fn stopped(host: &NetNs) -> anyhow::Result<u64> {
+    let listed = host.exec("nft", &["-j", "list", "counters"])?;
+    let listed: Value = serde_json::from_str(&listed).context("read what nft says")?;
+    let objects = listed["nftables"].as_array().into_iter().flatten();
+    let ours = objects
+        .map(|object| &object["counter"])
+        .filter(|counter| counter["table"] == "gate25_guard" && counter["name"] == "unmarked");
+    let packets = ours.map(|counter| counter["packets"].as_u64());
+    packets
+        .sum::<Option<u64>>()
+        .context("a counter of the guard's without packets")
 }
 
 /// The second column of `/proc/net/softnet_stat`, a line a processor, of the whole machine.

@@ -8,14 +8,15 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use super::arrivals::Counts;
+use super::{arrivals::Counts, seen::Seen};
 use crate::{
-    Addresses, Container, Hosting, NetNs, Sender, Tally, Tap, fewer,
-    flood::{Flood, Hardware, Plan, Sent, Way},
+    Addresses, Container, Hosting, NetNs, Sender, Tap, fewer,
+    flood::{Flood, Hardware, Plan, Way},
     paced, poll,
+    tenant::packets,
 };
 
-/// Packets a second of each flood that must not pass, unless told otherwise.
+/// Packets a second by each way that must not pass, unless told otherwise.
 const FORBIDDEN_RATE: u32 = 1000;
 /// And of each that must.
 const ALLOWED_RATE: u32 = 100;
@@ -40,28 +41,38 @@ pub enum May {
 /// What becomes of a packet by the policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
-    /// It must not arrive.
+    /// It asks for a connection and must not arrive.
     Forbidden,
+    /// It belongs to a connection that nobody has opened, and must not arrive.
+    Midway,
     /// To a guarded port, and it must arrive.
     Allowed,
     /// To a port that is not guarded.
     Free,
 }
 
-const LANES: [Lane; 3] = [Lane::Forbidden, Lane::Allowed, Lane::Free];
+const LANES: [Lane; 4] = [Lane::Forbidden, Lane::Midway, Lane::Allowed, Lane::Free];
 
-/// SYNs that a source has sent, by lane.
+/// What a source has sent, by lane; SYNs but for those of [`Lane::Midway`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) forbidden: u64,
+    /// Those of the forbidden that a container's sockets asked for: refused, they become no packets.
+    connects: u64,
+    midway: u64,
     pub(super) allowed: u64,
     pub(super) free: u64,
 }
 
 impl Totals {
-    fn add(&mut self, lane: Lane, packets: u64) {
+    fn add(&mut self, lane: Lane, seen: &Seen) {
+        let packets = seen.attempts();
         match lane {
-            Lane::Forbidden => self.forbidden += packets,
+            Lane::Forbidden => {
+                self.forbidden += packets;
+                self.connects += seen.connects();
+            }
+            Lane::Midway => self.midway += packets,
             Lane::Allowed => self.allowed += packets,
             Lane::Free => self.free += packets,
         }
@@ -70,12 +81,26 @@ impl Totals {
     pub(super) fn sum(&mut self, other: Self) {
         let Self {
             forbidden,
+            connects,
+            midway,
             allowed,
             free,
         } = other;
         self.forbidden += forbidden;
+        self.connects += connects;
+        self.midway += midway;
         self.allowed += allowed;
         self.free += free;
+    }
+
+    /// All that must not arrive.
+    pub(super) fn all_forbidden(self) -> u64 {
+        self.forbidden + self.midway
+    }
+
+    /// Those of it that get as far as being packets.
+    pub(super) fn forbidden_packets(self) -> u64 {
+        self.all_forbidden() - self.connects
     }
 }
 
@@ -107,7 +132,7 @@ pub(super) struct Source {
     pub(super) may: May,
     pub(super) addresses: Addresses,
     pub(super) body: Body,
-    /// Packets a second of each flood that must not pass.
+    /// Packets a second by each way that must not pass; every second one asks for a connection.
     pub(super) forbidden_rate: u32,
     running: Vec<Running>,
 }
@@ -157,6 +182,11 @@ impl Source {
         }
     }
 
+    pub(super) fn has(&self, address: IpAddr) -> bool {
+        let Addresses { v4, v6 } = self.addresses;
+        [IpAddr::from(v4), v6.into()].contains(&address)
+    }
+
     /// Starts every way of sending that it has.
     pub(super) fn fire(&mut self) -> anyhow::Result<()> {
         if !self.running.is_empty() {
@@ -169,6 +199,16 @@ impl Source {
         }
         self.hold_connections()
             .with_context(|| format!("connections of {}", self.name))
+    }
+
+    /// Starts what a virtual machine sends without a kernel of its own, which may be told anything.
+    pub(super) fn fire_frames(&mut self) -> anyhow::Result<()> {
+        match self.body {
+            Body::Guest { .. } | Body::Frames { .. } | Body::Tap { .. } => LANES
+                .into_iter()
+                .try_for_each(|lane| self.fire_floods(lane)),
+            Body::Container { .. } => Ok(()),
+        }
     }
 
     /// Connections that were open before whatever happens, and must outlive it.
@@ -191,17 +231,16 @@ impl Source {
     /// Sends a few packets to where the policy's verdict shows: what was sent.
     pub(super) fn probe(&mut self) -> anyhow::Result<Totals> {
         const ENOUGH: u64 = 4;
-        for lane in [Lane::Forbidden, Lane::Allowed] {
+        for lane in [Lane::Forbidden, Lane::Midway, Lane::Allowed] {
             self.fire_floods(lane)?;
         }
         poll("a few packets to be sent", LIMIT, || {
-            let Totals {
-                forbidden, allowed, ..
-            } = self.totals()?;
-            let forbidden = forbidden >= ENOUGH || self.may == May::Everything;
-            Ok((forbidden && allowed >= ENOUGH).then_some(()))
+            let sent = self.totals()?;
+            let forbidden =
+                sent.forbidden.min(sent.midway) >= ENOUGH || self.may == May::Everything;
+            Ok((forbidden && sent.allowed >= ENOUGH).then_some(()))
         })?;
-        Ok(self.finish()?.0)
+        Ok(self.finish()?.sent)
     }
 
     fn fire_floods(&mut self, lane: Lane) -> anyhow::Result<()> {
@@ -237,7 +276,7 @@ impl Source {
                 tenant.flood(&packets, &plan)?;
                 started.push((packets, What::RemoteFlood));
                 // What is allowed is counted where the cgroup's hook sees it, which is not here.
-                if let (Some(gateway), Lane::Forbidden) = (gateway, lane) {
+                if let (Some(gateway), Lane::Forbidden | Lane::Midway) = (gateway, lane) {
                     let label = label("frames");
                     tenant.flood(&label, &plan.by(frames(*gateway)))?;
                     started.push((label, What::RemoteFlood));
@@ -254,11 +293,18 @@ impl Source {
     /// What to send by hand; nothing where the lane leads nowhere.
     fn plan(&self, lane: Lane) -> Option<Plan> {
         let Addresses { v4, v6 } = self.addresses;
-        let pair = |to: SocketAddr| (if to.is_ipv4() { v4.into() } else { v6.into() }, to);
+        let pair = |to: SocketAddr| {
+            let from = if to.is_ipv4() { v4.into() } else { v6.into() };
+            let to = match lane {
+                Lane::Midway => packets::midway(to),
+                Lane::Forbidden | Lane::Allowed | Lane::Free => to,
+            };
+            (from, to)
+        };
         let pairs: Vec<(IpAddr, SocketAddr)> =
             destinations(lane, self.may).into_iter().map(pair).collect();
         let rate = match lane {
-            Lane::Forbidden => self.forbidden_rate,
+            Lane::Forbidden | Lane::Midway => self.forbidden_rate / 2,
             Lane::Allowed | Lane::Free => fewer(ALLOWED_RATE),
         };
         let way = Way::Packets;
@@ -266,6 +312,12 @@ impl Source {
     }
 
     fn fire_sockets(&mut self, lane: Lane) -> anyhow::Result<()> {
+        let pause = match lane {
+            Lane::Forbidden => paced(PAUSE),
+            Lane::Allowed | Lane::Free => paced(LONG_PAUSE),
+            // A socket begins at the beginning.
+            Lane::Midway => return Ok(()),
+        };
         let mut addresses = destinations(lane, self.may);
         if let Body::Container { .. } = self.body {
             // Only what a program asks for in the other family's clothes; a kernel sends no such
@@ -277,10 +329,6 @@ impl Source {
             let mapped: Vec<SocketAddr> = mapped.collect();
             addresses.extend(mapped);
         }
-        let pause = match lane {
-            Lane::Forbidden => paced(PAUSE),
-            Lane::Allowed | Lane::Free => paced(LONG_PAUSE),
-        };
         for to in addresses {
             let label = format!("{lane:?}-{to}");
             let what = match &self.body {
@@ -300,7 +348,7 @@ impl Source {
     pub(super) fn totals(&self) -> anyhow::Result<Totals> {
         let mut totals = Totals::default();
         for running in &self.running {
-            totals.add(running.lane, self.seen(running)?.attempts());
+            totals.add(running.lane, &self.seen(running)?);
         }
         Ok(totals)
     }
@@ -332,10 +380,14 @@ impl Source {
         format!("{}, {}", self.name, running.label)
     }
 
-    /// Ends all of it; what was sent in all, and which sockets were told what they must not be.
-    pub(super) fn finish(&mut self) -> anyhow::Result<(Totals, Vec<String>)> {
-        let mut totals = Totals::default();
-        let mut wrong = Vec::new();
+    /// Whether it sends.
+    pub(super) fn is_running(&self) -> bool {
+        !self.running.is_empty()
+    }
+
+    /// Ends all of it.
+    pub(super) fn finish(&mut self) -> anyhow::Result<Finished> {
+        let mut finished = Finished::default();
         for running in std::mem::take(&mut self.running) {
             let Running { label, lane, what } = running;
             let place = || format!("{}, {label}", self.name);
@@ -349,7 +401,7 @@ impl Source {
                         .ebb(&label)
                         .with_context(place)?,
                 ),
-                What::RemoteSender => Seen::Sender(
+                What::RemoteSender => Seen::Connects(
                     tenant
                         .context("no tenant")?
                         .rest(&label)
@@ -357,11 +409,17 @@ impl Source {
                 ),
                 What::Echo => Seen::Echo(tenant.context("no tenant")?.hush(&label)),
             };
-            totals.add(lane, seen.attempts());
+            finished.sent.add(lane, &seen);
+            let unsent = seen.unsent();
+            finished
+                .unsent
+                .extend(unsent.map(|why| format!("{}: {why}", place())));
             let complaint = seen.check(lane).with_context(place).err();
-            wrong.extend(complaint.map(|error| format!("{error:#}")));
+            finished
+                .wrong
+                .extend(complaint.map(|error| format!("{error:#}")));
         }
-        Ok((totals, wrong))
+        Ok(finished)
     }
 
     /// SYNs and other packets of its own, out of these: those that must not have arrived, and those
@@ -391,10 +449,21 @@ impl Source {
             What::Flood(flood) => Seen::Flood(flood.sent()),
             What::Sender(sender) => Seen::Sender(sender.tally()),
             What::RemoteFlood => Seen::Flood(tenant.context("no tenant")?.flooded(label)?),
-            What::RemoteSender => Seen::Sender(tenant.context("no tenant")?.tally(label)?),
+            What::RemoteSender => Seen::Connects(tenant.context("no tenant")?.tally(label)?),
             What::Echo => Seen::Echo(tenant.context("no tenant")?.echoes(label)),
         })
     }
+}
+
+/// What came out at a source.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    /// In all.
+    pub(super) sent: Totals,
+    /// Which sockets were told what they must not be.
+    pub(super) wrong: Vec<String>,
+    /// What its own side did not take, and why.
+    pub(super) unsent: Vec<String>,
 }
 
 /// Packets of one source that arrived.
@@ -436,50 +505,13 @@ impl Arrived {
     }
 }
 
-enum Seen {
-    Flood(Sent),
-    Sender(Tally),
-    /// Answers, or how the connection ended.
-    Echo(anyhow::Result<u64>),
-}
-
-impl Seen {
-    /// SYNs.
-    fn attempts(&self) -> u64 {
-        match self {
-            Self::Flood(sent) => sent.packets,
-            Self::Sender(tally) => tally.attempts(),
-            Self::Echo(_) => 1,
-        }
-    }
-
-    fn uses(&self) -> u64 {
-        match self {
-            Self::Flood(_) | Self::Sender(_) => self.attempts(),
-            Self::Echo(answers) => answers.as_ref().copied().unwrap_or_default(),
-        }
-    }
-
-    /// Whether sockets were told what this lane asks for. A flood waits for no answer.
-    fn check(self, lane: Lane) -> anyhow::Result<()> {
-        let (right, tally) = match (self, lane) {
-            (Self::Flood(_), _) => return Ok(()),
-            (Self::Echo(answers), _) => return answers.map(drop),
-            (Self::Sender(tally), Lane::Forbidden) => (tally.refused, tally),
-            (Self::Sender(tally), Lane::Allowed | Lane::Free) => (tally.connected, tally),
-        };
-        if right != tally.attempts() {
-            bail!("not every attempt ended as it must: {tally:?}");
-        }
-        Ok(())
-    }
-}
-
 fn destinations(lane: Lane, may: May) -> Vec<SocketAddr> {
     let (exchanger, relay) = (Hosting::EXCHANGER, Hosting::RELAY);
     match (lane, may) {
-        (Lane::Forbidden, May::RelayOnly) => vec![exchanger.v4_port(25), exchanger.v6_port(25)],
-        (Lane::Forbidden, May::Everything) => Vec::new(),
+        (Lane::Forbidden | Lane::Midway, May::RelayOnly) => {
+            vec![exchanger.v4_port(25), exchanger.v6_port(25)]
+        }
+        (Lane::Forbidden | Lane::Midway, May::Everything) => Vec::new(),
         (Lane::Allowed, May::RelayOnly) => vec![relay.v4_port(25), relay.v6_port(25)],
         (Lane::Allowed, May::Everything) => vec![
             relay.v4_port(25),

@@ -1,42 +1,90 @@
-//! SYNs made by hand, for sockets below TCP.
+//! TCP segments made by hand, for sockets below TCP.
 
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Context as _;
 
-/// The window of [`crafted`] SYNs, which no kernel begins with.
+/// The window of [`crafted`] segments, which no kernel begins with.
 pub(crate) const CRAFTED_WINDOW: u16 = 1025;
+/// The sequence number of all segments made here.
+pub(crate) const SEQUENCE: u32 = 0x1234_5678;
+/// In the port of a destination, where no guarded one has it: see [`midway`].
+const MIDWAY: u16 = 0x8000;
+
+/// What tells one segment from another.
+struct Kind {
+    flags: u8,
+    window: u16,
+    /// Of even length.
+    data: &'static [u8],
+}
+
+const SYN: Kind = Kind {
+    flags: 0x02,
+    window: 0xffff,
+    data: &[],
+};
+const CRAFTED_SYN: Kind = Kind {
+    window: CRAFTED_WINDOW,
+    ..SYN
+};
+const CRAFTED_MIDWAY: Kind = Kind {
+    flags: 0x18, // PSH, ACK
+    window: CRAFTED_WINDOW,
+    data: b"EHLO guest\r\n",
+};
 
 /// A SYN with its IP header, complete with checksums.
 pub(crate) fn syn(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    packet(from, to, 0xffff)
+    packet(from, to, &SYN)
 }
 
-/// The same, told from a kernel's by its window: whoever receives it need not answer.
+/// A destination to which [`crafted`] makes segments out of the middle of connections that nobody has
+/// opened, instead of SYNs.
+pub(crate) fn midway(to: SocketAddr) -> SocketAddr {
+    SocketAddr::new(to.ip(), to.port() | MIDWAY)
+}
+
+/// A packet that is told from a kernel's by its window and sequence number: whoever receives it need
+/// not answer.
 pub(crate) fn crafted(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    packet(from, to, CRAFTED_WINDOW)
+    match to.port() & MIDWAY {
+        0 => packet(from, to, &CRAFTED_SYN),
+        _ => {
+            let to = SocketAddr::new(to.ip(), to.port() & !MIDWAY);
+            packet(from, to, &CRAFTED_MIDWAY)
+        }
+    }
 }
 
-fn packet(from: SocketAddr, to: SocketAddr, window: u16) -> Vec<u8> {
-    let mut packet = ip_header(from.ip(), to.ip(), 0);
-    packet.extend(segment_with_window(from, to, window));
+fn packet(from: SocketAddr, to: SocketAddr, kind: &Kind) -> Vec<u8> {
+    let mut packet = ip_header(from.ip(), to.ip(), kind.data.len() as u16);
+    packet.extend(segment_of(from, to, kind));
     packet
 }
 
 /// A SYN without its IP header.
 pub(super) fn segment(from: SocketAddr, to: SocketAddr) -> Vec<u8> {
-    segment_with_window(from, to, 0xffff)
+    segment_of(from, to, &SYN)
 }
 
-fn segment_with_window(from: SocketAddr, to: SocketAddr, window: u16) -> Vec<u8> {
-    let mut tcp = Vec::with_capacity(20);
+fn segment_of(from: SocketAddr, to: SocketAddr, kind: &Kind) -> Vec<u8> {
+    let Kind {
+        flags,
+        window,
+        data,
+    } = kind;
+    let mut tcp = Vec::with_capacity(20 + data.len());
     tcp.extend(from.port().to_be_bytes());
     tcp.extend(to.port().to_be_bytes());
-    tcp.extend([0x12, 0x34, 0x56, 0x78, 0, 0, 0, 0]); // sequence, acknowledged
-    tcp.extend([0x50, 0x02]); // 20 bytes, SYN
+    tcp.extend(SEQUENCE.to_be_bytes());
+    tcp.extend([0, 0, 0, 0]); // acknowledged
+    tcp.extend([0x50, *flags]); // 20 bytes
     tcp.extend(window.to_be_bytes());
     tcp.extend([0, 0, 0, 0]); // checksum, urgent
-    let sum = checksum(&[&pseudo_header(from.ip(), to.ip()), &tcp]);
+    tcp.extend(*data);
+    let length = tcp.len() as u16;
+    let sum = checksum(&[&pseudo_header(from.ip(), to.ip(), length), &tcp]);
     tcp[16..18].copy_from_slice(&sum.to_be_bytes());
     tcp
 }
@@ -51,7 +99,7 @@ pub(crate) fn syn_frame(
     segment_frame([source, destination], from, to, &[])
 }
 
-/// A [`crafted`] SYN in an Ethernet frame.
+/// A [`crafted`] packet in an Ethernet frame.
 pub(crate) fn crafted_frame(
     source: [u8; 6],
     destination: [u8; 6],
@@ -115,9 +163,10 @@ fn ip_header(from: IpAddr, to: IpAddr, data: u16) -> Vec<u8> {
     }
 }
 
-fn pseudo_header(from: IpAddr, to: IpAddr) -> Vec<u8> {
+fn pseudo_header(from: IpAddr, to: IpAddr, length: u16) -> Vec<u8> {
     let mut header = [octets(from), octets(to)].concat();
-    header.extend([0, 6, 0, 20]);
+    header.extend([0, 6]);
+    header.extend(length.to_be_bytes());
     header
 }
 
@@ -138,4 +187,31 @@ fn checksum(parts: &[&[u8]]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crafted_midway_is_a_whole_segment_with_data_to_the_port_itself() {
+        let address = |text: &str| text.parse::<SocketAddr>().unwrap();
+        for [from, to] in [
+            ["198.51.100.7:20000", "203.0.113.25:25"],
+            ["[2001:db8::7]:20000", "[2001:db8::25]:25"],
+        ]
+        .map(|pair| pair.map(address))
+        {
+            let packet = crafted(from, midway(to));
+            let ip = if to.is_ipv4() { 20 } else { 40 };
+            let tcp = &packet[ip..];
+            assert_eq!(tcp[2..4], 25u16.to_be_bytes());
+            assert_eq!(tcp[13], 0x18);
+            assert_eq!(tcp[20..], *b"EHLO guest\r\n");
+            // A checksum over what holds its own is nothing.
+            let pseudo = pseudo_header(from.ip(), to.ip(), tcp.len() as u16);
+            assert_eq!(checksum(&[&pseudo, tcp]), 0);
+            assert_eq!(crafted(from, to)[ip + 13], 0x02);
+        }
+    }
 }

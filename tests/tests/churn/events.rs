@@ -9,7 +9,7 @@ use super::scene::{LIMIT, check_tight, wait_sent, watchful};
 const LOST: &str = "gate25_events_lost_total";
 /// Beyond the first ones of a customer, every so many-th attempt is reported.
 const SAMPLE: u64 = 64;
-/// Packets a second and sender.
+/// Packets a second and sender, half of them attempts.
 const RATE: u32 = 15_000;
 
 /// Suspends the agent until the ring buffer is full and more: what is lost is counted, and nobody is
@@ -48,7 +48,7 @@ pub(crate) fn nobody_reads(times: u64) {
             .unwrap();
         agent.signal(Signal::SIGSTOP).unwrap();
         for _ in 0..10 {
-            wait_sent(&meter, room * SAMPLE * 12 / 100);
+            wait_sent(&meter, 2 * room * SAMPLE * 12 / 100);
         }
         check_tight(&meter, &agent, "nobody reads");
         agent.signal(Signal::SIGCONT).unwrap();

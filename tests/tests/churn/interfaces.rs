@@ -61,7 +61,7 @@ pub(crate) fn born_and_gone(times: u64) {
         // In some rounds they go again before the agent has dealt with them.
         let packets = [1, 10, 100][round as usize % 3];
         for plug in &plugs {
-            plug.wait_received(packets);
+            plug.wait_forbidden(&meter, packets);
         }
         check_tight(&meter, &agent, &format!("round {round}"));
     }
@@ -74,10 +74,11 @@ pub(crate) fn born_and_gone(times: u64) {
         .wait_workloads(&agent, "unassigned", GUESTS.len() - owned)
         .unwrap();
     meter.check().unwrap();
+    meter.wait_all_relayed().unwrap();
     let times = rounds.begun() * GUESTS.len() as u64;
     let what = "interface destroyed and made again, its guest sending from the first packet";
     meter
-        .judge(&agent, Trial::Fault, what, times, Accounts::AtMost)
+        .judge(&agent, Trial::Fault, what, times, Accounts::Guarded)
         .unwrap();
 }
 
@@ -105,7 +106,9 @@ pub(crate) fn name_changes_hands(times: u64) {
         if round > 0 {
             agent.apply_policy("policy.yaml", &exempts.text()).unwrap();
         }
-        meter.phase(&format!("exempt, round {round}")).unwrap();
+        meter
+            .silent_phase(&format!("exempt, round {round}"))
+            .unwrap();
         host.ip(&exempt.line_in(None)).unwrap();
         exempt.up();
         wait_open(&meter, &agent, &exempt);
@@ -115,12 +118,18 @@ pub(crate) fn name_changes_hands(times: u64) {
             0 => Seen::AsTheyHappen,
             _ => Seen::AtOnce,
         };
-        replace(&mut agent, &exempt, &closed, seen);
+        replace(&meter, &mut agent, &exempt, &closed, seen);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "interface of an exempt customer's replaced by a blocked one's of the same name";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 
@@ -147,17 +156,25 @@ pub(crate) fn index_changes_hands(times: u64) {
     let host = &world.hosting.hypervisor;
     let mut rounds = Rounds::of(times).unwrap();
     for round in rounds.by_ref() {
-        meter.phase(&format!("exempt, round {round}")).unwrap();
+        meter
+            .silent_phase(&format!("exempt, round {round}"))
+            .unwrap();
         host.ip(&exempt.line_in(None)).unwrap();
         exempt.up();
         wait_open(&meter, &agent, &exempt);
         meter.phase(&format!("another's, round {round}")).unwrap();
-        replace(&mut agent, &exempt, &closed, Seen::AtOnce);
+        replace(&meter, &mut agent, &exempt, &closed, Seen::AtOnce);
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "index of an exempt customer's interface given to a blocked one's";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 
@@ -234,7 +251,7 @@ enum Seen {
 
 /// Puts the blocked guest's interface into the place of the exempt one's, and waits for its packets.
 #[track_caller]
-fn replace(agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) {
+fn replace(meter: &Meter, agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) {
     let world = exempt.world;
     let index = (seen == Seen::AtOnce).then(|| world.index(exempt.name).unwrap());
     if seen == Seen::AtOnce {
@@ -243,7 +260,7 @@ fn replace(agent: &mut Agent, exempt: &Plug<'_>, closed: &Plug<'_>, seen: Seen) 
     let lines = format!("{}{}", exempt.line_out(), closed.line_in(index));
     world.hosting.hypervisor.ip(&lines).unwrap();
     closed.up();
-    closed.wait_received(20);
+    closed.wait_forbidden(meter, 20);
     if seen == Seen::AtOnce {
         agent.signal(Signal::SIGCONT).unwrap();
     }
@@ -270,5 +287,8 @@ fn finish_round(world: &World, meter: &Meter, agent: &Agent, closed: &Plug<'_>, 
     )
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     check_tight(meter, agent, &format!("round {round}"));
+    meter
+        .wait_relayed(closed.guest.addresses)
+        .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     world.hosting.hypervisor.ip(&closed.line_out()).unwrap();
 }

@@ -3,8 +3,10 @@
 use std::time::{Duration, Instant};
 
 use gate25_tests::{
-    Accounts, Agent, Link, May, Measured, Meter, PolicyText, Rounds, Settings, Trial, World, poll,
+    Accounts, Agent, Link, May, Measured, Meter, PolicyText, Rounds, Settings, Trial, World, paced,
+    poll,
 };
+use nix::sys::signal::Signal;
 
 use super::scene::{LIMIT, besieged, check_tight, wait_sent};
 
@@ -46,25 +48,42 @@ pub(crate) fn flushed_beside_programs(times: u64) {
         .unwrap();
 }
 
-/// Deletes the table that enforces where nftables does: the guard stands until it is back.
+/// Deletes the table that enforces where nftables does: the guard stands until it is back, at once or
+/// once an agent goes on that was suspended.
 #[track_caller]
 pub(crate) fn table_deleted(times: u64) {
     let world = World::for_nftables().unwrap();
-    let (mut meter, agent) = by_nftables(&world);
+    let (mut meter, mut agent) = by_nftables(&world);
     let host = &world.hosting.hypervisor;
     wait_tables(&world, &agent, "gate25_guard", 2);
     let mut rounds = Rounds::of(times).unwrap();
     for round in rounds.by_ref() {
         meter.phase(&format!("deleted, round {round}")).unwrap();
+        let suspended = round % 2 == 0;
+        if suspended {
+            agent.signal(Signal::SIGSTOP).unwrap();
+        }
         host.exec("nft", &["delete table netdev gate25"]).unwrap();
+        if suspended {
+            wait_sent(&meter, 200);
+            check_tight(&meter, &agent, &format!("suspended, round {round}"));
+            agent.signal(Signal::SIGCONT).unwrap();
+        }
         wait_tables(&world, &agent, "netdev gate25", 1);
         wait_sent(&meter, 200);
         check_tight(&meter, &agent, &format!("round {round}"));
     }
     meter.check().unwrap();
+    meter.wait_all_relayed().unwrap();
     let what = "table deleted by hand, with nftables";
     meter
-        .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::AtMost)
+        .judge(
+            &agent,
+            Trial::Fault,
+            what,
+            rounds.begun(),
+            Accounts::Guarded,
+        )
         .unwrap();
 }
 
@@ -82,7 +101,7 @@ pub(crate) fn flushed_where_nftables_enforces(times: u64) -> Measured {
         let flushed = Instant::now();
         wait_tables(&world, &agent, "netdev gate25", 1);
         let took = flushed.elapsed();
-        assert!(took < SOON, "{took:?}");
+        assert!(took < paced(SOON), "{took:?}");
         // What was on its way has arrived once as much has been sent again.
         wait_sent(&meter, 300);
         let open = meter.measured().unwrap().leaked;

@@ -65,20 +65,25 @@ impl Plug<'_> {
         self.guest.ns.ip("link set eth0 up").unwrap();
     }
 
-    /// Waits until the hypervisor has received so many packets on this interface.
+    /// Waits until the guest has sent so many forbidden packets out of an interface that has just been
+    /// made. Until the kernel has noticed that its link is up, what is sent is lost.
     #[track_caller]
-    pub(crate) fn wait_received(&self, packets: u64) {
+    pub(crate) fn wait_forbidden(&self, meter: &Meter, packets: u64) {
         let file = format!("/sys/class/net/{}/statistics/rx_packets", self.name);
         let host = &self.world.hosting.hypervisor;
         let mut last = None;
-        poll("packets of a new interface", LIMIT, || {
+        poll("the link of a new interface", LIMIT, || {
             last = host.run(|| fs::read_to_string(&file))?.ok();
             let count = last.as_ref().and_then(|text| text.trim().parse().ok());
-            Ok(count
-                .is_some_and(|count: u64| count >= packets)
-                .then_some(()))
+            Ok(count.is_some_and(|count: u64| count > 0).then_some(()))
         })
         .unwrap_or_else(|error| panic!("{}, {last:?}: {error:#}", self.name));
+        let sent = || meter.sent_by(self.guest.addresses);
+        let until = sent().unwrap() + packets;
+        poll("forbidden packets of a new interface", LIMIT, || {
+            Ok((sent()? >= until).then_some(()))
+        })
+        .unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
     }
 }
 

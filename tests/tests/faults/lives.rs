@@ -7,7 +7,7 @@ use std::{
 };
 
 use gate25_tests::{
-    Accounts, May, Meter, Network, PolicyText, Rounds, Settings, Trial, World, after, poll,
+    Accounts, May, Meter, Network, PolicyText, Rounds, Settings, Trial, World, after, paced, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -109,9 +109,9 @@ pub(crate) fn suspended(times: u64) {
 /// Lets an exemption expire while the agent is dead, and sends once it has.
 #[track_caller]
 pub(crate) fn expired_while_dead(times: u64) {
-    const TERM: Duration = Duration::from_secs(2);
     /// Both clocks are read one after the other.
     const PUNCTUAL: Duration = Duration::from_millis(20);
+    let term = paced(Duration::from_secs(2));
     let world = World::new().unwrap();
     let mut meter = Meter::bare(&world).unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
@@ -130,7 +130,7 @@ pub(crate) fn expired_while_dead(times: u64) {
         .unwrap();
     let what = "exemption expires while the agent is dead";
     for _ in Rounds::of(times).unwrap() {
-        let (expires, ends) = (after(TERM), Instant::now() + TERM);
+        let (expires, ends) = (after(term), Instant::now() + term);
         let text = ["c-1", "c-2"]
             .iter()
             .fold(policy.clone(), |policy, id| {
@@ -150,7 +150,7 @@ pub(crate) fn expired_while_dead(times: u64) {
             "the exemption ended too early to tell"
         );
         poll("the exemption to expire", LIMIT, || {
-            Ok((Instant::now() > ends + PUNCTUAL).then_some(()))
+            Ok((Instant::now() > ends + paced(PUNCTUAL)).then_some(()))
         })
         .unwrap();
         meter.fire().unwrap();
