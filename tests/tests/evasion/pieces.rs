@@ -348,7 +348,7 @@ fn with_options() -> Vec<Set> {
 pub(crate) fn numbered(set: &Set, number: u16) -> Set {
     let renumber = |frame: &Vec<u8>| {
         let mut frame = frame.clone();
-        let places = (20..frame.len() - 1).filter(|at| frame[*at..at + 2] == NUMBERED);
+        let places = (18..frame.len() - 1).filter(|at| frame[*at..at + 2] == NUMBERED);
         for at in places.collect::<Vec<usize>>() {
             frame[at..at + 2].copy_from_slice(&number.to_be_bytes());
             // IPv4's identification is under the header's checksum (RFC 1624).

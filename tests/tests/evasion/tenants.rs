@@ -155,6 +155,7 @@ fn may_go_unanswered(trick: Trick) -> bool {
         || matches!(
             trick,
             Trick::Transparent
+                | Trick::RingFastOpen
                 | Trick::AsDestination
                 | Trick::RoutedThroughAllowed
                 | Trick::RoutedToAllowed
