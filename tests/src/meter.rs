@@ -25,7 +25,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     Addresses, Agent, Container, Guest, Hosting, NetNs, Outcome, Tap, Trial, Tried, World, connect,
-    poll, tenant::packets::hardware,
+    fewer, poll, tenant::packets::hardware,
 };
 use arrivals::{Arrivals, Counts};
 use books::{Account, Books};
@@ -38,6 +38,8 @@ pub use verdict::{Measured, Phase, Verdict};
 
 /// How long an interface may take to be closed, or an exemption to begin, on a busy machine.
 const PROMPT: Duration = Duration::from_secs(10);
+/// For packets to be sent.
+const SENDING: Duration = Duration::from_secs(20);
 const ATTEMPT: Duration = Duration::from_secs(3);
 /// Who owns what no customer does, in the agent's metrics.
 const NOBODY: &str = "unassigned";
@@ -300,6 +302,25 @@ impl Meter {
         Ok(Measured {
             sent: sent.all_forbidden(),
             leaked: self.arrived()?.leaked(),
+        })
+    }
+
+    /// Waits until so many more forbidden packets are sent, on a slow machine [`fewer`].
+    ///
+    /// # Errors
+    /// At the deadline, or when a count cannot be read.
+    pub fn wait_sent(&self, packets: u32) -> anyhow::Result<()> {
+        self.wait_all_sent(fewer(packets).into())
+    }
+
+    /// The same, however slow the machine is.
+    ///
+    /// # Errors
+    /// At the deadline, or when a count cannot be read.
+    pub fn wait_all_sent(&self, packets: u64) -> anyhow::Result<()> {
+        let until = self.measured()?.sent + packets;
+        poll("forbidden packets", SENDING, || {
+            Ok((self.measured()?.sent >= until).then_some(()))
         })
     }
 

@@ -7,6 +7,11 @@ use std::{
 
 use anyhow::Context as _;
 
+use crate::fewer;
+
+/// How often a trial is repeated on a slow machine, where it is repeated at all.
+const LEAST: u64 = 2;
+
 /// Numbers of rounds from 0 on: as many as asked for, or in a soak as many as there is time for,
 /// and one at least.
 #[derive(Debug)]
@@ -22,14 +27,14 @@ enum End {
 }
 
 impl Rounds {
-    /// So many, unless `GATE25_SOAK_SECONDS`, which `./xtask/x soak` sets, says for how long.
+    /// So many, on a slow machine [`fewer`], unless `GATE25_SOAK_SECONDS`, which `./xtask/x soak` sets, says for how long.
     ///
     /// # Errors
     /// When that is not a number.
     pub fn of(times: u64) -> anyhow::Result<Self> {
         const SOAK: &str = "GATE25_SOAK_SECONDS";
         let end = match env::var_os(SOAK) {
-            None => End::Times(times),
+            None => End::Times(times.min(u64::from(fewer(times.try_into()?)).max(LEAST))),
             Some(value) => {
                 let text = value.to_string_lossy();
                 let seconds = text.parse().with_context(|| format!("{SOAK}={text}"))?;

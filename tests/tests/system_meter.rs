@@ -18,7 +18,7 @@ fn meter_of_an_enforced_policy_finds_no_leak_and_accounts_for_every_packet() {
     let agent = world.agent_with(world.settings(), &policy).unwrap();
     meter.attack(&world, &agent).unwrap();
     meter.check().unwrap();
-    wait_sent(&meter, 5000);
+    meter.wait_sent(5000).unwrap();
     let verdict = meter.end(&agent, Accounts::Customers).unwrap();
     assert_eq!(verdict.measured.leaked, 0, "{verdict:?}");
     verdict.check().unwrap();
@@ -34,7 +34,7 @@ fn meter_of_an_observing_host_finds_every_packet_that_the_policy_forbids() {
     world.wait_workloads(&agent, "failed", 0).unwrap();
     meter.begin(&agent).unwrap();
     meter.fire().unwrap();
-    wait_sent(&meter, 2000);
+    meter.wait_sent(2000).unwrap();
     assert!(meter.check().is_err());
     let verdict = meter.end(&agent, Accounts::Customers).unwrap();
     let Measured { sent, leaked } = verdict.measured;
@@ -66,7 +66,7 @@ fn meter_of_a_host_that_stops_attempts_alone_finds_what_passes_behind_them() {
     host.exec("nft", &[rules]).unwrap();
     meter.begin(&agent).unwrap();
     meter.fire().unwrap();
-    wait_sent(&meter, 1000);
+    meter.wait_sent(1000).unwrap();
     let verdict = meter.end(&agent, Accounts::Customers).unwrap();
     let Measured { sent, leaked } = verdict.measured;
     assert!(leaked > sent / 4 && leaked < sent * 3 / 4, "{verdict:?}");
@@ -79,7 +79,7 @@ fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
     let policy = Meter::policy(&world);
     let agent = world.agent_with(world.settings(), &policy).unwrap();
     meter.attack(&world, &agent).unwrap();
-    wait_sent(&meter, 1000);
+    meter.wait_sent(1000).unwrap();
     meter.phase("opened").unwrap();
     let opened = policy.exempt("m-tap");
     agent.apply_policy("policy.yaml", &opened.text()).unwrap();
@@ -90,7 +90,7 @@ fn meter_of_a_policy_that_is_opened_meanwhile_finds_the_leak_in_its_phase() {
     let closed = Meter::policy(&world);
     agent.apply_policy("policy.yaml", &closed.text()).unwrap();
     meter.phase("closed again").unwrap();
-    wait_sent(&meter, meter.measured().unwrap().sent + 1000);
+    meter.wait_sent(1000).unwrap();
     let verdict = meter.end(&agent, Accounts::Customers).unwrap();
     let leaked: Vec<(&str, bool)> = verdict
         .phases
@@ -169,7 +169,7 @@ fn meter_of_a_phase_in_which_nobody_sends_says_so() {
     let policy = PolicyText::default().customer("c-1", "tap101i0");
     let agent = world.agent(&policy).unwrap();
     meter.attack(&world, &agent).unwrap();
-    wait_sent(&meter, 100);
+    meter.wait_sent(100).unwrap();
     guest.ns.ip("link set eth0 down").unwrap();
     meter.silent_phase("meant to be silent").unwrap();
     meter.phase("silent").unwrap();
@@ -177,13 +177,4 @@ fn meter_of_a_phase_in_which_nobody_sends_says_so() {
     let text = format!("{:#}", verdict.check().unwrap_err());
     assert!(text.contains("\n  silent: 0 of 0 arrived"), "{text}");
     assert!(!text.contains("meant to be"), "{text}");
-}
-
-/// Waits until so many forbidden packets are sent.
-#[track_caller]
-fn wait_sent(meter: &Meter, packets: u64) {
-    poll("forbidden packets", LIMIT, || {
-        Ok((meter.measured()?.sent >= packets).then_some(()))
-    })
-    .unwrap();
 }

@@ -24,7 +24,7 @@ pub enum Accounts {
     Customers,
     /// The host's: workloads have changed hands meanwhile.
     Host,
-    /// They may have counted less: they have begun anew meanwhile.
+    /// They may have counted less: they have begun anew meanwhile, or the guard may have refused some.
     AtMost,
     /// The same, since the guard refused as well: it must have met some.
     Guarded,

@@ -4,7 +4,7 @@ use gate25_common::{abi::EVENTS_BYTES, counters::Event};
 use gate25_tests::{Accounts, May, Meter, Network, Offload, PolicyText, Rounds, Tap, Trial, World};
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, check_tight, wait_sent, watchful};
+use super::scene::{LIMIT, check_tight, watchful};
 
 const LOST: &str = "gate25_events_lost_total";
 /// Beyond the first ones of a customer, every so many-th attempt is reported.
@@ -48,7 +48,7 @@ pub(crate) fn nobody_reads(times: u64) {
             .unwrap();
         agent.signal(Signal::SIGSTOP).unwrap();
         for _ in 0..10 {
-            wait_sent(&meter, 2 * room * SAMPLE * 12 / 100);
+            meter.wait_all_sent(2 * room * SAMPLE * 12 / 100).unwrap();
         }
         check_tight(&meter, &agent, "nobody reads");
         agent.signal(Signal::SIGCONT).unwrap();

@@ -7,7 +7,7 @@ use gate25_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged_with, check_tight, wait_sent, watchful};
+use super::scene::{LIMIT, besieged_with, check_tight, watchful};
 
 /// Where the agent's pins are.
 const FOLDER: &str = "/sys/fs/bpf/gate25";
@@ -86,13 +86,13 @@ pub(crate) fn removed_without_an_agent(times: u64) {
         agent.signal(Signal::SIGKILL).unwrap();
         agent.process().wait(LIMIT).unwrap();
         host.exec("rm", &["-r", FOLDER]).unwrap();
-        wait_sent(&meter, 500);
+        meter.wait_sent(500).unwrap();
         check_tight(&meter, &agent, "without pins");
         meter
             .phase(&format!("started again, round {round}"))
             .unwrap();
         agent.restart().unwrap();
-        wait_sent(&meter, 500);
+        meter.wait_sent(500).unwrap();
         check_tight(&meter, &agent, "started again");
     }
     meter.wait_all_relayed().unwrap();

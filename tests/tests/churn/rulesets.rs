@@ -8,7 +8,7 @@ use gate25_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged, check_tight, wait_sent};
+use super::scene::{LIMIT, besieged, check_tight};
 
 /// How soon rules are back, with something for a busy machine.
 const SOON: Duration = Duration::from_secs(3);
@@ -65,12 +65,12 @@ pub(crate) fn table_deleted(times: u64) {
         }
         host.exec("nft", &["delete table netdev gate25"]).unwrap();
         if suspended {
-            wait_sent(&meter, 200);
+            meter.wait_sent(200).unwrap();
             check_tight(&meter, &agent, &format!("suspended, round {round}"));
             agent.signal(Signal::SIGCONT).unwrap();
         }
         wait_tables(&world, &agent, "netdev gate25", 1);
-        wait_sent(&meter, 200);
+        meter.wait_sent(200).unwrap();
         check_tight(&meter, &agent, &format!("round {round}"));
     }
     meter.check().unwrap();
@@ -103,9 +103,9 @@ pub(crate) fn flushed_where_nftables_enforces(times: u64) -> Measured {
         let took = flushed.elapsed();
         assert!(took < paced(SOON), "{took:?}");
         // What was on its way has arrived once as much has been sent again.
-        wait_sent(&meter, 300);
+        meter.wait_sent(300).unwrap();
         let open = meter.measured().unwrap().leaked;
-        wait_sent(&meter, 500);
+        meter.wait_sent(500).unwrap();
         let closed = meter.measured().unwrap().leaked;
         assert_eq!(open, closed, "round {round}\n{}", agent.log());
     }

@@ -94,16 +94,6 @@ pub(crate) fn check_tight(meter: &Meter, agent: &Agent, what: &str) {
     assert_eq!(measured.leaked, 0, "{what}: {measured:?}\n{}", agent.log());
 }
 
-/// Waits until so many more forbidden packets are sent.
-#[track_caller]
-pub(crate) fn wait_sent(meter: &Meter, packets: u64) {
-    let until = meter.measured().unwrap().sent + packets;
-    poll("forbidden packets", LIMIT, || {
-        Ok((meter.measured()?.sent >= until).then_some(()))
-    })
-    .unwrap();
-}
-
 /// What the agent counts as put right of what others did to its programs and pins.
 #[track_caller]
 pub(crate) fn repairs(agent: &Agent) -> f64 {

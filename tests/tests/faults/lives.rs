@@ -86,7 +86,7 @@ pub(crate) fn suspended(times: u64) {
         agent.signal(Signal::SIGSTOP).unwrap();
         let policy = either(&world, round);
         agent.write_policy("policy.yaml", &policy.text()).unwrap();
-        wait_sent(&meter, 2000);
+        meter.wait_sent(2000).unwrap();
         meter.check().unwrap();
         meter.phase(&format!("let go on, round {round}")).unwrap();
         agent.signal(Signal::SIGCONT).unwrap();
@@ -154,7 +154,7 @@ pub(crate) fn expired_while_dead(times: u64) {
         })
         .unwrap();
         meter.fire().unwrap();
-        wait_sent(&meter, 500);
+        meter.wait_sent(500).unwrap();
         meter.check().unwrap();
         agent.restart().unwrap();
         meter.check().unwrap();
@@ -206,14 +206,4 @@ pub(crate) fn disk_full(times: u64) {
     meter
         .judge(&agent, Trial::Fault, what, rounds.begun(), Accounts::Host)
         .unwrap();
-}
-
-/// Waits until so many more forbidden packets are sent.
-#[track_caller]
-fn wait_sent(meter: &Meter, packets: u64) {
-    let until = meter.measured().unwrap().sent + packets;
-    poll("forbidden packets", LIMIT, || {
-        Ok((meter.measured()?.sent >= until).then_some(()))
-    })
-    .unwrap();
 }
