@@ -361,10 +361,8 @@ impl Meter {
     /// # Errors
     /// As [`Meter::wait_relayed`].
     pub fn wait_all_relayed(&self) -> anyhow::Result<()> {
-        let running = self.sources.iter().filter(|source| source.is_running());
-        running
-            .map(|source| self.wait_relayed(source.addresses))
-            .collect()
+        let mut running = self.sources.iter().filter(|source| source.is_running());
+        running.try_for_each(|source| self.wait_relayed(source.addresses))
     }
 
     /// Waits until everybody has sent again by every way, and checks that nothing forbidden has

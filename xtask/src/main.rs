@@ -100,13 +100,12 @@ mod tests {
             let words = ["xtask"].into_iter().chain(words.split(' '));
             Args::try_parse_from(words).is_ok()
         };
-        assert!(!is_taken("test --publish"));
-        for command in ["test --full", "soak", "vm"] {
+        for command in ["test", "test --full", "soak", "vm"] {
             assert!(is_taken(&format!("{command} --publish")), "{command}");
             let filtered = format!("{command} --publish --filter name");
             assert!(!is_taken(&filtered), "{command}");
         }
-        for part in ["test --full system", "vm system", "vm --kernel 6.1"] {
+        for part in ["vm system", "vm --kernel 6.1"] {
             assert!(is_taken(part), "{part}");
             assert!(!is_taken(&format!("{part} --publish")), "{part}");
         }

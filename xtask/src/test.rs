@@ -33,11 +33,13 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Put the tables of the run into tests/LEAKS.md, tests/PACKAGE.md and tests/KERNELS.md: whole ones.
-    #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
+    /// Put the tables of the run into the documents: what the tiers system and slow have tried, both of them,
+    /// into tests/LEAKS.md, that of the acceptance into tests/PACKAGE.md, that of the matrix into
+    /// tests/KERNELS.md.
+    #[arg(long, conflicts_with = "filter")]
     publish: bool,
     /// In the matrix, do not repeat what passed before with the very same binaries.
-    #[arg(long, requires = "full", conflicts_with_all = ["tiers", "filter"])]
+    #[arg(long, conflicts_with = "filter")]
     resume: bool,
 }
 
@@ -47,6 +49,23 @@ impl Options {
             tiers: vec![tier],
             ..Self::default()
         }
+    }
+
+    /// The tiers to run, quick ones first.
+    fn chosen(&self) -> Vec<Tier> {
+        let is_chosen = |tier: &Tier| {
+            if self.tiers.is_empty() {
+                self.full
+                    || !matches!(
+                        tier,
+                        Tier::Package | Tier::Acceptance | Tier::Slow | Tier::Matrix
+                    )
+            } else {
+                self.tiers.contains(tier)
+            }
+        };
+        let all = Tier::value_variants().iter().copied();
+        all.filter(is_chosen).collect()
     }
 }
 
@@ -95,21 +114,14 @@ impl Tier {
 
 /// Runs the tiers; the last line of the output counts all their tests.
 pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let tiers = options.chosen();
+    if options.publish && !(tries_all(&tiers) || has_table(&tiers)) {
+        bail!("nothing to publish: neither system and slow, nor acceptance, nor matrix are run");
+    }
     let ledger = Ledger::begin()?;
-    let chosen = |tier: &Tier| {
-        if options.tiers.is_empty() {
-            options.full
-                || !matches!(
-                    tier,
-                    Tier::Package | Tier::Acceptance | Tier::Slow | Tier::Matrix
-                )
-        } else {
-            options.tiers.contains(tier)
-        }
-    };
     let mut all = Count::default();
     let mut lines = Vec::new();
-    for tier in Tier::value_variants().iter().copied().filter(chosen) {
+    for tier in tiers.iter().copied() {
         println!("=== {}", tier.prefix());
         let start = Instant::now();
         let count = tier_result(tier, options, &ledger);
@@ -124,7 +136,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     println!();
     if let Some(table) = ledger.table()? {
         println!("{table}");
-        if options.publish {
+        if options.publish && tries_all(&tiers) {
             document::publish(ledger::DOCUMENT, &table)?;
         }
     }
@@ -132,6 +144,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         println!("{line}");
     }
     Ok(close(all))
+}
+
+/// Whether all is tried that [`ledger::DOCUMENT`] has a row for.
+fn tries_all(tiers: &[Tier]) -> bool {
+    tiers.contains(&Tier::System) && tiers.contains(&Tier::Slow)
+}
+
+/// Whether a tier writes a document of its own.
+fn has_table(tiers: &[Tier]) -> bool {
+    tiers.contains(&Tier::Acceptance) || tiers.contains(&Tier::Matrix)
 }
 
 /// A tier that cannot be run, or runs nothing, has failed.
@@ -242,5 +264,22 @@ fn with_threads(command: &mut Command, tier: Tier) {
         | Tier::Fuzz
         | Tier::Acceptance
         | Tier::Matrix => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn publish_of_a_part_of_what_a_table_holds_is_refused() {
+        assert!(tries_all(&[Tier::Unit, Tier::System, Tier::Slow]));
+        assert!(has_table(&[Tier::Matrix]) && has_table(&[Tier::Acceptance]));
+        let options = Options {
+            publish: true,
+            ..Options::only(Tier::System)
+        };
+        let refused = run(&options).map(drop).unwrap_err();
+        assert!(refused.to_string().contains("nothing to publish"));
     }
 }

@@ -168,7 +168,7 @@ kinds! {
         "Set the clock, and see to time synchronisation: exemptions begin and end by it.";
     /// There is no BPF filesystem.
     PinsMissing = "bpf-filesystem-missing" Error Host
-        "`mount -t bpf -o mode=0700 bpf /sys/fs/bpf`: without it nothing outlives the agent.";
+        "`gate25 prepare` mounts it, as root; then restart the agent: without it nothing outlives the agent.";
     /// Others may open our tables.
     PinsOpen = "pins-open" Error Host
         "`chmod 0700` the folder: whoever opens a table may change the policy in it.";
