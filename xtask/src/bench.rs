@@ -14,8 +14,15 @@ mod samples;
 mod scale;
 mod targets;
 
-use std::{env, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    env,
+    io::{self, Write as _},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
+use anyhow::Context as _;
 use gate25_tests::Lab;
 
 use crate::{bench::figures::Figures, cargo, document};
@@ -135,7 +142,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         println!("{table}");
     }
     if let Some(earlier) = earlier {
-        eprintln!("{}", agreement::of(&earlier, &figures));
+        // Beside the JSON, where that is asked for.
+        writeln!(io::stderr(), "{}", agreement::of(&earlier, &figures)).context("say it")?;
     }
     Ok(ExitCode::SUCCESS)
 }
