@@ -1,6 +1,5 @@
 //! The leak meter itself: it finds what it is there to find, and nothing where nothing is.
 #![cfg(feature = "root")]
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail by panicking")]
 
 use std::time::Duration;
 
