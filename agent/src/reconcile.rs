@@ -201,8 +201,7 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
-        self.inventory.cgroups.remove(&id);
-        self.inventory.forget_gone();
+        self.inventory.cgroup_gone(id);
         self.first_seen.remove(&Site::Root(id));
     }
 
@@ -210,11 +209,12 @@ impl<D: Dataplane> Reconciler<D> {
     /// time, roots that an earlier agent covered stay covered and owned.
     pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
         self.listed = Listed::Yes;
-        self.inventory.cgroups.clear();
-        for cgroup in cgroups {
-            self.cgroup(cgroup, now);
+        for cgroup in &cgroups {
+            let site = Site::Root(cgroup.id);
+            self.first_seen.entry(site).or_insert(now);
         }
-        self.inventory.forget_gone();
+        let all = cgroups.into_iter().map(|cgroup| (cgroup.id, cgroup));
+        self.inventory.all_cgroups(all.collect());
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
             Site::Interface(_) | Site::Replies(_) => true,
@@ -333,8 +333,29 @@ impl<D: Dataplane> Reconciler<D> {
         self.attachments.stale = stale;
         if written.is_ok() {
             self.adopt();
+        } else {
+            self.forget_vacated();
         }
         self.place();
+    }
+
+    /// Takes entries of interfaces that have gone out of tables that cannot be written otherwise, which needs
+    /// no room there: one that comes with such an index would be judged by its predecessor's.
+    fn forget_vacated(&mut self) {
+        let is_vacated = |index: &u32| self.inventory.veths.is_vacated(*index);
+        let installed = self.dataplane.installed();
+        if !installed.interfaces.keys().any(is_vacated) {
+            return;
+        }
+        let mut without = installed.clone();
+        without.interfaces.retain(|index, _| !is_vacated(index));
+        match self.dataplane.apply(&without) {
+            Ok(_) => self.inventory.veths.written(),
+            Err(error) => {
+                let error = in_full(&error);
+                error!(error, "tables keep entries of interfaces that are gone");
+            }
+        }
     }
 
     /// The first tables that are right let this agent's programs take over.

@@ -73,15 +73,24 @@ impl Inventory {
     /// Takes note of the network namespaces that control groups have processes in, as
     /// [`Veths::looked`] does.
     #[must_use]
-    pub fn looked(&mut self, inside: Inside, unread: &Unread) -> bool {
-        let changed = self.veths.looked(self.interfaces.values(), inside, unread);
+    pub fn looked(&mut self, mut inside: Inside, unread: &Unread) -> bool {
         // Some may have gone since the look began.
-        self.forget_gone();
-        changed
+        for ids in inside.values_mut() {
+            ids.retain(|id| self.cgroups.contains_key(id));
+        }
+        inside.retain(|_, ids| !ids.is_empty());
+        self.veths.looked(self.interfaces.values(), inside, unread)
     }
 
-    /// Nobody is known to be where a control group was that is gone.
-    pub fn forget_gone(&mut self) {
+    /// Takes note of a control group that is gone.
+    pub fn cgroup_gone(&mut self, id: u64) {
+        self.cgroups.remove(&id);
+        self.veths.cgroup_gone(id);
+    }
+
+    /// Takes note of every control group that there is.
+    pub fn all_cgroups(&mut self, cgroups: BTreeMap<u64, Cgroup>) {
+        self.cgroups = cgroups;
         self.veths
             .forget_all_but(|id| self.cgroups.contains_key(&id));
     }

@@ -307,6 +307,11 @@ impl Walk<'_> {
             Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(()),
             Err(error) => return Err(NamespaceError::Number(error)),
         };
+        // Asked by the thread's number, which may have moved since it was opened.
+        let asked = thread.open(DEVICES).and_then(fstat);
+        if nsid.is_some() && asked.is_ok_and(|asked| asked.st_ino != inode) {
+            return Ok(());
+        }
         // Last, since no other has had its number before it is gone, and only this says that it is.
         let text = match thread.cgroup() {
             Ok(text) => text,

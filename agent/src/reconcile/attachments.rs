@@ -77,7 +77,6 @@ impl<D: Dataplane> Reconciler<D> {
             .into_iter()
             .filter(|site| !covered.contains(site) || displaced.contains(site))
             .filter(|site| !failed.contains_key(site))
-            .filter(|site| !self.would_judge_by_anothers(*site))
             .collect();
         self.attachments.waiting = waiting;
         if !self.has_waiting() {
@@ -101,18 +100,6 @@ impl<D: Dataplane> Reconciler<D> {
                 error!(error = in_full(&error), "attachments not verified");
                 self.attachments.displaced.extend(doubted);
             }
-        }
-    }
-
-    /// Whether a program there would judge by the entry of an interface that has gone, since the tables
-    /// cannot be written: what the guard stops meanwhile would pass by another's exemption.
-    fn would_judge_by_anothers(&self, site: Site) -> bool {
-        match site {
-            Site::Interface(index) | Site::Replies(index) => {
-                let installed = &self.dataplane.installed().interfaces;
-                self.inventory.veths.is_vacated(index) && installed.contains_key(&index)
-            }
-            Site::Root(_) => false,
         }
     }
 

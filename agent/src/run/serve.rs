@@ -38,7 +38,7 @@ use crate::source::{Accepted, PolicyFiles, SourceError, report_stored_refusal};
 use crate::state::lock::LockError;
 use crate::state::trial::Trial;
 use crate::status::{Shared, Source, Subject};
-use crate::watch::{PolicyWatch, Reason};
+use crate::watch::PolicyWatch;
 
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
@@ -180,9 +180,10 @@ impl<D: Dataplane> Agent<D> {
                 Some(command) = self.requests.recv() => self.command(command),
                 // Not with the files: whoever keeps changing those does not keep the rest from being compared.
                 _ = self.rescans.tick() => self.rescan().await?,
-                reason = self.watch.changed() => match reason? {
-                    Reason::Changed | Reason::Rescan => self.load(),
-                },
+                reason = self.watch.changed() => {
+                    reason?;
+                    self.load();
+                }
                 event = self.links.next() => match event {
                     Ok(event) => self.link(event).await?,
                     Err(error) => {
@@ -230,7 +231,9 @@ impl<D: Dataplane> Agent<D> {
                         self.replace_other();
                     }
                 }
-                _ = linger.tick(), if self.reconciler.has_lingering() => self.reconciler.place(),
+                _ = linger.tick(), if self.reconciler.has_lingering() && !self.dirty => {
+                    self.reconciler.place();
+                }
                 () = std::future::ready(()), if busy => {
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
@@ -469,6 +472,8 @@ impl<D: Dataplane> Agent<D> {
         self.guard.rescan();
         self.doctor.soon();
         self.dirty = true;
+        // However long this took, everything else gets its turn before the next one.
+        self.rescans.reset();
         Ok(())
     }
 

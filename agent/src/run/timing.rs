@@ -14,7 +14,7 @@ pub(super) fn every(period: Duration) -> Interval {
     interval
 }
 
-/// The same, the first of which comes after a period.
+/// [`every`], but that the first tick comes after a period, not at once.
 pub(super) fn after_every(period: Duration) -> Interval {
     let mut interval = every(period);
     interval.reset();

@@ -25,8 +25,8 @@ pub enum Unread {
 /// What is known of the other ends of veths.
 #[derive(Debug, Clone, Default)]
 pub struct Veths {
-    /// What the last look found.
-    inside: Inside,
+    /// The numbers that led to containers at the last look, those included at which nobody was found any more.
+    led_to: BTreeSet<i32>,
     /// Who was last found at the other end, by the veth's index.
     behind: BTreeMap<u32, BTreeSet<u64>>,
     /// Indexes that an interface has left since the tables were last written: what the tables say of
@@ -39,7 +39,7 @@ pub struct Veths {
 pub(super) enum Behind<'v> {
     /// No container that is known of.
     Nobody,
-    /// Whoever it is, by a number that was a container's at the last look.
+    /// Whoever it is, by a number that led to a container at the last look.
     Somebody,
     /// These control groups.
     Containers(&'v BTreeSet<u64>),
@@ -59,8 +59,13 @@ impl Veths {
         inside: Inside,
         unread: &Unread,
     ) -> bool {
-        let now = |interface: &Interface| {
-            let found = inside.get(&interface.other_end()?);
+        let mut led_to: BTreeSet<i32> = inside.keys().copied().collect();
+        let mut behind = BTreeMap::new();
+        for interface in interfaces {
+            let Some(netns) = interface.other_end() else {
+                continue;
+            };
+            let found = inside.get(&netns);
             let before = self.behind.get(&interface.index).into_iter().flatten();
             let stays = |id: &&u64| match (found, unread) {
                 (Some(_), Unread::These(unread)) => unread.contains(id),
@@ -68,12 +73,17 @@ impl Veths {
             };
             let found = found.into_iter().flatten();
             let all: BTreeSet<u64> = found.chain(before.filter(stays)).copied().collect();
-            (!all.is_empty()).then_some((interface.index, all))
-        };
-        let behind: BTreeMap<_, _> = interfaces.into_iter().filter_map(now).collect();
-        if *unread != Unread::All {
-            self.inside = inside;
+            if !all.is_empty() {
+                behind.insert(interface.index, all);
+                led_to.insert(netns);
+            }
         }
+        // The kernel's number for a namespace that has none.
+        led_to.remove(&-1);
+        if *unread == Unread::All {
+            led_to.append(&mut self.led_to);
+        }
+        self.led_to = led_to;
         let changed = self.behind != behind;
         self.behind = behind;
         changed
@@ -87,14 +97,18 @@ impl Veths {
 
     /// Forgets control groups that there are not.
     pub(super) fn forget_all_but(&mut self, exists: impl Fn(u64) -> bool) {
-        fn keep<K: Ord>(all: &mut BTreeMap<K, BTreeSet<u64>>, exists: impl Fn(u64) -> bool) {
-            all.retain(|_, ids| {
-                ids.retain(|id| exists(*id));
-                !ids.is_empty()
-            });
-        }
-        keep(&mut self.inside, &exists);
-        keep(&mut self.behind, &exists);
+        self.behind.retain(|_, ids| {
+            ids.retain(|id| exists(*id));
+            !ids.is_empty()
+        });
+    }
+
+    /// Forgets a control group.
+    pub(super) fn cgroup_gone(&mut self, id: u64) {
+        self.behind.retain(|_, ids| {
+            ids.remove(&id);
+            !ids.is_empty()
+        });
     }
 
     /// Takes note that the tables are about the interfaces that there are.
@@ -124,7 +138,7 @@ impl Veths {
             Some(owner) if owner.counting() == Counting::Refused && !self.is_vacated(index) => {
                 Behind::Left(owner.customer())
             }
-            Some(_) | None if self.inside.contains_key(&netns) => Behind::Somebody,
+            Some(_) | None if self.led_to.contains(&netns) => Behind::Somebody,
             Some(_) | None => Behind::Nobody,
         }
     }

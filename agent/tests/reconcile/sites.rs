@@ -183,20 +183,20 @@ fn veth_of_an_earlier_starts_container_stays_its_until_others_are_behind_it() {
 }
 
 #[test]
-fn interface_of_an_index_that_was_anothers_gets_no_program_until_the_tables_say_whose_it_is() {
+fn interface_of_an_index_that_was_anothers_is_nobodys_where_the_tables_have_no_room() {
     let a = CustomerId::from_name("a");
     let mut lab = Lab::new();
     let set = lab.read(&["a", "b"]);
     lab.reconciler.files(set, Occasion::Watch, Timestamp::now());
     lab.converge();
-    let (index, _) = GUESTS[0];
-    let owner = |lab: &Lab| {
+    let owner = |lab: &Lab, index| {
         let owner = lab.kernel().installed.interfaces.get(&index).copied();
         owner.map(|owner| owner.customer())
     };
-    assert_eq!(owner(&lab), Some(a));
+    let [(index, _), (neighbour, _)] = GUESTS;
+    assert_eq!(owner(&lab, index), Some(a));
+    // Nothing can be written but removals, as with a table that is full.
     lab.kernel_mut().refuses = true;
-    lab.kernel_mut().covered.remove(&Site::Interface(index));
     lab.reconciler.interface_gone(index);
     let other = Interface {
         index,
@@ -206,12 +206,13 @@ fn interface_of_an_index_that_was_anothers_gets_no_program_until_the_tables_say_
     };
     lab.reconciler.interface(other, Instant::now());
     lab.converge();
-    assert_eq!(owner(&lab), Some(a), "the tables are as they were");
-    assert!(!lab.kernel().covered.contains(&Site::Interface(index)));
+    assert_eq!(owner(&lab, index), None);
+    assert_eq!(owner(&lab, neighbour), Some(CustomerId::from_name("b")));
+    assert!(!lab.status().in_force);
     lab.kernel_mut().refuses = false;
     lab.converge();
-    assert_eq!(owner(&lab), Some(CustomerId::UNASSIGNED));
-    assert!(lab.kernel().covered.contains(&Site::Interface(index)));
+    assert_eq!(owner(&lab, index), Some(CustomerId::UNASSIGNED));
+    assert!(lab.status().in_force);
 }
 
 #[test]

@@ -247,9 +247,16 @@ fn veth_that_leads_to_a_number_that_was_anothers_is_its_own_customers_or_nobodys
     let moved = (6, "b".to_owned(), Counting::Refused);
     let nobodys = (7, "unassigned".to_owned(), Counting::All);
     assert_eq!(owners(&lab), [moved.clone(), nobodys]);
-    // A look that finds nobody there leaves it to `b`, and the new one to whom its name says.
+    // Looks that find nobody there leave it to `b`, and the new one, which leads to the same place, nobody's.
+    let nobodys = (7, "unassigned".to_owned(), Counting::All);
+    for unread in [Unread::All, nobody] {
+        assert!(!lab.inventory.looked(Inside::new(), &unread));
+        assert_eq!(owners(&lab), [moved.clone(), nobodys.clone()]);
+    }
+    // Without it, that number is no container's any more.
+    lab.inventory.interface_gone(6);
     lab.found(1, &[]);
-    assert_eq!(owners(&lab), [moved]);
+    assert_eq!(owners(&lab), []);
 }
 
 #[test]
