@@ -215,7 +215,8 @@ impl<D: Dataplane> Agent<D> {
                 }
                 () = until(self.reconciler.due()), if !self.dirty => self.dirty = true,
                 heard = self.notice.next() => self.heard_of_notice(heard),
-                next = self.doctor.next() => self.examine(next),
+                // While programs are still to be attached, that they are missing is no news.
+                next = self.doctor.next(), if !busy => self.examine(next),
                 () = self.bypassing.over() => self.bypass_over(),
                 next = self.trials.next() => self.trial(next),
                 complaint = self.store.saved() => self.reconciler.complain(Subject::State, complaint),
@@ -259,10 +260,8 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
-    /// While programs are still to be attached, that they are missing is no news.
     fn examine(&mut self, next: doctor::Next) {
         match next {
-            doctor::Next::Due if self.dirty || self.reconciler.has_waiting() => self.doctor.soon(),
             doctor::Next::Due => {
                 let interfaces = self.reconciler.workloads().interfaces.keys();
                 self.doctor.look(interfaces.copied().collect());
