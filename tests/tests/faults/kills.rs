@@ -296,7 +296,10 @@ fn killed_at(
         Ok(done(agent).then_some(true))
     });
     drop(tracer);
-    survived.unwrap_or_else(|error| panic!("call {call}: {error:#}\n{}", agent.log()))
+    let survived =
+        survived.unwrap_or_else(|error| panic!("call {call}: {error:#}\n{}", agent.log()));
+    // The call may be one behind the end of what it was for.
+    survived && agent.process().status().unwrap().is_none()
 }
 
 /// Moments within a start and a little after, spread evenly but in no order.
