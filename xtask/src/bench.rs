@@ -24,6 +24,7 @@ use std::{
 
 use anyhow::Context as _;
 use gate25_tests::Lab;
+use serde_json::Value;
 
 use crate::{bench::figures::Figures, cargo, document};
 
@@ -136,14 +137,14 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         plot::draw(&figures)?;
     }
     if options.json {
-        println!("{:#}", figures.json());
+        println!("{:#}", Value::Object(figures.json()));
     }
     if options.markdown || !options.json {
         println!("{table}");
     }
     if let Some(earlier) = earlier {
         // Beside the JSON, where that is asked for.
-        writeln!(io::stderr(), "{}", agreement::of(&earlier, &figures)).context("say it")?;
+        writeln!(io::stderr(), "{}", agreement::of(&earlier, &figures.json())).context("say it")?;
     }
     Ok(ExitCode::SUCCESS)
 }
