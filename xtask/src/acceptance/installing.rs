@@ -63,10 +63,10 @@ pub(super) fn old_nftables(acceptance: &mut Acceptance) -> anyhow::Result<String
         packages.old_nftables
     ))?;
     let said = host.refuse(&apt_install(&packages.first))?;
-    contains(&said, "nftables (>= 1.0.2)")?;
+    contains(&said, "nftables (>= 1.0.6)")?;
     host.refuse("dpkg-query --show gate25")?;
     host.succeed("apt-mark unhold nftables && dpkg --purge nftables")?;
-    Ok("refused by apt: `Depends: nftables (>= 1.0.2)`, nothing installed".to_owned())
+    Ok("refused by apt: `Depends: nftables (>= 1.0.6)`, nothing installed".to_owned())
 }
 
 /// `apt install ./gate25_*.deb`, with nftables out of the distribution's archive.
