@@ -177,18 +177,7 @@ fn program_taken_off_by_somebody_else_is_put_back_at_the_next_rescan() {
         return;
     }
     let world = World::new().unwrap();
-    let guest = world.guest(101, "tap101i0").unwrap();
-    let settings = Settings {
-        more: "reload: {rescan: 1s}\n".to_owned(),
-        ..Settings::default()
-    };
-    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
-    world.check_closed(&guest).unwrap();
-    let host = &world.hosting.hypervisor;
-    let pin = world.pinned_link("tap101i0").unwrap();
-    let pin = pin.to_str().unwrap();
-    host.exec("bpftool", &["link", "detach", "pinned", pin])
-        .unwrap();
+    let (guest, agent) = without_its_program(&world);
     let repairs = |value| value == 1.0;
     agent
         .wait_metric("gate25_drift_repairs_total", &[], LIMIT, repairs)
@@ -209,18 +198,7 @@ fn program_taken_off_is_put_back_although_the_policys_files_change_all_the_time(
         return;
     }
     let world = World::new().unwrap();
-    let guest = world.guest(101, "tap101i0").unwrap();
-    let settings = Settings {
-        more: "reload: {rescan: 1s}\n".to_owned(),
-        ..Settings::default()
-    };
-    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
-    world.check_closed(&guest).unwrap();
-    let host = &world.hosting.hypervisor;
-    let pin = world.pinned_link("tap101i0").unwrap();
-    let pin = pin.to_str().unwrap();
-    host.exec("bpftool", &["link", "detach", "pinned", pin])
-        .unwrap();
+    let (guest, agent) = without_its_program(&world);
     let mut written = 0;
     poll("the program to be put back", LIMIT, || {
         // As a portal does that writes its file once more, whatever is in it.
@@ -234,6 +212,24 @@ fn program_taken_off_is_put_back_although_the_policys_files_change_all_the_time(
     .unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
     assert!(written > 1, "it was put back before anything was written");
     world.wait_closed(&guest).unwrap();
+}
+
+/// A guest whose program has just been taken off, under an agent that looks every second.
+#[track_caller]
+fn without_its_program(world: &World) -> (Guest, Agent) {
+    let guest = world.guest(101, "tap101i0").unwrap();
+    let settings = Settings {
+        more: "reload: {rescan: 1s}\n".to_owned(),
+        ..Settings::default()
+    };
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    world.check_closed(&guest).unwrap();
+    let host = &world.hosting.hypervisor;
+    let pin = world.pinned_link("tap101i0").unwrap();
+    let pin = pin.to_str().unwrap();
+    host.exec("bpftool", &["link", "detach", "pinned", pin])
+        .unwrap();
+    (guest, agent)
 }
 
 #[test]
