@@ -209,12 +209,11 @@ impl<D: Dataplane> Reconciler<D> {
     /// time, roots that an earlier agent covered stay covered and owned.
     pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
         self.listed = Listed::Yes;
-        for cgroup in &cgroups {
-            let site = Site::Root(cgroup.id);
-            self.first_seen.entry(site).or_insert(now);
+        self.inventory.cgroups.clear();
+        for cgroup in cgroups {
+            self.cgroup(cgroup, now);
         }
-        let all = cgroups.into_iter().map(|cgroup| (cgroup.id, cgroup));
-        self.inventory.all_cgroups(all.collect());
+        self.inventory.forget_gone();
         let known = &self.inventory.cgroups;
         self.first_seen.retain(|site, _| match site {
             Site::Interface(_) | Site::Replies(_) => true,

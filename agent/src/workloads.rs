@@ -85,12 +85,11 @@ impl Inventory {
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
         self.cgroups.remove(&id);
-        self.veths.cgroup_gone(id);
+        self.veths.forget_all_but(|other| other != id);
     }
 
-    /// Takes note of every control group that there is.
-    pub fn all_cgroups(&mut self, cgroups: BTreeMap<u64, Cgroup>) {
-        self.cgroups = cgroups;
+    /// Forgets where control groups were that there are not any more.
+    pub fn forget_gone(&mut self) {
         self.veths
             .forget_all_but(|id| self.cgroups.contains_key(&id));
     }

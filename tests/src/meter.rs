@@ -318,21 +318,23 @@ impl Meter {
     /// # Errors
     /// At the deadline, or when a count cannot be read.
     pub fn wait_all_sent(&self, packets: u64) -> anyhow::Result<()> {
-        let until = self.measured()?.sent + packets;
-        poll("forbidden packets", SENDING, || {
-            Ok((self.measured()?.sent >= until).then_some(()))
+        wait_more("forbidden packets", SENDING, packets, || {
+            Ok(self.measured()?.sent)
         })
     }
 
-    /// Forbidden packets that the sender with these addresses says that it has sent.
+    /// Waits until the sender with these addresses says that it has sent so many more forbidden packets.
     ///
     /// # Errors
-    /// When there is no such sender, or it does not say.
-    pub fn sent_by(&self, addresses: Addresses) -> anyhow::Result<u64> {
+    /// At the deadline, when there is no such sender, or when it does not say.
+    pub fn wait_sent_by(&self, addresses: Addresses, packets: u64) -> anyhow::Result<()> {
         let mut sources = self.sources.iter();
         let found = sources.find(|source| source.addresses == addresses);
         let source = found.with_context(|| format!("{} does not send", addresses.v4))?;
-        Ok(source.totals()?.all_forbidden())
+        let what = format!("forbidden packets of {}", source.name);
+        wait_more(&what, SENDING, packets, || {
+            Ok(source.totals()?.all_forbidden())
+        })
     }
 
     /// SYNs from these addresses that have arrived at the exchanger's port 25, wanted or not.
@@ -350,10 +352,10 @@ impl Meter {
     pub fn wait_relayed(&self, from: Addresses) -> anyhow::Result<()> {
         /// More than may have been on their way.
         const ENOUGH: u64 = 20;
-        let seen = || anyhow::Ok(syns(&self.relay.read()?, from));
-        let until = seen()? + ENOUGH;
         let what = format!("packets of {} at the relay", from.v4);
-        poll(&what, PROMPT, || Ok((seen()? >= until).then_some(())))
+        wait_more(&what, PROMPT, ENOUGH, || {
+            Ok(syns(&self.relay.read()?, from))
+        })
     }
 
     /// The same of everybody who sends.
@@ -517,6 +519,17 @@ impl AllArrived<'_> {
         let strangers = self.strangers.iter().map(|(_, packets)| packets);
         of_sources.sum::<u64>() + strangers.sum::<u64>()
     }
+}
+
+/// Waits until a count has risen by so much.
+fn wait_more(
+    what: &str,
+    limit: Duration,
+    more: u64,
+    count: impl Fn() -> anyhow::Result<u64>,
+) -> anyhow::Result<()> {
+    let until = count()? + more;
+    poll(what, limit, || Ok((count()? >= until).then_some(())))
 }
 
 /// To the guarded port.

@@ -27,7 +27,8 @@ enum End {
 }
 
 impl Rounds {
-    /// So many, on a slow machine [`fewer`], unless `GATE25_SOAK_SECONDS`, which `./xtask/x soak` sets, says for how long.
+    /// So many, on a slow machine [`fewer`], unless `GATE25_SOAK_SECONDS`, which `./xtask/x soak` sets,
+    /// says for how long.
     ///
     /// # Errors
     /// When that is not a number.

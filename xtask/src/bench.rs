@@ -136,15 +136,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
         document::publish(DOCUMENT, &(table.clone() + &report::pictures()))?;
         plot::draw(&figures)?;
     }
+    let json = figures.json();
+    if let Some(earlier) = earlier {
+        // Beside the JSON, where that is asked for.
+        writeln!(io::stderr(), "{}", agreement::of(&earlier, &json)).context("say it")?;
+    }
     if options.json {
-        println!("{:#}", Value::Object(figures.json()));
+        println!("{:#}", Value::Object(json));
     }
     if options.markdown || !options.json {
         println!("{table}");
-    }
-    if let Some(earlier) = earlier {
-        // Beside the JSON, where that is asked for.
-        writeln!(io::stderr(), "{}", agreement::of(&earlier, &figures.json())).context("say it")?;
     }
     Ok(ExitCode::SUCCESS)
 }

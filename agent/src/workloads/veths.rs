@@ -103,14 +103,6 @@ impl Veths {
         });
     }
 
-    /// Forgets a control group.
-    pub(super) fn cgroup_gone(&mut self, id: u64) {
-        self.behind.retain(|_, ids| {
-            ids.remove(&id);
-            !ids.is_empty()
-        });
-    }
-
     /// Takes note that the tables are about the interfaces that there are.
     pub(crate) fn written(&mut self) {
         self.vacated.clear();

@@ -4,7 +4,7 @@
 use gate25_tests::{Accounts, Agent, Guest, May, Meter, PolicyText, Rounds, Trial, World, poll};
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, Plug, check_tight, watchful};
+use super::scene::{LIMIT, Plug, check_tight, judge_guarded, watchful};
 
 /// Customers of every other one; the rest is nobody's.
 const GUESTS: [(u8, &str, Option<&str>); 6] = [
@@ -122,15 +122,7 @@ pub(crate) fn name_changes_hands(times: u64) {
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "interface of an exempt customer's replaced by a blocked one's of the same name";
-    meter
-        .judge(
-            &agent,
-            Trial::Fault,
-            what,
-            rounds.begun(),
-            Accounts::Guarded,
-        )
-        .unwrap();
+    judge_guarded(&mut meter, &agent, what, rounds.begun());
 }
 
 /// An exempt customer's interface goes, and a blocked customer's gets its index before the agent has
@@ -167,15 +159,7 @@ pub(crate) fn index_changes_hands(times: u64) {
         finish_round(&world, &meter, &agent, &closed, round);
     }
     let what = "index of an exempt customer's interface given to a blocked one's";
-    meter
-        .judge(
-            &agent,
-            Trial::Fault,
-            what,
-            rounds.begun(),
-            Accounts::Guarded,
-        )
-        .unwrap();
+    judge_guarded(&mut meter, &agent, what, rounds.begun());
 }
 
 /// One guest that may send everywhere and one that may not, both sending, neither plugged in.

@@ -7,11 +7,11 @@ use std::{
 };
 
 use gate25_tests::{
-    Accounts, Agent, Feature, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds,
-    Settings, Tally, Trial, Tried, World, paced,
+    Agent, Feature, Guest, Hosting, Link, May, Meter, Network, PolicyText, Rounds, Settings, Tally,
+    Trial, Tried, World, paced,
 };
 
-use super::scene::{LIMIT, repairs, wait_repairs, watchful};
+use super::scene::{LIMIT, judge_guarded, repairs, wait_repairs, watchful};
 
 /// Two rescans, and something for a busy machine.
 const SOON: Duration = Duration::from_secs(5);
@@ -97,9 +97,7 @@ fn taken_off(times: u64, what: &str, args: &[&str], off: impl Fn(&World, &Guest,
     }
     meter.wait_all_relayed().unwrap();
     let times = rounds.begun() * guests.len() as u64;
-    meter
-        .judge(&agent, Trial::Fault, what, times, Accounts::Guarded)
-        .unwrap();
+    judge_guarded(&mut meter, &agent, what, times);
 }
 
 /// Waits until the program of this interface counts again: what the guard stops is not counted. It

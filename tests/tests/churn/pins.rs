@@ -7,7 +7,7 @@ use gate25_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged_with, check_tight, watchful};
+use super::scene::{LIMIT, besieged_with, check_tight, judge_guarded, watchful};
 
 /// Where the agent's pins are.
 const FOLDER: &str = "/sys/fs/bpf/gate25";
@@ -97,15 +97,7 @@ pub(crate) fn removed_without_an_agent(times: u64) {
     }
     meter.wait_all_relayed().unwrap();
     let what = "pins removed by hand while no agent runs, virtual machines";
-    meter
-        .judge(
-            &agent,
-            Trial::Fault,
-            what,
-            rounds.begun(),
-            Accounts::Guarded,
-        )
-        .unwrap();
+    judge_guarded(&mut meter, &agent, what, rounds.begun());
 }
 
 fn in_folder(path: &std::path::Path, folder: &str) -> bool {

@@ -8,7 +8,7 @@ use gate25_tests::{
 };
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged, check_tight};
+use super::scene::{LIMIT, besieged, check_tight, judge_guarded};
 
 /// How soon rules are back, with something for a busy machine.
 const SOON: Duration = Duration::from_secs(3);
@@ -76,15 +76,7 @@ pub(crate) fn table_deleted(times: u64) {
     meter.check().unwrap();
     meter.wait_all_relayed().unwrap();
     let what = "table deleted by hand, with nftables";
-    meter
-        .judge(
-            &agent,
-            Trial::Fault,
-            what,
-            rounds.begun(),
-            Accounts::Guarded,
-        )
-        .unwrap();
+    judge_guarded(&mut meter, &agent, what, rounds.begun());
 }
 
 /// Flushes the ruleset where nftables enforces, the guard included: open until it is back, and closed

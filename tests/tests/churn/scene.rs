@@ -2,7 +2,7 @@
 
 use std::{fs, time::Duration};
 
-use gate25_tests::{Agent, Guest, Meter, PolicyText, Settings, World, poll};
+use gate25_tests::{Accounts, Agent, Guest, Meter, PolicyText, Settings, Trial, World, poll};
 
 /// Longer than anything takes on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
@@ -78,12 +78,9 @@ impl Plug<'_> {
             Ok(count.is_some_and(|count: u64| count > 0).then_some(()))
         })
         .unwrap_or_else(|error| panic!("{}, {last:?}: {error:#}", self.name));
-        let sent = || meter.sent_by(self.guest.addresses);
-        let until = sent().unwrap() + packets;
-        poll("forbidden packets of a new interface", LIMIT, || {
-            Ok((sent()? >= until).then_some(()))
-        })
-        .unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
+        meter
+            .wait_sent_by(self.guest.addresses, packets)
+            .unwrap_or_else(|error| panic!("{}: {error:#}", self.name));
     }
 }
 
@@ -92,6 +89,14 @@ impl Plug<'_> {
 pub(crate) fn check_tight(meter: &Meter, agent: &Agent, what: &str) {
     let measured = meter.measured().unwrap();
     assert_eq!(measured.leaked, 0, "{what}: {measured:?}\n{}", agent.log());
+}
+
+/// Ends a trial in which the guard has met packets.
+#[track_caller]
+pub(crate) fn judge_guarded(meter: &mut Meter, agent: &Agent, what: &str, times: u64) {
+    meter
+        .judge(agent, Trial::Fault, what, times, Accounts::Guarded)
+        .unwrap();
 }
 
 /// What the agent counts as put right of what others did to its programs and pins.
