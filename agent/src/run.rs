@@ -225,6 +225,7 @@ async fn enforce<D: Dataplane>(
         unheard: false,
         status: status.clone(),
         dirty: true,
+        hoards: true,
     };
     agent.reconciler.complain(Subject::Backend, shortcomings);
     let windows = tokio::spawn(sketch_windows(status, figures));

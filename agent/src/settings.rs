@@ -282,7 +282,9 @@ pub enum SettingsError {
 pub fn read(path: &Path, missing: Missing, trust: &Trust) -> Result<Loaded, SettingsError> {
     let read = || -> io::Result<_> {
         let file = open_regular(path, Links::Followed)?.ok_or_else(not_a_file)?;
-        Ok((file.metadata()?, read_bounded(&file)?))
+        let mut bytes = Vec::new();
+        read_bounded(&file, &mut bytes)?;
+        Ok((file.metadata()?, bytes))
     };
     let bytes = match read() {
         Ok((metadata, bytes)) => {

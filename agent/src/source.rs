@@ -140,12 +140,12 @@ impl PolicyFiles {
     /// Reads the directory, again where somebody is writing to it.
     fn read(&self) -> Result<directory::Contents, DirectoryError> {
         for _ in 0..TRANSIENT_RETRIES {
-            match directory::read(&self.directory, &self.trust) {
+            match directory::read(&self.directory, &self.trust, &self.loader) {
                 Err(error) if error.is_transient() => std::thread::sleep(TRANSIENT_PAUSE),
                 result => return result,
             }
         }
-        directory::read(&self.directory, &self.trust)
+        directory::read(&self.directory, &self.trust, &self.loader)
     }
 }
 

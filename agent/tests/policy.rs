@@ -49,6 +49,6 @@ fn file(path: &str, contents: impl AsRef<[u8]>) -> SourceFile {
     let path = std::path::Path::new(path);
     SourceFile {
         path: path.into(),
-        bytes: contents.as_ref().to_vec(),
+        bytes: contents.as_ref().into(),
     }
 }

@@ -28,7 +28,7 @@ const NOW: &str = "2026-11-23T12:00:00Z";
 fn stored(hash: u8, files: &[(&[u8], &[u8])]) -> StoredSet {
     let files = files.iter().map(|(path, bytes)| SourceFile {
         path: Path::new(OsStr::from_bytes(path)).into(),
-        bytes: bytes.to_vec(),
+        bytes: (*bytes).into(),
     });
     StoredSet {
         files: files.collect(),

@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::Path;
 
 use gate25::policy::directory::{self, DirectoryError};
+use gate25::policy::loader::Loader;
 use gate25::settings::{self, Missing, SettingsError};
 use gate25::trust::{Exposed, Exposure, Keepers, Trust, TrustError};
 use tempfile::TempDir;
@@ -99,10 +100,16 @@ fn policy_directory_names_everything_that_others_could_have_written() {
         fs::write(path, "schema: 1\n").unwrap();
     }
     let trust = Trust::Keepers(Keepers::of_process());
-    assert_eq!(directory::read(dir.path(), &trust).unwrap().files.len(), 3);
+    assert_eq!(
+        directory::read(dir.path(), &trust, &Loader::default())
+            .unwrap()
+            .files
+            .len(),
+        3
+    );
     set_mode(&dir.path().join("sub"), 0o777);
     set_mode(&dir.path().join("sub/c.yaml"), 0o646);
-    let error = directory::read(dir.path(), &trust).unwrap_err();
+    let error = directory::read(dir.path(), &trust, &Loader::default()).unwrap_err();
     let DirectoryError::Refused(refused) = error else {
         panic!("{error:?}")
     };
@@ -113,7 +120,7 @@ fn policy_directory_names_everything_that_others_could_have_written() {
     let exposed = |path: &str| ("exposed", path.to_owned());
     assert_eq!(named, [exposed("sub"), exposed("sub/c.yaml")]);
     // Whoever only wants to know whether it is valid may.
-    assert!(directory::read(dir.path(), &Trust::Anybody).is_ok());
+    assert!(directory::read(dir.path(), &Trust::Anybody, &Loader::default()).is_ok());
 }
 
 #[test]
@@ -124,9 +131,15 @@ fn policy_linked_through_a_hidden_directory_is_judged_there() {
     fs::write(hidden.join("a.yaml"), "schema: 1\n").unwrap();
     symlink(".data/a.yaml", dir.path().join("a.yaml")).unwrap();
     let trust = Trust::Keepers(Keepers::of_process());
-    assert_eq!(directory::read(dir.path(), &trust).unwrap().files.len(), 1);
+    assert_eq!(
+        directory::read(dir.path(), &trust, &Loader::default())
+            .unwrap()
+            .files
+            .len(),
+        1
+    );
     set_mode(&hidden, 0o777);
-    let error = directory::read(dir.path(), &trust).unwrap_err();
+    let error = directory::read(dir.path(), &trust, &Loader::default()).unwrap_err();
     assert!(matches!(error, DirectoryError::Refused(_)), "{error:?}");
 }
 

@@ -148,7 +148,7 @@ fn of_agent(running: messages::Policy, circumstances: &Circumstances) -> Result<
         .into_iter()
         .map(|messages::File { path, text }| SourceFile {
             path: Arc::from(Path::new(&path)),
-            bytes: text.into_bytes(),
+            bytes: text.into_bytes().into(),
         })
         .collect();
     let policy = if files.is_empty() {

@@ -43,7 +43,8 @@ pub(super) fn policy(dir: &Path, circumstances: &Circumstances) -> Set {
 
 /// The same where people know the directory by another name.
 pub(super) fn policy_shown_as(dir: &Path, shown: &Path, circumstances: &Circumstances) -> Set {
-    let contents = match directory::read(dir, &Trust::Anybody) {
+    let mut loader = Loader::default();
+    let contents = match directory::read(dir, &Trust::Anybody, &loader) {
         Ok(contents) => contents,
         Err(error) => {
             return Set {
@@ -52,7 +53,7 @@ pub(super) fn policy_shown_as(dir: &Path, shown: &Path, circumstances: &Circumst
             };
         }
     };
-    let (hash, policy, diagnostics) = match Loader::default().load(&contents.files, circumstances) {
+    let (hash, policy, diagnostics) = match loader.load(&contents.files, circumstances) {
         Ok(loaded) => (loaded.hash, Some(loaded.policy), loaded.warnings),
         Err(refused) => (refused.hash, None, refused.diagnostics),
     };

@@ -8,7 +8,7 @@ use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use super::loader::SourceFile;
+use super::loader::{Loader, SourceFile};
 use crate::diagnostic::{Diagnostic, Location};
 use crate::trust::{Trust, TrustError};
 use crate::yaml::tree::MAX_BYTES;
@@ -101,11 +101,11 @@ impl DirectoryError {
 
 /// Reads every `.yaml` and `.yml` file of the directory and those below it. The directory itself
 /// may be a symbolic link; links in it must stay inside. All of it must have been written by those
-/// whom `trust` names.
+/// whom `trust` names. A file that is as `earlier` has loaded it takes no memory of its own.
 ///
 /// # Errors
 /// See [`DirectoryError`].
-pub fn read(directory: &Path, trust: &Trust) -> Result<Contents, DirectoryError> {
+pub fn read(directory: &Path, trust: &Trust, earlier: &Loader) -> Result<Contents, DirectoryError> {
     let root = match directory.canonicalize() {
         Ok(root) => root,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -129,6 +129,8 @@ pub fn read(directory: &Path, trust: &Trust) -> Result<Contents, DirectoryError>
     let mut walk = Walk {
         root: &root,
         trust,
+        earlier,
+        scratch: Vec::new(),
         files: Vec::new(),
         warnings: Vec::new(),
         refused: Vec::new(),
@@ -139,6 +141,8 @@ pub fn read(directory: &Path, trust: &Trust) -> Result<Contents, DirectoryError>
     let Walk {
         root: _,
         trust: _,
+        earlier: _,
+        scratch: _,
         mut files,
         warnings,
         refused,
@@ -161,6 +165,9 @@ enum Name {
 struct Walk<'r> {
     root: &'r Path,
     trust: &'r Trust,
+    earlier: &'r Loader,
+    /// One file after the other is read into this.
+    scratch: Vec<u8>,
     files: Vec<SourceFile>,
     warnings: Vec<Diagnostic>,
     refused: Vec<Diagnostic>,
@@ -236,12 +243,18 @@ impl Walk<'_> {
         };
         let metadata = file.metadata().map_err(|error| failed(path, error))?;
         self.judge(&shown, path, &metadata);
-        let bytes = read_bounded(&file).map_err(|error| failed(path, error))?;
-        if bytes.len() > MAX_BYTES {
+        self.scratch.clear();
+        read_bounded(&file, &mut self.scratch).map_err(|error| failed(path, error))?;
+        if self.scratch.len() > MAX_BYTES {
             let message = format!("the file is larger than {} MiB", MAX_BYTES >> 20);
             self.refuse(&shown, "file-too-large", message);
             return Ok(());
         }
+        let same = self
+            .earlier
+            .contents(&shown)
+            .filter(|bytes| ***bytes == *self.scratch);
+        let bytes = same.map_or_else(|| Arc::from(self.scratch.as_slice()), Arc::clone);
         self.files.push(SourceFile { path: shown, bytes });
         Ok(())
     }
@@ -345,12 +358,9 @@ pub(crate) fn open_regular(path: &Path, links: Links) -> io::Result<Option<File>
 }
 
 /// One byte more than may be, so that a file that grows is noticed.
-pub(crate) fn read_bounded(file: &File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    // They stay in memory: no room to grow.
-    bytes.shrink_to_fit();
-    Ok(bytes)
+pub(crate) fn read_bounded(file: &File, bytes: &mut Vec<u8>) -> io::Result<()> {
+    file.take(MAX_BYTES as u64 + 1).read_to_end(bytes)?;
+    Ok(())
 }
 
 fn identity(metadata: &Metadata) -> (u64, u64) {

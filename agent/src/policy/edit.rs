@@ -243,7 +243,7 @@ pub fn edit(
         .load(files, circumstances)
         .map_err(|refused| EditError::Invalid(invalid(refused.diagnostics)))?;
     let before = files.iter().find(|it| it.path == *file);
-    let text = before.map_or(EMPTY_FILE, |file| &file.bytes);
+    let text = before.map_or(EMPTY_FILE, |file| &*file.bytes);
     let after = apply(file, text, edit)?;
     let mut edited: Vec<SourceFile> = files
         .iter()
@@ -252,7 +252,7 @@ pub fn edit(
         .collect();
     edited.push(SourceFile {
         path: Arc::clone(file),
-        bytes: after.clone(),
+        bytes: Arc::from(after.as_slice()),
     });
     let later = loader
         .load(&edited, circumstances)
@@ -261,7 +261,7 @@ pub fn edit(
     match (changes.pop(), &changes[..]) {
         (Some(change), []) if edit.means(&change) => Ok(Edited {
             file: Arc::clone(file),
-            before: before.map(|file| file.bytes.clone()),
+            before: before.map(|file| file.bytes.to_vec()),
             after,
             change,
             policy: later.policy,

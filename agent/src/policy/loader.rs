@@ -1,6 +1,7 @@
 //! Files to a policy: every file is read by itself, then the set is judged as a whole.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ pub struct SourceFile {
     /// Path relative to the policy directory.
     pub path: Arc<Path>,
     /// Contents.
-    pub bytes: Vec<u8>,
+    pub bytes: Arc<[u8]>,
 }
 
 /// What the set is loaded for.
@@ -106,6 +107,7 @@ pub struct Loader {
 
 #[derive(Debug)]
 struct Known {
+    bytes: Arc<[u8]>,
     digest: [u8; 32],
     file: Option<PolicyFile>,
     problems: Problems,
@@ -121,10 +123,8 @@ impl Loader {
         files: &[SourceFile],
         circumstances: &Circumstances,
     ) -> Result<Loaded, Refused> {
-        let sources: BTreeMap<&Arc<Path>, &[u8]> = files
-            .iter()
-            .map(|file| (&file.path, file.bytes.as_slice()))
-            .collect();
+        let sources: BTreeMap<&Arc<Path>, &Arc<[u8]>> =
+            files.iter().map(|file| (&file.path, &file.bytes)).collect();
         let (hash, parsed) = self.refresh(&sources);
         let mut problems = Problems::default();
         for known in self.known.values() {
@@ -140,7 +140,7 @@ impl Loader {
         let refused = problems.has_errors();
         let sources = sources
             .iter()
-            .map(|(path, bytes)| (&***path, *bytes))
+            .map(|(path, bytes)| (&***path, &***bytes))
             .collect();
         let diagnostics = problems.finish(&sources);
         if refused {
@@ -156,34 +156,41 @@ impl Loader {
 
     /// Parses what is new and forgets what is gone; returns the set's hash and how many files were
     /// parsed.
-    fn refresh(&mut self, sources: &BTreeMap<&Arc<Path>, &[u8]>) -> (SetHash, usize) {
+    fn refresh(&mut self, sources: &BTreeMap<&Arc<Path>, &Arc<[u8]>>) -> (SetHash, usize) {
         self.known.retain(|path, _| sources.contains_key(path));
         let mut parsed = 0;
         let mut set = Sha256::new();
         for (path, bytes) in sources {
-            let digest: [u8; 32] = Sha256::digest(bytes).into();
+            let known = match self.known.entry(Arc::clone(path)) {
+                Entry::Occupied(known) if known.get().bytes == **bytes => known.into_mut(),
+                other @ (Entry::Vacant(_) | Entry::Occupied(_)) => {
+                    parsed += 1;
+                    other.insert_entry(Known::read(path, bytes)).into_mut()
+                }
+            };
             let name = path.as_os_str().as_encoded_bytes();
             set.update((name.len() as u64).to_le_bytes());
             set.update(name);
-            set.update(digest);
-            if self
-                .known
-                .get(*path)
-                .is_none_or(|known| known.digest != digest)
-            {
-                parsed += 1;
-                let mut problems = Problems::default();
-                let file = language::read(path, bytes, &mut problems);
-                self.known.insert(
-                    Arc::clone(path),
-                    Known {
-                        digest,
-                        file,
-                        problems,
-                    },
-                );
-            }
+            set.update(known.digest);
         }
         (SetHash(set.finalize().into()), parsed)
+    }
+
+    /// What a file of the last load held.
+    pub(super) fn contents(&self, path: &Path) -> Option<&Arc<[u8]>> {
+        self.known.get(path).map(|known| &known.bytes)
+    }
+}
+
+impl Known {
+    fn read(path: &Arc<Path>, bytes: &Arc<[u8]>) -> Self {
+        let mut problems = Problems::default();
+        let file = language::read(path, bytes, &mut problems);
+        Self {
+            bytes: Arc::clone(bytes),
+            digest: Sha256::digest(bytes).into(),
+            file,
+            problems,
+        }
     }
 }

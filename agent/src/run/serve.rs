@@ -73,6 +73,8 @@ pub(super) struct Agent<D: Dataplane> {
     pub(super) reconciler: Reconciler<D>,
     pub(super) status: Shared,
     pub(super) dirty: bool,
+    /// Whether the allocator may hold memory that nobody uses any more.
+    pub(super) hoards: bool,
 }
 
 /// The policy's files, at rest or being read on another thread.
@@ -219,7 +221,10 @@ impl<D: Dataplane> Agent<D> {
                 next = self.doctor.next(), if !busy => self.examine(next),
                 () = self.bypassing.over() => self.bypass_over(),
                 next = self.trials.next() => self.trial(next),
-                complaint = self.store.saved() => self.reconciler.complain(Subject::State, complaint),
+                complaint = self.store.saved() => {
+                    self.hoards = true;
+                    self.reconciler.complain(Subject::State, complaint);
+                }
                 next = self.sweeper.next() => match next {
                     Next::Due => self.sweep(),
                     Next::Done(complaint) => self.reconciler.complain(Subject::Sockets, complaint),
@@ -311,8 +316,7 @@ impl<D: Dataplane> Agent<D> {
         });
         let told = self.notifier.ready(&text);
         self.announced = told.is_ok();
-        // A start takes more than what comes after it.
-        memory::give_back();
+        self.give_back();
         self.heard(told);
     }
 
@@ -470,10 +474,19 @@ impl<D: Dataplane> Agent<D> {
         self.sweeper.now();
         self.guard.rescan();
         self.doctor.soon();
+        self.give_back();
         self.dirty = true;
         // However long this took, everything else gets its turn before the next one.
         self.rescans.reset();
         Ok(())
+    }
+
+    /// What readings of the policy took. Not after each of them, since the next one needs as much, and new
+    /// memory is dear.
+    fn give_back(&mut self) {
+        if std::mem::take(&mut self.hoards) {
+            memory::give_back();
+        }
     }
 
     fn sweep(&mut self) {
@@ -538,9 +551,6 @@ impl<D: Dataplane> Agent<D> {
                 let beginning = within.map(|within| self.trials.beginning(within, running));
                 self.files = Files::Loading(tokio::task::spawn_blocking(move || {
                     let (set, noted) = trial::read(&mut files, beginning.as_ref());
-                    if set.is_err() {
-                        memory::give_back();
-                    }
                     Loaded { files, set, noted }
                 }));
             }
@@ -558,6 +568,7 @@ impl<D: Dataplane> Agent<D> {
             noted,
         } = loaded;
         self.files = Files::Idle(files);
+        self.hoards = true;
         let now = Timestamp::now();
         let before = self.running();
         let ran = self.reconciler.policy().map(|running| running.hash);

@@ -7,7 +7,6 @@ use tokio::task::JoinHandle;
 use tracing::{error, info};
 
 use crate::chain::in_full;
-use crate::kernel::memory;
 use crate::policy::loader::SetHash;
 use crate::state::{LastKnownGood, Saved, StateError, StoredSet};
 
@@ -78,8 +77,6 @@ impl Store {
                 let Next { set, base } = &next;
                 let kept = LastKnownGood::open(&directory);
                 let saved = kept.and_then(|kept| kept.replace(set, *base));
-                // That was the last of what a new set takes.
-                memory::give_back();
                 (next, saved)
             }));
         }

@@ -188,7 +188,7 @@ fn source_file(file: &FileContents) -> Result<SourceFile, FormatError> {
     let path = OsString::from_vec(decode(path_base64, "a path")?);
     Ok(SourceFile {
         path: Arc::from(PathBuf::from(path)),
-        bytes: decode(contents_base64, "a file")?,
+        bytes: decode(contents_base64, "a file")?.into(),
     })
 }
 

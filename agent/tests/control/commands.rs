@@ -393,7 +393,7 @@ fn diff_without_an_agent_takes_what_it_last_accepted() {
 fn base_files() -> Arc<[SourceFile]> {
     Arc::from([SourceFile {
         path: Arc::from(Path::new("policy.yaml")),
-        bytes: BASE.into(),
+        bytes: BASE.as_bytes().into(),
     }])
 }
 

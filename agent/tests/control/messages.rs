@@ -141,7 +141,7 @@ async fn policy_is_the_running_files_verbatim() {
         };
         let file = SourceFile {
             path: Arc::from(Path::new("a/b.yaml")),
-            bytes: "schema: 1\n# ünd\n".into(),
+            bytes: "schema: 1\n# ünd\n".as_bytes().into(),
         };
         let _gone = reply.send(RunningPolicy {
             source: Source::Files,

@@ -4,10 +4,14 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
 use gate25::policy::directory::{self, DirectoryError};
+use gate25::policy::loader::{Loader, Purpose};
 use gate25::trust::Trust;
 use tempfile::TempDir;
+
+use crate::{DEFAULT, circumstances};
 
 fn tree(files: &[&str]) -> TempDir {
     let dir = TempDir::new().unwrap();
@@ -20,7 +24,7 @@ fn tree(files: &[&str]) -> TempDir {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let contents = directory::read(dir, &Trust::Anybody).unwrap();
+    let contents = directory::read(dir, &Trust::Anybody, &Loader::default()).unwrap();
     contents
         .files
         .iter()
@@ -29,7 +33,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn refusals(dir: &Path) -> Vec<(String, &'static str)> {
-    match directory::read(dir, &Trust::Anybody) {
+    match directory::read(dir, &Trust::Anybody, &Loader::default()) {
         Err(DirectoryError::Refused(list)) => list
             .iter()
             .map(|one| (one.primary.to_string(), one.code))
@@ -56,7 +60,7 @@ fn files_of_editors_and_package_managers_are_skipped() {
     ]);
     assert_eq!(names(dir.path()), ["a.yml", "b.yaml", "sub/deep/c.yaml"]);
     assert_eq!(
-        directory::read(dir.path(), &Trust::Anybody)
+        directory::read(dir.path(), &Trust::Anybody, &Loader::default())
             .unwrap()
             .warnings,
         []
@@ -66,7 +70,7 @@ fn files_of_editors_and_package_managers_are_skipped() {
 #[test]
 fn other_names_are_warned_about() {
     let dir = tree(&["a.yaml", "README", "sub/b.json"]);
-    let warnings = directory::read(dir.path(), &Trust::Anybody)
+    let warnings = directory::read(dir.path(), &Trust::Anybody, &Loader::default())
         .unwrap()
         .warnings;
     let shown: Vec<_> = warnings.iter().map(ToString::to_string).collect();
@@ -78,12 +82,49 @@ fn other_names_are_warned_about() {
 }
 
 #[test]
+fn file_that_is_as_it_was_loaded_is_held_once_and_another_is_read() {
+    let dir = tree(&["same.yaml", "other.yaml"]);
+    fs::write(dir.path().join("default.yaml"), DEFAULT).unwrap();
+    let mut loader = Loader::default();
+    let first = directory::read(dir.path(), &Trust::Anybody, &loader).unwrap();
+    let loaded = loader.load(&first.files, &circumstances(Purpose::Run));
+    let loaded = loaded.unwrap();
+    // Of the same length, as an edit of a digit is.
+    fs::write(dir.path().join("other.yaml"), "schema: 1 ").unwrap();
+    let second = directory::read(dir.path(), &Trust::Anybody, &loader).unwrap();
+    let held_once: Vec<bool> = first
+        .files
+        .iter()
+        .zip(&second.files)
+        .map(|(first, second)| Arc::ptr_eq(&first.bytes, &second.bytes))
+        .collect();
+    assert_eq!(held_once, [true, false, true]);
+    assert_eq!(*second.files[1].bytes, *b"schema: 1 ");
+    let again = loader.load(&second.files, &circumstances(Purpose::Run));
+    let again = again.unwrap();
+    assert_eq!(again.parsed, 1);
+    assert_ne!(again.hash, loaded.hash);
+    let fresh = Loader::default().load(&second.files, &circumstances(Purpose::Run));
+    assert_eq!(again.hash, fresh.unwrap().hash);
+}
+
+#[test]
 fn directory_that_is_missing_is_no_empty_set() {
     let dir = tree(&[]);
-    let error = directory::read(&dir.path().join("none"), &Trust::Anybody).unwrap_err();
+    let error = directory::read(
+        &dir.path().join("none"),
+        &Trust::Anybody,
+        &Loader::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, DirectoryError::Missing { .. }) && !error.is_transient());
     fs::write(dir.path().join("file"), "").unwrap();
-    let error = directory::read(&dir.path().join("file"), &Trust::Anybody).unwrap_err();
+    let error = directory::read(
+        &dir.path().join("file"),
+        &Trust::Anybody,
+        &Loader::default(),
+    )
+    .unwrap_err();
     assert!(matches!(error, DirectoryError::NotADirectory { .. }));
 }
 
@@ -124,7 +165,7 @@ fn link_whose_target_is_not_there_yet_may_be_tried_again() {
     let dir = tree(&["a.yaml"]);
     symlink("later.yaml", dir.path().join("b.yaml")).unwrap();
     assert!(
-        directory::read(dir.path(), &Trust::Anybody)
+        directory::read(dir.path(), &Trust::Anybody, &Loader::default())
             .unwrap_err()
             .is_transient()
     );

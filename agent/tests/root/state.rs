@@ -169,7 +169,7 @@ fn can_lock(dir: &Path) -> bool {
 fn set(hash: u8, length: usize) -> StoredSet {
     let file = SourceFile {
         path: Path::new("a.yaml").into(),
-        bytes: vec![hash; length],
+        bytes: vec![hash; length].into(),
     };
     StoredSet {
         files: [file].into(),

@@ -199,7 +199,7 @@ fn customers(before: u64, after: u64, limits: Limits) -> Result<(), (u64, u64)> 
 fn policy(text: &str) -> Policy {
     let file = SourceFile {
         path: std::path::Path::new("a.yaml").into(),
-        bytes: text.into(),
+        bytes: text.as_bytes().into(),
     };
     let circumstances = Circumstances {
         purpose: Purpose::Run,

@@ -46,7 +46,7 @@ fn load<'a>(
         .zip(NAMES)
         .map(|(bytes, name)| SourceFile {
             path: Path::new(name).into(),
-            bytes: bytes.to_vec(),
+            bytes: bytes.into(),
         })
         .collect();
     match Loader::default().load(&files, circumstances) {

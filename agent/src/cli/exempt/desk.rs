@@ -88,7 +88,8 @@ impl<'a> Desk<'a> {
             console.say("the policy is not valid as it is: mend it first")?;
             Ok(Err(code))
         };
-        let files = match directory::read(&dir, &Trust::Anybody) {
+        let mut loader = Loader::default();
+        let files = match directory::read(&dir, &Trust::Anybody, &loader) {
             Ok(contents) => contents.files,
             Err(error) => {
                 let code =
@@ -96,7 +97,7 @@ impl<'a> Desk<'a> {
                 return Ok(Err(code));
             }
         };
-        let policy = match Loader::default().load(&files, &circumstances) {
+        let policy = match loader.load(&files, &circumstances) {
             Ok(loaded) => loaded.policy,
             Err(refused) => return refuse(refused.diagnostics, console),
         };
@@ -305,7 +306,7 @@ impl<'a> Desk<'a> {
             policy: _,
         } = edited;
         let path = self.dir.join(file);
-        match directory::read(&self.dir, &Trust::Anybody) {
+        match directory::read(&self.dir, &Trust::Anybody, &Loader::default()) {
             Ok(contents) if contents.files == self.files => {}
             Ok(_) | Err(_) => return Err(WriteError::Changed(self.dir.clone())),
         }
