@@ -224,6 +224,14 @@ pub enum ReloadOutcome {
 /// Why a host that observes is not bypassed.
 pub(crate) const ONLY_OBSERVES: &str = "this host only observes by its settings";
 
+/// Why a host is not bypassed under a second ticket: the first one's mail would stop with the second's.
+pub(crate) fn already_bypassed(ticket: &str) -> String {
+    format!(
+        "this host is bypassed under {}: give that ticket for another end, or run `gate25 bypass end` first",
+        crate::diagnostic::quoted(ticket)
+    )
+}
+
 /// A time in which this host only observes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BypassRequest {

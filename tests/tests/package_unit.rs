@@ -234,6 +234,55 @@ fn guard_after_a_boot_with_broken_settings_is_that_of_the_last_start() {
 }
 
 #[test]
+fn host_whose_agent_does_not_start_tells_what_stands_and_is_opened_and_closed_by_root() {
+    let site = Site::enforcing();
+    let machine = &site.machine;
+    machine
+        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
+        .unwrap();
+    let failed = machine.shell("systemctl restart gate25").unwrap();
+    assert_ne!(failed.code, Some(0), "{failed:?}");
+    let status = machine.shell("gate25 status").unwrap();
+    assert_ne!(status.code, Some(0), "{status:?}");
+    assert!(
+        status.out.lines().any(|it| it == "enforcing\tyes"),
+        "{status:?}"
+    );
+    assert!(status.err.contains("gate25 check"), "{status:?}");
+    site.check_reached(Outcome::Refused);
+    machine
+        .succeed("systemctl disable --now gate25 gate25-guard && gate25 teardown")
+        .unwrap();
+    site.check_reached(Outcome::Connected);
+    machine
+        .succeed(&format!(
+            "sed -i '/nonsense/d' {SETTINGS} && systemctl enable --now gate25-guard gate25"
+        ))
+        .unwrap();
+    site.wait_enforcing();
+    site.check_reached(Outcome::Refused);
+}
+
+#[test]
+fn group_of_people_that_the_settings_name_may_ask_the_agent_and_others_may_not() {
+    let site = Site::enforcing();
+    let machine = &site.machine;
+    machine
+        .succeed(
+            "groupadd noc && useradd -G noc duty && useradd stranger && usermod -aG noc gate25 \
+             && echo 'control: {group: noc}' >>/etc/gate25/gate25.yaml && systemctl restart gate25",
+        )
+        .unwrap();
+    site.wait_enforcing();
+    machine
+        .succeed("runuser -u duty -- gate25 list customers")
+        .unwrap();
+    let refused = machine.shell("runuser -u stranger -- gate25 list customers");
+    let refused = refused.unwrap();
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+}
+
+#[test]
 fn unit_is_exposed_no_more_than_it_must_be() {
     let site = Site::enforcing();
     let limit = "systemd-analyze security --no-pager --threshold=30 gate25.service";

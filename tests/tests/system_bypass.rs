@@ -144,9 +144,17 @@ fn bypass_is_ended_by_root_with_the_agent_dead() {
 
 #[test]
 fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothing() {
-    for (more, reason) in [
-        ("backend: nftables\n", "backend nftables cannot"),
-        ("enforcement: observe\n", "only observes by its settings"),
+    for (more, reason, ends_as) in [
+        (
+            "backend: nftables\n",
+            "backend nftables cannot",
+            "no bypass; this host refuses what the policy refuses",
+        ),
+        (
+            "enforcement: observe\n",
+            "only observes by its settings",
+            "no bypass; this host only observes, by its settings",
+        ),
     ] {
         let world = World::new().unwrap();
         let settings = Settings {
@@ -158,6 +166,9 @@ fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothin
         assert_eq!(refused.code, Some(1), "{refused:?}");
         assert!(refused.err.contains(reason), "{refused:?}");
         assert_eq!(agent.metrics().unwrap().sum(END, &[]), Some(0.0));
+        let ended = agent.command(&["bypass", "end"]).unwrap();
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        assert_eq!(ended.out.trim_end(), ends_as, "{ended:?}");
         for nonsense in [
             &["bypass"][..],
             &["bypass", "--for", "1h"],
@@ -170,6 +181,28 @@ fn bypass_is_refused_where_nothing_would_end_it_and_where_it_would_change_nothin
             assert_eq!(said.code, Some(2), "{nonsense:?}: {said:?}");
         }
     }
+}
+
+#[test]
+fn bypass_under_another_ticket_is_refused_until_the_first_one_has_ended() {
+    let world = World::new().unwrap();
+    let agent = world.agent(&PolicyText::default()).unwrap();
+    assert_eq!(begin(&agent, LONG, &[]).code, Some(0));
+    // By the clock that counts from the boot, told by the other one.
+    let ends = || agent.metrics().unwrap().sum(END, &[]).unwrap().round();
+    let first = ends();
+    let other = ["bypass", "--for", "1h", "--ticket", "NOC-8"];
+    for more in [&["--dry-run"][..], &[]] {
+        let refused = agent.command(&[&other[..], more].concat()).unwrap();
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.err.contains("NOC-9"), "{refused:?}");
+        assert!((ends() - first).abs() <= 1.0, "{first}");
+    }
+    // Under its own ticket it gets another end.
+    assert_eq!(begin(&agent, 2 * LONG, &[]).code, Some(0));
+    assert!(ends() > first, "{first}");
+    assert_eq!(agent.command(&["bypass", "end"]).unwrap().code, Some(0));
+    assert_eq!(agent.command(&other).unwrap().code, Some(0));
 }
 
 /// Asks for a bypass.

@@ -13,9 +13,9 @@ use jiff::{SignedDuration, Timestamp};
 use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::cli::term::of_bypass;
-use crate::control::ONLY_OBSERVES;
 use crate::control::client::{Client, ClientError};
 use crate::control::messages::{Bypass, BypassRequest, Mode, Status};
+use crate::control::{ONLY_OBSERVES, already_bypassed};
 use crate::dataplane::BypassError;
 use crate::diagnostic::{escape, is_deceptive};
 
@@ -67,10 +67,7 @@ pub fn run(
         ticket: args.ticket.clone(),
     };
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let client = Client::new(&settings.control.socket);
     let answered = if args.dry_run {
         let status = client.status();
@@ -117,6 +114,11 @@ fn bypassed(
     if status.backend.name == "nftables" {
         let why = BypassError::<Infallible>::Unsupported.to_string();
         return Err(ClientError::Refused(why));
+    }
+    if let Some(other) = &status.bypass
+        && request.ticket.as_ref() != Some(&other.ticket)
+    {
+        return Err(ClientError::Refused(already_bypassed(&other.ticket)));
     }
     let seconds = request.seconds.unwrap_or_default();
     let ends = now.checked_add(Duration::from_secs(seconds));

@@ -20,7 +20,6 @@ use crate::policy::changes::{Change, Section};
 use crate::policy::loader::{Circumstances, Purpose};
 use crate::policy::{DEFAULT_PROFILE, Policy};
 use crate::settings::Missing;
-use crate::trust::Trust;
 use base::{BaseError, Difference, difference};
 
 /// The set holds, but `--lint-fatal` was given and there are warnings.
@@ -165,7 +164,8 @@ fn check(dir: Option<&Path>, surroundings: &Surroundings<'_>) -> (Report, Option
         ..Findings::default()
     };
     if dir.is_none() {
-        match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody) {
+        let trust = files::trusted_at_a_start();
+        match files::settings(surroundings.config, surroundings.missing, &trust) {
             Ok(loaded) => {
                 findings.directory = Some(loaded.settings.policy_dir);
                 findings.diagnostics.extend(loaded.warnings);

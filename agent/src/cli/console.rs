@@ -90,6 +90,30 @@ impl Console<'_> {
         }
     }
 
+    /// The settings, or the defaults with a remark: settings that are not valid keep nobody from asking an agent
+    /// that runs under those before, nor from looking, closing or opening where it does not start for them.
+    pub(super) fn settings_or_defaults(
+        &mut self,
+        surroundings: &Surroundings<'_>,
+    ) -> io::Result<Settings> {
+        match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody) {
+            Ok(loaded) => Ok(loaded.settings),
+            Err(diagnostics) => {
+                let defaults = Settings::default();
+                let socket = defaults.control.socket.display();
+                for diagnostic in diagnostics {
+                    self.say(&format!("{}: {}", diagnostic.primary, diagnostic.message))?;
+                }
+                self.say(&format!(
+                    "{} is not valid: the agent is looked for at {socket}, and everything else is taken to be by \
+                     default",
+                    surroundings.config.display()
+                ))?;
+                Ok(defaults)
+            }
+        }
+    }
+
     /// Prints what is wrong with settings or policy.
     pub(super) fn refuse(
         &mut self,

@@ -78,15 +78,18 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let trust = files::trusted_at_a_start();
+    let (settings, invalid) =
+        match files::settings(surroundings.config, surroundings.missing, &trust) {
+            Ok(loaded) => (loaded.settings, None),
+            Err(diagnostics) => (Settings::default(), Some(unstartable(&diagnostics))),
+        };
     let client = Client::new(&settings.control.socket).patient(PATIENCE);
     let agent = ask(&client, &settings.control.socket, &args.bpffs);
     let mistakes = mistakes(&settings, surroundings);
     let survey = Survey::new(settings, &args.bpffs);
     let mut facts = survey.facts(agent, mistakes);
+    facts.policy.settings = (surroundings.config.to_owned(), invalid);
     let mut findings = settled(&survey, &mut facts);
     if !is_root() && matches!(facts.agent, Agent::Running(_)) {
         // The agent has looked where the caller may not.
@@ -183,6 +186,17 @@ fn mistakes(settings: &Settings, surroundings: &Surroundings<'_>) -> Look<Option
         return Err(message);
     }
     Ok(Some((message, errors.len())))
+}
+
+/// Why no agent starts with these settings.
+fn unstartable(diagnostics: &[Diagnostic]) -> String {
+    let all = diagnostics
+        .iter()
+        .map(|it| format!("{}: {}", it.primary, it.message));
+    format!(
+        "{}; what depends on the settings was looked at as by default",
+        all.collect::<Vec<_>>().join("; ")
+    )
 }
 
 const fn word(agent: &Agent) -> &'static str {

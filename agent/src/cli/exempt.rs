@@ -17,7 +17,7 @@ use crate::cli::term::term;
 use crate::policy::Exemption;
 use crate::policy::edit::{Edit, NewExemption, Value};
 use ask::{End, Interview};
-use desk::Desk;
+use desk::{Demands, Desk};
 
 /// Grants, prolongs and ends exemptions in the policy's files
 ///
@@ -144,6 +144,9 @@ pub struct How {
     /// Return when the running agent has taken it over or refused it
     #[arg(long, conflicts_with = "dry_run")]
     pub wait: bool,
+    /// Write although the files were undone and are held: this edit puts them in force
+    #[arg(long)]
+    pub take_undone: bool,
     /// Policy directory [default: `policy_dir` of the settings]
     #[arg(long)]
     pub dir: Option<PathBuf>,
@@ -189,7 +192,12 @@ fn add(
     console: &mut Console<'_>,
     answers: Option<&mut dyn BufRead>,
 ) -> Outcome {
-    let desk = go_on!(Desk::open(&args.how, surroundings, console)?);
+    let desk = go_on!(Desk::open(
+        &args.how,
+        Demands::Valid,
+        surroundings,
+        console
+    )?);
     let Wanted {
         id,
         customer,
@@ -326,7 +334,7 @@ fn extend(
         how,
     } = args.clone();
     let now = surroundings.now;
-    let desk = go_on!(Desk::open(&how, surroundings, console)?);
+    let desk = go_on!(Desk::open(&how, Demands::Valid, surroundings, console)?);
     let end = until.map(End::At).or(term.map(End::After));
     let mut ask = Interview::new(answers);
     let id = ask.want(id, "ID", "Id of the exemption", ask::id, console)?;
@@ -369,7 +377,7 @@ fn revoke(
     answers: Option<&mut dyn BufRead>,
 ) -> Outcome {
     let RevokeArgs { id, delete, how } = args.clone();
-    let desk = go_on!(Desk::open(&how, surroundings, console)?);
+    let desk = go_on!(Desk::open(&how, Demands::Running, surroundings, console)?);
     let mut ask = Interview::new(answers);
     let id = ask.want(id, "ID", "Id of the exemption", ask::id, console)?;
     go_on!(ask.close(console)?);

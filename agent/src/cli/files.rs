@@ -4,12 +4,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::cli::console::is_root;
 use crate::diagnostic::{Diagnostic, Location};
 use crate::policy::Policy;
 use crate::policy::directory;
 use crate::policy::loader::{Circumstances, Loader, SetHash};
 use crate::settings::{self, Missing, SettingsError};
-use crate::trust::Trust;
+use crate::trust::{Keepers, Trust};
 
 /// What reading a policy directory came to.
 #[derive(Debug, Default)]
@@ -34,6 +35,16 @@ pub(super) fn settings(
     trust: &Trust,
 ) -> Result<settings::Loaded, Vec<Diagnostic>> {
     settings::read(config, missing, trust).map_err(|error| settings_failure(config, error))
+}
+
+/// Who may have written the settings for a start to take them: whoever is not root cannot tell whom root trusts.
+pub(super) fn trusted_at_a_start() -> Trust {
+    if is_root() {
+        // They say what is given to the agent's user, so that user is not one.
+        Trust::Keepers(Keepers::new(0, Vec::new()))
+    } else {
+        Trust::Anybody
+    }
 }
 
 /// Reads the policy set in `dir`.

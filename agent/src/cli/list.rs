@@ -84,11 +84,7 @@ pub fn run(
         What::Workloads(WorkloadArgs { form, .. }) => form,
         What::Customers(form) | What::Exemptions(form) => form,
     };
-    let reader = Reader::of(form.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let desk = Desk {
         client: Client::new(&settings.control.socket),
         settings: &settings,

@@ -11,7 +11,6 @@ use crate::cli::files;
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
 use crate::prepare::{Identity, PrepareError};
 use crate::settings::Settings;
-use crate::trust::{Keepers, Trust};
 
 /// Makes folders ready for an agent that is not root
 ///
@@ -51,8 +50,7 @@ pub fn run(
             return Ok(ExitCode::from(FAILED));
         }
     };
-    // They say what is given away, and not the one whom it is given to.
-    let trust = Trust::Keepers(Keepers::new(0, Vec::new()));
+    let trust = files::trusted_at_a_start();
     let settings = match files::settings(surroundings.config, surroundings.missing, &trust) {
         Ok(loaded) => loaded.settings,
         Err(diagnostics) => return console.refuse_beside(surroundings.colour, &diagnostics),

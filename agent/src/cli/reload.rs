@@ -47,10 +47,7 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let client = Client::new(&settings.control.socket);
     let asked = match args.confirm_within {
         // Whoever has to confirm has to know whether there is something.

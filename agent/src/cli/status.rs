@@ -38,15 +38,11 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let status = match Client::new(&settings.control.socket).status() {
         Ok(status) => status,
         Err(error) if error.is_nobody() => {
-            let socket = &settings.control.socket;
-            return stopped::run(&args.bpffs, socket, reader, surroundings.layout, console);
+            return stopped::run(&args.bpffs, &settings, reader, surroundings.layout, console);
         }
         Err(error) => return console.no_answer(&error),
     };
@@ -136,8 +132,9 @@ fn lines(status: &Status) -> Vec<Vec<String>> {
     lines
 }
 
-fn policy_lines(policy: &RunningPolicy) -> [Vec<String>; 3] {
+fn policy_lines(policy: &RunningPolicy) -> [Vec<String>; 4] {
     let RunningPolicy {
+        directory,
         source,
         generation,
         hash,
@@ -150,6 +147,7 @@ fn policy_lines(policy: &RunningPolicy) -> [Vec<String>; 3] {
             "policy",
             format!("{source}, generation {generation}, hash {hash}"),
         ),
+        line("files", directory.clone()),
         line("customers", customers.to_string()),
         line("exemptions", counted(exemptions, &Term::ALL, Term::as_str)),
     ]

@@ -61,16 +61,17 @@ pub fn run(
         console.say("only root may take gate25 out of the kernel")?;
         return Ok(ExitCode::from(FAILED));
     }
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
-    let socket = settings.control.socket.display();
-    let why = match Presence::look(&settings.control.socket, &args.bpffs) {
+    let settings = console.settings_or_defaults(surroundings)?;
+    let socket = &settings.control.socket;
+    let why = match Presence::look(socket, &args.bpffs) {
         Presence::Stopped => None,
-        Presence::Running => Some(format!("an agent serves {socket}: stop it first")),
+        Presence::Running => Some(format!(
+            "an agent serves {}: stop it first",
+            socket.display()
+        )),
         Presence::Unserved => Some(format!(
-            "another gate25 runs on this host, and does not serve {socket}: stop it first"
+            "another gate25 runs on this host, and does not serve {}: stop it first",
+            socket.display()
         )),
         Presence::Unknown(error) => {
             let error = in_full(&error);
@@ -96,10 +97,7 @@ pub fn run(
     } else {
         Removal::Real
     };
-    // Before the programs: without them it would stop what they allow.
-    let guard = guard::remove(&Nft::default(), removal);
-    let rules = nftables::remove(&Nft::default(), removal);
-    let report = report(leftover.remove(removal), guard, rules, args.dry_run);
+    let report = report(remove(&leftover, removal), args.dry_run);
     match reader {
         Reader::Programs => console.json(&report)?,
         Reader::People => print(&report, console)?,
@@ -111,18 +109,33 @@ pub fn run(
     })
 }
 
-fn report(
-    removals: Removals,
+/// What became of everything.
+struct Gone {
     guard: Result<Vec<String>, NftError>,
     rules: Result<Vec<String>, NftablesError>,
-    dry_run: bool,
-) -> Report {
+    /// None where the guard stays: without the programs it would stop what they allow.
+    rest: Option<Removals>,
+}
+
+fn remove(leftover: &Leftover, removal: Removal) -> Gone {
+    let guard = guard::remove(&Nft::default(), removal);
+    let rest = guard.is_ok().then(|| leftover.remove(removal));
+    Gone {
+        guard,
+        rules: nftables::remove(&Nft::default(), removal),
+        rest,
+    }
+}
+
+fn report(gone: Gone, dry_run: bool) -> Report {
+    let Gone { guard, rules, rest } = gone;
+    let stays = rest.is_none();
     let Removals {
         pins,
         filters,
         foreign,
         errors,
-    } = removals;
+    } = rest.unwrap_or_default();
     let paths = |paths: Vec<PathBuf>| {
         let paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
         paths.collect()
@@ -132,6 +145,12 @@ fn report(
         errors.push(in_full(&error));
         Vec::new()
     });
+    if stays {
+        errors.push(
+            "the guard may be there, so the programs stay: without them it would stop what they allow"
+                .to_owned(),
+        );
+    }
     match rules {
         Ok(rules) => tables.extend(rules),
         Err(error) => errors.push(in_full(&error)),

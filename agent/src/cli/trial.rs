@@ -50,10 +50,7 @@ fn ask(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let request = DecisionRequest {
         dry_run: args.dry_run,
     };

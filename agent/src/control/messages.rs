@@ -116,6 +116,8 @@ pub struct NoticeListener {
 /// The running policy in figures.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunningPolicy {
+    /// Where the agent reads files.
+    pub directory: String,
     /// `files`, `kernel`, `builtin`, ...
     pub source: String,
     /// How often a policy was put into the kernel since the start.

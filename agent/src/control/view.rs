@@ -81,7 +81,7 @@ pub(super) fn status(
         enforcement,
         backend: (backend, reason),
         hook,
-        policy_dir: _,
+        policy_dir,
         started,
     } = constants;
     let mode = mode(*enforcement);
@@ -101,6 +101,7 @@ pub(super) fn status(
             hook: (*hook).to_owned(),
         },
         policy: RunningPolicy {
+            directory: policy_dir.to_string_lossy().into_owned(),
             source: source.as_str().to_owned(),
             generation,
             hash: hash.map(|hash| hash.to_string()),

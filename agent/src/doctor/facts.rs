@@ -232,6 +232,8 @@ pub struct NftFacts {
 /// The policy's files and the agent's state.
 #[derive(Debug, Clone)]
 pub struct Policy {
+    /// The settings' file, and why no agent starts with it.
+    pub settings: (PathBuf, Option<String>),
     /// The policy directory.
     pub folder: PathBuf,
     /// The first thing that is wrong with the files, and how many there are; `None` if they are

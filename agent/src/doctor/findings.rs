@@ -141,16 +141,19 @@ kinds! {
         "The agent's log tells more.";
     /// The last attempt to load the files failed.
     ReloadRefused = "reload-refused" Error Host
-        "`gate25 check` shows what is wrong; the earlier policy runs until the files are mended.";
+        "`gate25 status` says why, `gate25 check` shows every mistake in the files; the earlier policy runs meanwhile.";
     /// Another policy runs than that of the files.
     PolicySource = "policy-source" Error Host
-        "Mend the files (`gate25 check`); they run without another start.";
+        "`gate25 status` says why the files are not taken; once mended, they run without another start.";
     /// This host refuses nothing.
     Observing = "observing" Warning Host
         "Set `enforcement: policy` in the settings and restart the agent once the counters look right.";
     /// This host refuses nothing for a time.
     Bypassed = "bypassed" Warning Host
         "It ends by itself; `gate25 bypass end` ends it now.";
+    /// No agent starts with the settings.
+    SettingsInvalid = "settings-invalid" Error Host
+        "Mend them before anything restarts the agent, which goes on with those that it was started with.";
     /// The policy's files are not valid.
     PolicyInvalid = "policy-invalid" Error Host
         "`gate25 check` shows every mistake; the earlier policy runs meanwhile.";

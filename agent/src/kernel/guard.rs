@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::Value;
 use tracing::{debug, warn};
 
+use super::netfilter;
 use super::nft::{Nft, NftError};
 use super::removal::Removal;
 use super::routes::{self, RuleError};
@@ -108,14 +109,14 @@ pub fn keep(
 /// Removes the guard, or with `Removal::DryRun` only looks, and tells which tables it has.
 ///
 /// # Errors
-/// [`NftError`]; nothing was removed then. A host without nft has no guard.
+/// [`NftError`]; nothing was removed then. That nft is missing is none where the kernel has no guard either.
 pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftError> {
     let tables: Vec<String> = match listings(nft) {
         Ok(listings) => listings
             .iter()
             .map(|(table, _)| table.to_string())
             .collect(),
-        Err(error) if error.is_missing() => Vec::new(),
+        Err(error) if error.is_missing() && netfilter::has_none_of(&TABLES) => Vec::new(),
         Err(error) => return Err(error),
     };
     match removal {

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use crate::netfilter::Table;
+
 use super::netlink::{NetlinkError, Request, Requests, attributes, lossless, text};
 
 /// `NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN`.
@@ -127,6 +129,16 @@ pub struct ChainsError(#[from] NetlinkError);
 pub fn base_chains() -> Result<Vec<BaseChain>, ChainsError> {
     let request = Request::new(GET_CHAIN, 0, &[0; NFGENMSG]);
     Ok(listed(&request, base_chain)?)
+}
+
+/// Whether the kernel is known to call no chain of these tables: what a host without nft can tell.
+pub(super) fn has_none_of(tables: &[Table]) -> bool {
+    let is_one = |chain: &BaseChain| {
+        let family = chain.family.to_string();
+        let same = |table: &Table| table.name == chain.table && table.family.as_str() == family;
+        tables.iter().any(same)
+    };
+    base_chains().is_ok_and(|chains| !chains.iter().any(is_one))
 }
 
 /// What `read` makes of the entries of a listing of nftables; none on a kernel without nf_tables.

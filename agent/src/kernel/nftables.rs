@@ -29,7 +29,7 @@ use crate::dataplane::{
     Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Site, Step, plan,
 };
 use crate::features::Feature;
-use crate::kernel::netfilter::{BaseChain, ChainsError, base_chains};
+use crate::kernel::netfilter::{BaseChain, ChainsError, base_chains, has_none_of};
 use crate::kernel::nft::{Nft, NftError};
 use crate::kernel::nftables::ruleset::Existing;
 use crate::kernel::removal::Removal;
@@ -346,8 +346,12 @@ impl Dataplane for Nftables {
         Ok(Applied { writes })
     }
 
-    fn bypass(&mut self, _: &Bypass) -> Result<(), BypassError<NftablesError>> {
-        Err(BypassError::Unsupported)
+    fn bypass(&mut self, bypass: &Bypass) -> Result<(), BypassError<NftablesError>> {
+        if bypass.has_end() {
+            return Err(BypassError::Unsupported);
+        }
+        // There is never one to end.
+        Ok(())
     }
 
     fn adopt(&mut self) -> Result<usize, NftablesError> {
@@ -448,7 +452,8 @@ impl Dataplane for Nftables {
 /// Whether an agent's table is there, and with `Removal::Real` removes it.
 ///
 /// # Errors
-/// [`NftablesError`]; nothing was removed then. A host without nft has no table.
+/// [`NftablesError`]; nothing was removed then. That nft is missing is none where the kernel has no table
+/// either.
 pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError> {
     match look(nft) {
         Ok(None) => Ok(Vec::new()),
@@ -459,7 +464,9 @@ pub fn remove(nft: &Nft, removal: Removal) -> Result<Vec<String>, NftablesError>
             }
             Ok(vec![TABLE.to_string()])
         }
-        Err(NftablesError::Nft(error)) if error.is_missing() => Ok(Vec::new()),
+        Err(NftablesError::Nft(error)) if error.is_missing() && has_none_of(&[TABLE]) => {
+            Ok(Vec::new())
+        }
         Err(error) => Err(error),
     }
 }

@@ -10,16 +10,16 @@ use tracing::{error, info, warn};
 use super::serve::Agent;
 use crate::chain::in_full;
 use crate::clock;
-use crate::control::{BypassRequest, ONLY_OBSERVES};
+use crate::control::{BypassRequest, ONLY_OBSERVES, already_bypassed};
 use crate::dataplane::Dataplane;
 use crate::figures::Figures;
 
 /// Waits no longer than this without looking at the clock: it counts suspended time, timers do not.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// When the host begins to refuse again, in nanoseconds of `CLOCK_BOOTTIME`.
+/// The bypass whose end is waited for.
 #[derive(Debug, Default)]
-pub(super) struct Bypassing(Option<u64>);
+pub(super) struct Bypassing(Option<Bypass>);
 
 impl Bypassing {
     /// What an earlier start has begun.
@@ -39,7 +39,7 @@ impl Bypassing {
                 "bypassed: this host only observes"
             );
         }
-        Self(is_active.then_some(bypass.until()))
+        Self(is_active.then_some(bypass))
     }
 
     /// Whether the host only observes for the time being.
@@ -47,9 +47,15 @@ impl Bypassing {
         self.0.is_some()
     }
 
+    /// The ticket of a bypass that still is, unless it is this one.
+    fn under_another(&self, ticket: &str, now: u64) -> Option<&str> {
+        let active = self.0.as_ref().filter(|bypass| bypass.is_active(now));
+        active.map(Bypass::ticket).filter(|other| *other != ticket)
+    }
+
     /// Returns when it is over. Dropping the future loses nothing.
     pub(super) async fn over(&mut self) {
-        while let Some(until) = self.0 {
+        while let Some(until) = self.0.as_ref().map(Bypass::until) {
             // Without a clock it is taken to be over: looking for connections then ends none that the
             // tables allow.
             let now = clock::boot().map_or(u64::MAX, i64::unsigned_abs);
@@ -74,6 +80,9 @@ impl<D: Dataplane> Agent<D> {
                 if self.mode == HostMode::Observe {
                     return Err(ONLY_OBSERVES.to_owned());
                 }
+                if let Some(other) = self.bypassing.under_another(ticket, now) {
+                    return Err(already_bypassed(other));
+                }
                 let length = u64::try_from(within.as_nanos()).unwrap_or(u64::MAX);
                 Bypass::new(now, now.saturating_add(length), ticket)
                     .ok_or_else(|| "the ticket's name is too long".to_owned())?
@@ -86,7 +95,7 @@ impl<D: Dataplane> Agent<D> {
             BypassRequest::Begin { within, ticket } => {
                 let seconds = within.as_secs();
                 warn!(ticket, seconds, "bypassed: this host only observes");
-                self.bypassing = Bypassing(Some(bypass.until()));
+                self.bypassing = Bypassing(Some(bypass));
             }
             BypassRequest::End => {
                 info!("bypass ended: this host refuses again");

@@ -13,7 +13,9 @@ use tracing::{info, warn};
 
 use crate::chain::in_full;
 use crate::clock::{ClockWatch, Offset};
-use crate::control::{Command, Execution, ReloadOutcome, RunningPolicy, Shrink, Undone};
+use crate::control::{
+    BypassRequest, Command, Execution, ReloadOutcome, RunningPolicy, Shrink, Undone,
+};
 use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
 use crate::kernel::links::{LinkEvent, Links, Subscription};
@@ -502,6 +504,11 @@ impl<D: Dataplane> Agent<D> {
     fn command(&mut self, command: Command) {
         match command {
             Command::Reload {
+                confirm_within: Some(_),
+                reply,
+                ..
+            } if reply.is_closed() => warn!("nobody waits for the trial any more: not begun"),
+            Command::Reload {
                 shrink,
                 execution,
                 confirm_within,
@@ -518,7 +525,15 @@ impl<D: Dataplane> Agent<D> {
                 self.load();
             }
             Command::Confirm { execution, reply } => self.confirm(execution, reply),
+            Command::Undo { reply, .. } if reply.is_closed() => {
+                warn!("nobody waits for the undo any more: not done");
+            }
             Command::Undo { execution, reply } => self.undo(execution, Some(reply)),
+            // Whoever has been told that it failed is not to find it done.
+            Command::Bypass {
+                request: BypassRequest::Begin { .. },
+                reply,
+            } if reply.is_closed() => warn!("nobody waits for the bypass any more: not begun"),
             Command::Bypass { request, reply } => {
                 let _gone = reply.send(self.bypass(&request));
             }

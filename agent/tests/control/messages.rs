@@ -30,7 +30,7 @@ async fn status_holds_mode_backend_policy_and_workloads_by_kind_and_state() {
         "bypass": null,
         "backend": {"name": "ebpf", "reason": "preferred", "hook": "tcx"},
         "policy": {
-            "source": "files", "generation": 3, "hash": null, "customers": 2,
+            "directory": lab.dir.path().join("policy.d"), "source": "files", "generation": 3, "hash": null, "customers": 2,
             "exemptions": {"scheduled": 0, "active": 1, "expired": 1},
         },
         "workloads": {

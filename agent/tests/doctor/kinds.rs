@@ -120,6 +120,9 @@ const CASES: &[Case] = &[
             ticket: "NOC-1".to_owned(),
         });
     }),
+    (Kind::SettingsInvalid, "/etc/gate25/gate25.yaml", |facts| {
+        facts.policy.settings.1 = Some("gate25.yaml:3: unknown".to_owned());
+    }),
     (Kind::PolicyInvalid, "/etc/gate25/policy.d", |facts| {
         facts.policy.mistakes = Ok(Some(("a.yaml:3: no such profile".to_owned(), 2)));
     }),

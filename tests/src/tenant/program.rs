@@ -26,6 +26,7 @@ use super::{
 use crate::{
     Attempt, Held, Sender, Tally, far_side,
     flood::{Flood, Plan, Sent, Way},
+    paced,
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
@@ -372,7 +373,7 @@ fn address(text: &str) -> anyhow::Result<SocketAddr> {
         .with_context(|| format!("not an address: {text}"))
 }
 
-/// A connection that is used without pause.
+/// A connection that is used again and again, as often as leaves others their turn.
 struct Echo {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Seen>>,
@@ -404,7 +405,7 @@ impl Echo {
                         }
                     }
                     drop(seen);
-                    thread::sleep(Duration::from_millis(1));
+                    thread::sleep(paced(Duration::from_millis(1)));
                 }
             })
             .context("start a thread")?;

@@ -2,8 +2,11 @@
 
 use std::{fs, time::Duration};
 
-use gate25_tests::{Accounts, Agent, Guest, Meter, PolicyText, Settings, Trial, World, poll};
+use gate25_tests::{
+    Accounts, Agent, Guest, Meter, PolicyText, Settings, Trial, World, paced, poll,
+};
 
+const RESCAN: Duration = Duration::from_secs(1);
 /// Longer than anything takes on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(20);
 
@@ -27,10 +30,11 @@ pub(crate) fn closed(world: &World) -> PolicyText {
     Meter::policy(world).container("c-later", &world.below("later-*"))
 }
 
-/// Settings under which the agent looks every second whether everything is in its place.
+/// Settings under which the agent looks every second, on a slow machine more rarely, whether everything is in
+/// its place.
 pub(crate) fn watchful(world: &World, more: &str) -> Settings {
     Settings {
-        more: format!("reload: {{rescan: 1s}}\n{more}"),
+        more: format!("reload: {{rescan: {}s}}\n{more}", paced(RESCAN).as_secs()),
         ..world.settings()
     }
 }

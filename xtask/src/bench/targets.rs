@@ -171,10 +171,11 @@ pub(crate) fn table(figures: &Figures) -> String {
             Some(summary) => (
                 format!("{}{} {unit}", least(figures, figure), shown(summary.median)),
                 spread(&summary),
-                if bound.holds(summary.median) {
-                    "met"
-                } else {
-                    "**missed**"
+                match (bound, figures.is_lower_bound(figure)) {
+                    _ if bound.holds(summary.median) => "met",
+                    // It may be more than was promised.
+                    (AtLeast(_), true) => "cannot be told",
+                    (AtLeast(_) | AtMost(_), _) => "**missed**",
                 },
             ),
             None => (
@@ -228,9 +229,14 @@ mod tests {
         figures.put("scrape_ms", 12.0);
         figures.put("check_s", 1.5);
         figures.refuse("refused_ipset_ratio", "no ipset");
+        figures.put("pass_nft_ratio", 1.6);
+        figures.bound_below("pass_nft_ratio");
+        figures.put("refused_nft_ratio", 2.0);
         let table = table(&figures);
         assert!(table.contains("| a scrape | <= 20 ms | 12.0 ms |  | met |"));
         assert!(table.contains("| <= 1 s | 1.50 s |  | **missed** |"));
         assert!(table.contains("| >= 3 x | no ipset |  |  |"));
+        assert!(table.contains("| >= 3 x | at least 1.60 x |  | cannot be told |"));
+        assert!(table.contains("| >= 3 x | 2.00 x |  | **missed** |"));
     }
 }

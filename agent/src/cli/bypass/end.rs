@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Reader, Surroundings, is_root};
 use crate::control::client::{Client, ClientError};
-use crate::control::messages::{Bypass, BypassRequest, Status, Teller};
+use crate::control::messages::{Bypass, BypassRequest, Mode, Status, Teller};
 use crate::diagnostic::escape;
 use crate::kernel::bpf::leftover::Leftover;
 use crate::kernel::bpf::pins::DEFAULT_FILESYSTEM;
@@ -46,10 +46,7 @@ pub(super) fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = match console.settings(reader, surroundings)? {
-        Ok(settings) => settings,
-        Err(code) => return Ok(code),
-    };
+    let settings = console.settings_or_defaults(surroundings)?;
     let client = Client::new(&settings.control.socket);
     let asked = match args.dry_run {
         true => client.status(),
@@ -82,14 +79,23 @@ fn told(
             "this host only observes until {ends} ({}) all the same",
             escape(ticket)
         )?,
-        (Reader::People, None) => {
-            writeln!(console.out, "this host refuses what the policy refuses")?;
-        }
+        (Reader::People, None) => writeln!(console.out, "{}", without_bypass(status))?,
     }
     Ok(match (args.dry_run, &status.bypass) {
         (true, _) | (false, None) => ExitCode::SUCCESS,
         (false, Some(_)) => ExitCode::from(FAILED),
     })
+}
+
+/// What a host does that nobody has bypassed.
+fn without_bypass(status: &Status) -> &'static str {
+    match (status.mode, status.enforcing) {
+        (Mode::Observe, _) => "no bypass; this host only observes, by its settings",
+        (Mode::Policy, true) => "no bypass; this host refuses what the policy refuses",
+        (Mode::Policy, false) => {
+            "no bypass; not everything is enforced: `gate25 status` says what is missing"
+        }
+    }
 }
 
 /// The programs go by a pinned table, whoever writes it.
@@ -111,13 +117,10 @@ fn without_agent(
             dry_run,
         })?,
         (Reader::People, true) => {
-            writeln!(
-                console.out,
-                "this host would refuse what the policy refuses"
-            )?;
+            writeln!(console.out, "no bypass would be set any more")?;
         }
         (Reader::People, false) => {
-            writeln!(console.out, "this host refuses what the policy refuses")?;
+            writeln!(console.out, "no bypass is set any more")?;
             writeln!(
                 console.out,
                 "no agent runs: connections of containers that were let through hang until one does"

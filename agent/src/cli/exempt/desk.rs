@@ -16,7 +16,7 @@ use super::{How, reader};
 use crate::cli::console::{Console, FAILED, Layout, Reader, Surroundings, USAGE};
 use crate::cli::reload;
 use crate::control::client::Client;
-use crate::control::messages::{OnTrial, Reload, ReloadRequest};
+use crate::control::messages::{OnTrial, Reload, ReloadRequest, Status};
 use crate::diagnostic::{Diagnostic, escape, quoted};
 use crate::policy::changes::{Change, Kind};
 use crate::policy::directory::{self, is_policy_path};
@@ -65,19 +65,33 @@ enum Outcome {
     Unchanged,
 }
 
+/// What the files must be for an edit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Demands {
+    /// Valid, as `gate25 check` has it.
+    Valid,
+    /// Good enough for an agent to run them: what closes does not wait until others' mistakes are mended.
+    Running,
+}
+
 impl<'a> Desk<'a> {
-    /// Reads the policy as it is, which must be valid.
+    /// Reads the policy as it is, which must be as `demands` says.
     pub(super) fn open(
         how: &How,
+        demands: Demands,
         surroundings: &'a Surroundings<'a>,
         console: &mut Console<'_>,
     ) -> io::Result<Result<Self, ExitCode>> {
-        let settings = match console.settings(reader(how), surroundings)? {
-            Ok(settings) => settings,
-            Err(code) => return Ok(Err(code)),
+        let settings = match &how.dir {
+            // Whose agent answers is found out all the same.
+            Some(_) => console.settings_or_defaults(surroundings)?,
+            None => match console.settings(reader(how), surroundings)? {
+                Ok(settings) => settings,
+                Err(code) => return Ok(Err(code)),
+            },
         };
         let dir = how.dir.clone().unwrap_or(settings.policy_dir);
-        let circumstances = Circumstances {
+        let mut circumstances = Circumstances {
             purpose: Purpose::Check,
             now: surroundings.now,
             customer_key: |id| CustomerId::from_name(id).get(),
@@ -97,7 +111,12 @@ impl<'a> Desk<'a> {
                 return Ok(Err(code));
             }
         };
-        let policy = match loader.load(&files, &circumstances) {
+        let mut loaded = loader.load(&files, &circumstances);
+        if loaded.is_err() && demands == Demands::Running {
+            circumstances.purpose = Purpose::Run;
+            loaded = loader.load(&files, &circumstances);
+        }
+        let policy = match loaded {
             Ok(loaded) => loaded.policy,
             Err(refused) => return refuse(refused.diagnostics, console),
         };
@@ -275,6 +294,18 @@ impl<'a> Desk<'a> {
         if self.how.dry_run {
             return self.show(wanted.id(), &edited, diff, console);
         }
+        let agent = self.agent();
+        if let Some(status) = &agent
+            && let Some(OnTrial::Undone { at }) = status.trial
+            && self.elsewhere(status).is_none()
+            && !self.how.take_undone
+        {
+            let why = format!(
+                "what the files say was undone at {at}, and an edit would put it in force again: mend the files \
+                 first, or give --take-undone"
+            );
+            return self.refuse(&why, console);
+        }
         let turn = match Turn::wait(&self.dir) {
             Ok(turn) => turn,
             Err(error) => return console.complain(&error, FAILED),
@@ -293,7 +324,7 @@ impl<'a> Desk<'a> {
             let what = summary(wanted.id(), &edited);
             writeln!(console.out, "{}", escape(&what))?;
         }
-        self.tell_agent(wanted.id(), &edited, diff, console)
+        self.tell_agent(wanted.id(), &edited, diff, agent, console)
     }
 
     /// The set must still be the one that was judged, up to the moment of the rename.
@@ -356,6 +387,7 @@ impl<'a> Desk<'a> {
         id: &str,
         edited: &Edited,
         diff: String,
+        agent: Option<Status>,
         console: &mut Console<'_>,
     ) -> io::Result<ExitCode> {
         let mut report = report(Outcome::Written, id, edited, diff);
@@ -377,14 +409,25 @@ impl<'a> Desk<'a> {
                 (None, console.no_answer(&error)?)
             }
         };
-        if answer.is_none() {
-            report.trial = self.trial();
+        let elsewhere = agent.as_ref().and_then(|it| self.elsewhere(it));
+        if let (None, None, Some(status)) = (&answer, &elsewhere, &agent) {
+            let joined = |trial: &OnTrial| matches!(trial, OnTrial::Running { .. });
+            report.trial = status.trial.filter(joined);
         }
+        let code = match &elsewhere {
+            Some(why) if self.how.wait => {
+                report.agent_error = Some(why.clone());
+                ExitCode::from(FAILED)
+            }
+            Some(_) | None => code,
+        };
         match (reader(&self.how), &answer) {
             (Reader::Programs, _) => {
                 report.agent = answer.as_ref();
                 console.json(&report)?;
             }
+            // What it says is about other files.
+            (Reader::People, _) if elsewhere.is_some() => {}
             (Reader::People, Some(outcome)) => reload::print(outcome, console)?,
             (Reader::People, None) => {
                 if let Some(OnTrial::Running { ends }) = report.trial {
@@ -392,14 +435,30 @@ impl<'a> Desk<'a> {
                 }
             }
         }
+        if let Some(why) = &elsewhere {
+            console.say(why)?;
+        }
         Ok(code)
     }
 
-    /// What the edit joins, if the agent tells: whoever may write files need not be one whom it answers.
-    fn trial(&self) -> Option<OnTrial> {
+    /// How the agent is, if it tells: whoever may write files need not be one whom it answers.
+    fn agent(&self) -> Option<Status> {
         let client = Client::new(&self.socket).patient(PATIENCE);
-        let trial = client.status().ok()?.trial;
-        trial.filter(|trial| matches!(trial, OnTrial::Running { .. }))
+        client.status().ok()
+    }
+
+    /// Why this edit changes nothing for the agent that answers, if it reads other files.
+    fn elsewhere(&self, agent: &Status) -> Option<String> {
+        let directory = Path::new(&agent.policy.directory);
+        let [theirs, ours] = [directory, &self.dir].map(|it| it.canonicalize().ok());
+        (theirs.is_some() && theirs != ours).then(|| {
+            format!(
+                "the agent reads {}: what is written in {} changes nothing until it is restarted with settings that \
+                 name it",
+                directory.display(),
+                self.dir.display()
+            )
+        })
     }
 }
 

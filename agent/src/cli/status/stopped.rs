@@ -19,12 +19,15 @@ use crate::kernel::guard;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, NftablesError};
 use crate::kernel::removal::Removal;
+use crate::settings::{Enforcement, Settings};
 
 #[derive(Debug, Serialize)]
 struct Stopped {
     agent: Teller,
     /// Whether any program, or table of backend nftables, is in place.
     enforcing: bool,
+    /// Whether the settings as they are now say that this host only observes.
+    observes: bool,
     /// A time in which nothing is refused.
     bypass: Option<Bypass>,
     /// Interfaces with a program.
@@ -61,7 +64,7 @@ struct Link {
 /// Prints what is left.
 pub(super) fn run(
     filesystem: &Path,
-    socket: &Path,
+    settings: &Settings,
     reader: Reader,
     layout: Layout,
     console: &mut Console<'_>,
@@ -70,10 +73,10 @@ pub(super) fn run(
         console.say("the agent is not reached; only root may see what it left in the kernel")?;
         return Ok(ExitCode::from(UNREACHABLE));
     }
-    if let Err(code) = console.unless_stopped(socket, filesystem)? {
+    if let Err(code) = console.unless_stopped(&settings.control.socket, filesystem)? {
         return Ok(code);
     }
-    let stopped = match look(&Leftover::at(filesystem)) {
+    let stopped = match look(&Leftover::at(filesystem), settings.enforcement) {
         Ok(stopped) => stopped,
         Err(error) => return console.complain(&error, UNREACHABLE),
     };
@@ -91,11 +94,14 @@ pub(super) fn run(
 impl Stopped {
     /// Whether nothing of gate25 is known to be in the kernel.
     fn is_nothing(&self) -> bool {
-        self.versions.is_empty() && !self.enforcing && self.guard.is_empty()
+        self.versions.is_empty()
+            && !self.enforcing
+            && self.guard.is_empty()
+            && self.unknown.is_empty()
     }
 }
 
-fn look(leftover: &Leftover) -> Result<Stopped, LeftoverError> {
+fn look(leftover: &Leftover, told: Enforcement) -> Result<Stopped, LeftoverError> {
     let (nft, mut unknown) = (Nft::default(), Vec::new());
     let nftables = match nftables::remove(&nft, Removal::DryRun) {
         Ok(tables) => tables,
@@ -132,6 +138,7 @@ fn look(leftover: &Leftover) -> Result<Stopped, LeftoverError> {
     Ok(Stopped {
         agent: Teller::Stopped,
         enforcing: !interfaces.is_empty() || !cgroups.is_empty() || !nftables.is_empty(),
+        observes: told == Enforcement::Observe,
         // A table may be missing, or of another layout.
         bypass: leftover
             .bypass()
@@ -191,6 +198,7 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
     let Stopped {
         agent: _,
         enforcing: _,
+        observes,
         bypass,
         interfaces,
         cgroups,
@@ -202,6 +210,7 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
         foreign,
     } = stopped;
     let mut lines = vec![line("agent", "not running".to_owned())];
+    let has_unknown = !unknown.is_empty();
     let unknown = unknown.iter().map(|why| line("unknown", why.clone()));
     if stopped.is_nothing() {
         let text = "no: nothing of gate25 is in the kernel, nothing is refused";
@@ -209,21 +218,33 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
         lines.extend(unknown);
         return lines;
     }
-    let what = if nftables.is_empty() {
-        format!("programs on {interfaces} interfaces and {cgroups} cgroups")
-    } else {
-        format!("nftables table {}", nftables.join(", "))
+    let what = match (nftables.is_empty(), stopped.enforcing) {
+        (false, _) => Some(format!("nftables table {}", nftables.join(", "))),
+        (true, true) => Some(format!(
+            "programs on {interfaces} interfaces and {cgroups} cgroups"
+        )),
+        (true, false) => None,
     };
     lines.push(line(
         "enforcing",
-        format!(
-            "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
-        ),
+        match what {
+            Some(what) => format!(
+                "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
+            ),
+            None if has_unknown => "not known".to_owned(),
+            None => "no: no program is in place".to_owned(),
+        },
     ));
+    if *observes {
+        let text = "the settings say `enforcement: observe`: if the agent was started under them, what is in \
+                    place counts and refuses nothing";
+        lines.push(line("mode", text.to_owned()));
+    }
     lines.extend(bypass.iter().map(|it| line("bypass", bypassed(it))));
-    let in_place = match guard.is_empty() {
-        true => "not in place".to_owned(),
-        false => format!("in place: nftables tables {}", guard.join(", ")),
+    let in_place = match (guard.is_empty(), has_unknown) {
+        (true, false) => "not in place".to_owned(),
+        (true, true) => "not known".to_owned(),
+        (false, _) => format!("in place: nftables tables {}", guard.join(", ")),
     };
     lines.push(line("guard", in_place));
     lines.push(line("exemptions", "end on time all the same".to_owned()));

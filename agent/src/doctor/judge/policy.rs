@@ -6,6 +6,7 @@ use crate::doctor::findings::{Finding, Kind};
 
 pub(super) fn judge(policy: &Policy, agent: &Agent) -> Vec<Finding> {
     let Policy {
+        settings,
         folder,
         mistakes,
         writable,
@@ -13,6 +14,10 @@ pub(super) fn judge(policy: &Policy, agent: &Agent) -> Vec<Finding> {
         socket,
     } = policy;
     let mut findings = Vec::new();
+    if let (file, Some(why)) = settings {
+        let file = file.display().to_string();
+        findings.push(Finding::new(Kind::SettingsInvalid, file, why.clone()));
+    }
     if let Some(Some((first, count))) = seen(mistakes, "the policy's files", &mut findings) {
         let message = match count {
             1 => first.clone(),

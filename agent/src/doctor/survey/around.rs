@@ -219,6 +219,8 @@ pub(super) fn policy(
         why => Ok(why.map(|error| in_full(&error))),
     };
     Policy {
+        // An agent that runs has started with them.
+        settings: (PathBuf::new(), None),
         folder: policy_dir.clone(),
         mistakes,
         writable: text(writable(policy_dir)),
