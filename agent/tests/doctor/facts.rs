@@ -194,7 +194,7 @@ pub(crate) fn status() -> Status {
         "mode": "policy",
         "backend": {"name": "ebpf", "reason": "preferred", "hook": "tcx"},
         "policy": {
-            "source": "files", "generation": 1, "hash": null, "customers": 1, "exemptions": {},
+            "directory": "/etc/gate25/policy.d", "source": "files", "generation": 1, "hash": null, "customers": 1, "exemptions": {},
         },
         "workloads": {},
         "cgroup_roots": 1,
