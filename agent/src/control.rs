@@ -9,7 +9,7 @@ pub mod messages;
 pub mod presence;
 mod routes;
 mod server;
-mod socket;
+pub(crate) mod socket;
 mod view;
 
 use std::path::PathBuf;

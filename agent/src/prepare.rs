@@ -14,6 +14,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 
+use crate::control::socket::FOLDER_MODE;
 use crate::kernel::bpf::pins::{OWN_FOLDER, PinsError, mount_if_missing};
 use crate::state;
 use crate::trust::{Keepers, TrustError};
@@ -115,9 +116,9 @@ impl Identity {
         let (Some(folder), Some(name)) = (socket.parent(), socket.file_name()) else {
             return Ok(());
         };
-        let (way, opened) = make(folder, 0o755)?;
+        let (way, opened) = make(folder, FOLDER_MODE)?;
         self.judge(&opened, folder, way)?;
-        self.take_flat(&opened, folder, 0o755, |found| found == name)
+        self.take_flat(&opened, folder, FOLDER_MODE, |found| found == name)
     }
 
     fn let_through(self, filesystem: &Path) -> Result<(), PrepareError> {

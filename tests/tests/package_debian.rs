@@ -93,7 +93,7 @@ fn check_confined(machine: &Machine) {
 /etc/gate25/web.yaml 640 root:gate25
 /var/lib/gate25 700 gate25:gate25
 /var/lib/gate25-guard 755 root:root
-/run/gate25 755 gate25:gate25
+/run/gate25 711 gate25:gate25
 /run/gate25/control.sock 660 gate25:gate25
 /sys/fs/bpf/gate25 700 gate25:gate25
 ";

@@ -200,11 +200,7 @@ fn state_that_cannot_be_written_is_told_and_enforcement_goes_on() {
 fn settings_that_are_not_valid_start_no_agent_and_leave_what_was_there() {
     let site = Site::enforcing();
     let machine = &site.machine;
-    machine
-        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
-        .unwrap();
-    let failed = machine.shell("systemctl restart gate25").unwrap();
-    assert_ne!(failed.code, Some(0), "{failed:?}");
+    restart_on_nonsense(machine, "gate25");
     assert!(machine.journal().unwrap().contains("nonsense: 1"));
     site.check_reached(Outcome::Refused);
     // It is tried again for as long as it takes, and starts by itself once they are.
@@ -225,11 +221,7 @@ fn guard_after_a_boot_with_broken_settings_is_that_of_the_last_start() {
         .succeed("systemctl stop gate25 && gate25 teardown && nft flush ruleset")
         .unwrap();
     site.check_reached(Outcome::Connected);
-    machine
-        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
-        .unwrap();
-    let failed = machine.shell("systemctl restart gate25-guard").unwrap();
-    assert_ne!(failed.code, Some(0), "{failed:?}");
+    restart_on_nonsense(machine, "gate25-guard");
     site.check_reached(Outcome::TimedOut);
 }
 
@@ -237,11 +229,7 @@ fn guard_after_a_boot_with_broken_settings_is_that_of_the_last_start() {
 fn host_whose_agent_does_not_start_tells_what_stands_and_is_opened_and_closed_by_root() {
     let site = Site::enforcing();
     let machine = &site.machine;
-    machine
-        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
-        .unwrap();
-    let failed = machine.shell("systemctl restart gate25").unwrap();
-    assert_ne!(failed.code, Some(0), "{failed:?}");
+    restart_on_nonsense(machine, "gate25");
     let status = machine.shell("gate25 status").unwrap();
     assert_ne!(status.code, Some(0), "{status:?}");
     assert!(
@@ -292,4 +280,14 @@ fn unit_is_exposed_no_more_than_it_must_be() {
     );
     let verified = verified.unwrap();
     assert_eq!((verified.code, verified.err.as_str()), (Some(0), ""));
+}
+
+/// Spoils the settings and restarts a unit, which fails.
+#[track_caller]
+fn restart_on_nonsense(machine: &Machine, unit: &str) {
+    machine
+        .succeed(&format!("echo 'nonsense: 1' >>{SETTINGS}"))
+        .unwrap();
+    let failed = machine.shell(&format!("systemctl restart {unit}")).unwrap();
+    assert_ne!(failed.code, Some(0), "{failed:?}");
 }

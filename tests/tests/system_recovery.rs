@@ -4,7 +4,7 @@
 
 use std::{fs, time::Duration};
 
-use gate25_tests::{Agent, PolicyText, Said, World, binary};
+use gate25_tests::{Agent, Hosting, PolicyText, Said, World, binary};
 use nix::sys::signal::Signal;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -56,6 +56,7 @@ fn settings_that_are_not_valid_keep_nobody_from_asking_closing_or_opening() {
         status.out.contains("goes on without the agent"),
         "{status:?}"
     );
+    assert!(status.out.contains("mode\tnot known"), "{status:?}");
     world.check_closed(&guest).unwrap();
     let opened = agent.command(&["teardown"]).unwrap();
     assert_eq!(opened.code, Some(0), "{opened:?}");
@@ -82,7 +83,10 @@ fn teardown_without_nft_leaves_the_programs_that_the_guard_waits_for() {
     let refused = without_nft(&["teardown"]);
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.err.contains("run nft"), "{refused:?}");
-    assert!(refused.err.contains("the programs stay"), "{refused:?}");
+    assert!(
+        refused.err.contains("programs and rules stay"),
+        "{refused:?}"
+    );
     world.check_open(&exempt).unwrap();
     let status = without_nft(&["status"]);
     assert!(status.out.contains("guard\tnot known"), "{status:?}");
@@ -126,6 +130,25 @@ fn revocation_does_not_wait_until_mistakes_of_others_are_mended() {
     let extend = ["exempt", "extend", "c-2-exemption", "--by", "1h"];
     let extended = agent.command(&extend).unwrap();
     assert_eq!(extended.code, Some(1), "{extended:?}");
+    world.check_open(&exempt).unwrap();
+    let revoked = agent.command(&REVOKE).unwrap();
+    assert_eq!(revoked.code, Some(0), "{revoked:?}");
+    world.check_closed(&exempt).unwrap();
+}
+
+#[test]
+fn exemption_with_a_mistake_that_an_agent_runs_with_is_revoked() {
+    let world = World::new().unwrap();
+    let exempt = world.guest(102, "tap102i0").unwrap();
+    let agent = world.agent(&policy()).unwrap();
+    let [v4, v6] = [
+        Hosting::EXCHANGER.v4_port(25),
+        Hosting::EXCHANGER.v6_port(25),
+    ];
+    let to = format!("to: [{}, \"{}\", gone]", v4.ip(), v6.ip());
+    let text = policy().text().replace("to: any", &to);
+    agent.apply_policy(FILE, &text).unwrap();
+    assert_eq!(agent.command(&["check"]).unwrap().code, Some(1));
     world.check_open(&exempt).unwrap();
     let revoked = agent.command(&REVOKE).unwrap();
     assert_eq!(revoked.code, Some(0), "{revoked:?}");

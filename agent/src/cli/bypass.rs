@@ -67,7 +67,7 @@ pub fn run(
         ticket: args.ticket.clone(),
     };
     let reader = Reader::of(args.json);
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let client = Client::new(&settings.control.socket);
     let answered = if args.dry_run {
         let status = client.status();

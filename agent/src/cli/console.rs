@@ -52,6 +52,13 @@ pub struct Surroundings<'a> {
     pub colour: Colour,
 }
 
+/// Settings to go by.
+pub(super) struct Assumed {
+    pub(super) settings: Settings,
+    /// Whether they are those of the file.
+    pub(super) are_valid: bool,
+}
+
 /// Where a command prints.
 pub struct Console<'a> {
     /// Answers.
@@ -95,9 +102,12 @@ impl Console<'_> {
     pub(super) fn settings_or_defaults(
         &mut self,
         surroundings: &Surroundings<'_>,
-    ) -> io::Result<Settings> {
+    ) -> io::Result<Assumed> {
         match files::settings(surroundings.config, surroundings.missing, &Trust::Anybody) {
-            Ok(loaded) => Ok(loaded.settings),
+            Ok(loaded) => Ok(Assumed {
+                settings: loaded.settings,
+                are_valid: true,
+            }),
             Err(diagnostics) => {
                 let defaults = Settings::default();
                 let socket = defaults.control.socket.display();
@@ -109,7 +119,10 @@ impl Console<'_> {
                      default",
                     surroundings.config.display()
                 ))?;
-                Ok(defaults)
+                Ok(Assumed {
+                    settings: defaults,
+                    are_valid: false,
+                })
             }
         }
     }

@@ -82,15 +82,25 @@ pub fn run(
     let (settings, invalid) =
         match files::settings(surroundings.config, surroundings.missing, &trust) {
             Ok(loaded) => (loaded.settings, None),
-            Err(diagnostics) => (Settings::default(), Some(unstartable(&diagnostics))),
+            Err(diagnostics) => (Settings::default(), Some(diagnostics)),
         };
+    let unreadable = invalid
+        .as_ref()
+        .is_some_and(|all| !is_root() && all.iter().any(|it| it.code == "unreadable"));
     let client = Client::new(&settings.control.socket).patient(PATIENCE);
     let agent = ask(&client, &settings.control.socket, &args.bpffs);
     let mistakes = mistakes(&settings, surroundings);
     let survey = Survey::new(settings, &args.bpffs);
     let mut facts = survey.facts(agent, mistakes);
-    facts.policy.settings = (surroundings.config.to_owned(), invalid);
+    let why = invalid.as_deref().map(unstartable);
+    facts.policy.settings = (surroundings.config.to_owned(), why.filter(|_| !unreadable));
     let mut findings = settled(&survey, &mut facts);
+    if unreadable {
+        let file = surroundings.config.display().to_string();
+        let why = "only who may read them sees what depends on the settings".to_owned();
+        findings.push(Finding::new(Kind::NotExamined, file, why));
+        findings.sort();
+    }
     if !is_root() && matches!(facts.agent, Agent::Running(_)) {
         // The agent has looked where the caller may not.
         match client.findings() {

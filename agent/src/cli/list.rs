@@ -84,7 +84,7 @@ pub fn run(
         What::Workloads(WorkloadArgs { form, .. }) => form,
         What::Customers(form) | What::Exemptions(form) => form,
     };
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let desk = Desk {
         client: Client::new(&settings.control.socket),
         settings: &settings,

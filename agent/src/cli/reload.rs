@@ -47,7 +47,7 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let client = Client::new(&settings.control.socket);
     let asked = match args.confirm_within {
         // Whoever has to confirm has to know whether there is something.

@@ -7,7 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::cli::console::{Console, FAILED, Reader, Surroundings};
+use crate::cli::console::{Assumed, Console, FAILED, Reader, Surroundings};
 use crate::control::client::Client;
 use crate::control::messages::{
     Bypass, Mode, NoticeListener, OnTrial, Reloads, Returns, RunningPolicy, State, Status, Term,
@@ -38,11 +38,22 @@ pub fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = console.settings_or_defaults(surroundings)?;
+    let Assumed {
+        settings,
+        are_valid,
+    } = console.settings_or_defaults(surroundings)?;
     let status = match Client::new(&settings.control.socket).status() {
         Ok(status) => status,
         Err(error) if error.is_nobody() => {
-            return stopped::run(&args.bpffs, &settings, reader, surroundings.layout, console);
+            let told = are_valid.then_some(settings.enforcement);
+            return stopped::run(
+                &args.bpffs,
+                &settings.control.socket,
+                told,
+                reader,
+                surroundings.layout,
+                console,
+            );
         }
         Err(error) => return console.no_answer(&error),
     };

@@ -61,7 +61,7 @@ pub fn run(
         console.say("only root may take gate25 out of the kernel")?;
         return Ok(ExitCode::from(FAILED));
     }
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let socket = &settings.control.socket;
     let why = match Presence::look(socket, &args.bpffs) {
         Presence::Stopped => None,
@@ -113,18 +113,22 @@ pub fn run(
 struct Gone {
     guard: Result<Vec<String>, NftError>,
     rules: Result<Vec<String>, NftablesError>,
-    /// None where the guard stays: without the programs it would stop what they allow.
+    /// None where the guard stays.
     rest: Option<Removals>,
 }
 
+/// Leaves what marks packets for the guard, programs and rules, while that may be there: it would stop what they
+/// allow.
 fn remove(leftover: &Leftover, removal: Removal) -> Gone {
     let guard = guard::remove(&Nft::default(), removal);
-    let rest = guard.is_ok().then(|| leftover.remove(removal));
-    Gone {
-        guard,
-        rules: nftables::remove(&Nft::default(), removal),
-        rest,
-    }
+    let (rules, rest) = match &guard {
+        Ok(_) => (
+            nftables::remove(&Nft::default(), removal),
+            Some(leftover.remove(removal)),
+        ),
+        Err(_) => (Ok(Vec::new()), None),
+    };
+    Gone { guard, rules, rest }
 }
 
 fn report(gone: Gone, dry_run: bool) -> Report {
@@ -147,7 +151,7 @@ fn report(gone: Gone, dry_run: bool) -> Report {
     });
     if stays {
         errors.push(
-            "the guard may be there, so the programs stay: without them it would stop what they allow"
+            "the guard may be there, so programs and rules stay: without them it would stop what they allow"
                 .to_owned(),
         );
     }

@@ -50,7 +50,7 @@ fn ask(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let request = DecisionRequest {
         dry_run: args.dry_run,
     };

@@ -17,8 +17,9 @@ use tracing::warn;
 
 use crate::chain::in_full;
 
-/// Everybody may look into the folder; the socket's own mode says who may connect.
-const FOLDER_MODE: u32 = 0o755;
+/// Everybody may pass through the folder; the socket's own mode says who may connect. Nobody else may open it: its
+/// lock says that an agent runs.
+pub(crate) const FOLDER_MODE: u32 = 0o711;
 /// The owner and the group may connect.
 const GROUP_MODE: u32 = 0o660;
 /// Only the owner may connect.

@@ -103,6 +103,15 @@ pub(super) struct Reloads {
     serving: Option<Request>,
 }
 
+impl Reloads {
+    /// The next one, but for trials that nobody waits for any more.
+    fn next(&mut self) -> Option<Request> {
+        let is_given_up = |it: &Request| it.confirm_within.is_some() && it.reply.is_closed();
+        self.waiting.retain(|it| !is_given_up(it));
+        self.waiting.pop_front()
+    }
+}
+
 struct Request {
     shrink: Shrink,
     execution: Execution,
@@ -556,7 +565,7 @@ impl<D: Dataplane> Agent<D> {
     fn load(&mut self) {
         match std::mem::replace(&mut self.files, Files::Taken) {
             Files::Idle(mut files) => {
-                self.reloads.serving = self.reloads.waiting.pop_front();
+                self.reloads.serving = self.reloads.next();
                 let within = self
                     .reloads
                     .serving

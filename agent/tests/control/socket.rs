@@ -21,7 +21,7 @@ async fn socket_is_for_its_group_in_a_folder_for_everybody() {
     let lab = Lab::with(Enforcement::Policy, |_| {}).await;
     let folder = lab.socket.parent().unwrap();
     assert_eq!(mode(&lab.socket), 0o660);
-    assert_eq!(mode(folder), 0o755);
+    assert_eq!(mode(folder), 0o711);
     let names: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|it| it.unwrap().file_name())

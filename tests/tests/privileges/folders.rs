@@ -34,7 +34,7 @@ fn pins_state_and_socket_are_the_agents_users_alone() {
             "/var/lib/gate25/last-known-good.json",
             format!("f {own} {own} 600"),
         ),
-        ("/run/gate25", format!("d {own} {own} 755")),
+        ("/run/gate25", format!("d {own} {own} 711")),
         // There is no group gate25 on the machine.
         ("/run/gate25/control.sock", format!("s {own} {own} 600")),
         // The agent's group may pass, and see nothing. The kernel adds the sticky bit.

@@ -46,7 +46,7 @@ pub(super) fn run(
     console: &mut Console<'_>,
 ) -> io::Result<ExitCode> {
     let reader = Reader::of(args.json);
-    let settings = console.settings_or_defaults(surroundings)?;
+    let settings = console.settings_or_defaults(surroundings)?.settings;
     let client = Client::new(&settings.control.socket);
     let asked = match args.dry_run {
         true => client.status(),

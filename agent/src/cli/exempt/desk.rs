@@ -84,7 +84,7 @@ impl<'a> Desk<'a> {
     ) -> io::Result<Result<Self, ExitCode>> {
         let settings = match &how.dir {
             // Whose agent answers is found out all the same.
-            Some(_) => console.settings_or_defaults(surroundings)?,
+            Some(_) => console.settings_or_defaults(surroundings)?.settings,
             None => match console.settings(reader(how), surroundings)? {
                 Ok(settings) => settings,
                 Err(code) => return Ok(Err(code)),
@@ -294,18 +294,6 @@ impl<'a> Desk<'a> {
         if self.how.dry_run {
             return self.show(wanted.id(), &edited, diff, console);
         }
-        let agent = self.agent();
-        if let Some(status) = &agent
-            && let Some(OnTrial::Undone { at }) = status.trial
-            && self.elsewhere(status).is_none()
-            && !self.how.take_undone
-        {
-            let why = format!(
-                "what the files say was undone at {at}, and an edit would put it in force again: mend the files \
-                 first, or give --take-undone"
-            );
-            return self.refuse(&why, console);
-        }
         let turn = match Turn::wait(&self.dir) {
             Ok(turn) => turn,
             Err(error) => return console.complain(&error, FAILED),
@@ -316,6 +304,13 @@ impl<'a> Desk<'a> {
                 "somebody holds the lock of {dir}: gone on without it"
             ))?;
         }
+        if let Some(since) = self.held(console)? {
+            let why = format!(
+                "what the files say was undone at {since}, and an edit would put it in force again: mend the files \
+                 first, or give --take-undone"
+            );
+            return self.refuse(&why, console);
+        }
         if let Err(error) = self.write(&edited) {
             return console.complain(&error, FAILED);
         }
@@ -324,7 +319,7 @@ impl<'a> Desk<'a> {
             let what = summary(wanted.id(), &edited);
             writeln!(console.out, "{}", escape(&what))?;
         }
-        self.tell_agent(wanted.id(), &edited, diff, agent, console)
+        self.tell_agent(wanted.id(), &edited, diff, console)
     }
 
     /// The set must still be the one that was judged, up to the moment of the rename.
@@ -387,7 +382,6 @@ impl<'a> Desk<'a> {
         id: &str,
         edited: &Edited,
         diff: String,
-        agent: Option<Status>,
         console: &mut Console<'_>,
     ) -> io::Result<ExitCode> {
         let mut report = report(Outcome::Written, id, edited, diff);
@@ -409,6 +403,7 @@ impl<'a> Desk<'a> {
                 (None, console.no_answer(&error)?)
             }
         };
+        let agent = self.agent();
         let elsewhere = agent.as_ref().and_then(|it| self.elsewhere(it));
         if let (None, None, Some(status)) = (&answer, &elsewhere, &agent) {
             let joined = |trial: &OnTrial| matches!(trial, OnTrial::Running { .. });
@@ -439,6 +434,34 @@ impl<'a> Desk<'a> {
             console.say(why)?;
         }
         Ok(code)
+    }
+
+    /// Since when the files are held as they are now, if an edit is not to take them over with it.
+    fn held(&self, console: &mut Console<'_>) -> io::Result<Option<Timestamp>> {
+        if self.how.take_undone {
+            return Ok(None);
+        }
+        let request = ReloadRequest {
+            dry_run: true,
+            ..ReloadRequest::default()
+        };
+        match Client::new(&self.socket).reload(&request) {
+            Ok(Reload::Held { since }) => {
+                let agent = self.agent();
+                let is_ours = agent.is_none_or(|it| self.elsewhere(&it).is_none());
+                Ok(is_ours.then_some(since))
+            }
+            Ok(_) => Ok(None),
+            // Files that are edited elsewhere than on a host.
+            Err(error) if error.is_nobody() && self.how.dir.is_some() => Ok(None),
+            Err(error) => {
+                let error = crate::chain::in_full(&error);
+                console.say(&format!(
+                    "not known whether what the files say was undone: {error}"
+                ))?;
+                Ok(None)
+            }
+        }
     }
 
     /// How the agent is, if it tells: whoever may write files need not be one whom it answers.

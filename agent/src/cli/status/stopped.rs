@@ -19,15 +19,15 @@ use crate::kernel::guard;
 use crate::kernel::nft::Nft;
 use crate::kernel::nftables::{self, NftablesError};
 use crate::kernel::removal::Removal;
-use crate::settings::{Enforcement, Settings};
+use crate::settings::Enforcement;
 
 #[derive(Debug, Serialize)]
 struct Stopped {
     agent: Teller,
     /// Whether any program, or table of backend nftables, is in place.
     enforcing: bool,
-    /// Whether the settings as they are now say that this host only observes.
-    observes: bool,
+    /// Whether the settings as they are now say that this host only observes; `None` where they are not valid.
+    observes: Option<bool>,
     /// A time in which nothing is refused.
     bypass: Option<Bypass>,
     /// Interfaces with a program.
@@ -64,7 +64,8 @@ struct Link {
 /// Prints what is left.
 pub(super) fn run(
     filesystem: &Path,
-    settings: &Settings,
+    socket: &Path,
+    told: Option<Enforcement>,
     reader: Reader,
     layout: Layout,
     console: &mut Console<'_>,
@@ -73,10 +74,10 @@ pub(super) fn run(
         console.say("the agent is not reached; only root may see what it left in the kernel")?;
         return Ok(ExitCode::from(UNREACHABLE));
     }
-    if let Err(code) = console.unless_stopped(&settings.control.socket, filesystem)? {
+    if let Err(code) = console.unless_stopped(socket, filesystem)? {
         return Ok(code);
     }
-    let stopped = match look(&Leftover::at(filesystem), settings.enforcement) {
+    let stopped = match look(&Leftover::at(filesystem), told) {
         Ok(stopped) => stopped,
         Err(error) => return console.complain(&error, UNREACHABLE),
     };
@@ -101,7 +102,7 @@ impl Stopped {
     }
 }
 
-fn look(leftover: &Leftover, told: Enforcement) -> Result<Stopped, LeftoverError> {
+fn look(leftover: &Leftover, told: Option<Enforcement>) -> Result<Stopped, LeftoverError> {
     let (nft, mut unknown) = (Nft::default(), Vec::new());
     let nftables = match nftables::remove(&nft, Removal::DryRun) {
         Ok(tables) => tables,
@@ -138,7 +139,7 @@ fn look(leftover: &Leftover, told: Enforcement) -> Result<Stopped, LeftoverError
     Ok(Stopped {
         agent: Teller::Stopped,
         enforcing: !interfaces.is_empty() || !cgroups.is_empty() || !nftables.is_empty(),
-        observes: told == Enforcement::Observe,
+        observes: told.map(|told| told == Enforcement::Observe),
         // A table may be missing, or of another layout.
         bypass: leftover
             .bypass()
@@ -235,11 +236,17 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
             None => "no: no program is in place".to_owned(),
         },
     ));
-    if *observes {
-        let text = "the settings say `enforcement: observe`: if the agent was started under them, what is in \
-                    place counts and refuses nothing";
-        lines.push(line("mode", text.to_owned()));
-    }
+    let mode = match observes {
+        Some(false) => None,
+        Some(true) => Some(
+            "the settings say `enforcement: observe`: if the agent was started under them, what is in place counts \
+             and refuses nothing",
+        ),
+        None => Some(
+            "not known: the settings are not valid, and those before may have been `enforcement: observe`",
+        ),
+    };
+    lines.extend(mode.map(|text| line("mode", text.to_owned())));
     lines.extend(bypass.iter().map(|it| line("bypass", bypassed(it))));
     let in_place = match (guard.is_empty(), has_unknown) {
         (true, false) => "not in place".to_owned(),
