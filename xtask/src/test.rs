@@ -255,8 +255,7 @@ fn root_tests(tier: Tier, options: &Options, ledger: &Ledger) -> anyhow::Result<
 /// Labs wait more than they compute, but their deadlines are those of an idle machine.
 fn with_threads(command: &mut Command, tier: Tier) {
     match tier {
-        Tier::System => drop(command.arg("--test-threads=3")),
-        Tier::Slow => drop(command.arg("--test-threads=2")),
+        Tier::System | Tier::Slow => drop(command.arg("--test-threads=2")),
         Tier::Package => drop(command.arg("--test-threads=1")),
         Tier::Lint
         | Tier::Unit
