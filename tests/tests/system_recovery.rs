@@ -70,6 +70,9 @@ fn teardown_without_nft_leaves_the_programs_that_the_guard_waits_for() {
     let exempt = world.guest(102, "tap102i0").unwrap();
     let mut agent = world.agent(&policy()).unwrap();
     world.check_open(&exempt).unwrap();
+    agent
+        .wait_metric("gate25_guard_in_place", &[], LIMIT, |value| value == 1.0)
+        .unwrap();
     agent.signal(Signal::SIGKILL).unwrap();
     agent.process().wait(LIMIT).unwrap();
     let host = &world.hosting.hypervisor;
