@@ -9,7 +9,7 @@ pub mod messages;
 pub mod presence;
 mod routes;
 mod server;
-pub(crate) mod socket;
+mod socket;
 mod view;
 
 use std::path::PathBuf;
@@ -28,6 +28,7 @@ use crate::source::SourceError;
 use crate::status::{Shared, Source};
 
 pub use server::serve;
+pub(crate) use socket::FOLDER_MODE;
 pub use socket::{Socket, SocketError};
 pub(crate) use view::{bypassed, customer_connections, host_connections, number_of};
 

@@ -14,7 +14,7 @@ use std::os::unix::fs::{
 };
 use std::path::{Path, PathBuf};
 
-use crate::control::socket::FOLDER_MODE;
+use crate::control::FOLDER_MODE;
 use crate::kernel::bpf::pins::{OWN_FOLDER, PinsError, mount_if_missing};
 use crate::state;
 use crate::trust::{Keepers, TrustError};

@@ -256,10 +256,10 @@ fn group_of_people_that_the_settings_name_may_ask_the_agent_and_others_may_not()
     let site = Site::enforcing();
     let machine = &site.machine;
     machine
-        .succeed(
+        .succeed(&format!(
             "groupadd noc && useradd -G noc duty && useradd stranger && usermod -aG noc gate25 \
-             && sed -i '/^control:/s/group: gate25/group: noc/' /etc/gate25/gate25.yaml && systemctl restart gate25",
-        )
+             && sed -i '/^control:/s/group: gate25/group: noc/' {SETTINGS} && systemctl restart gate25"
+        ))
         .unwrap();
     site.wait_enforcing();
     machine

@@ -81,26 +81,16 @@ pub fn run(
     let trust = files::trusted_at_a_start();
     let (settings, invalid) =
         match files::settings(surroundings.config, surroundings.missing, &trust) {
-            Ok(loaded) => (loaded.settings, None),
-            Err(diagnostics) => (Settings::default(), Some(diagnostics)),
+            Ok(loaded) => (loaded.settings, Ok(None)),
+            Err(diagnostics) => (Settings::default(), unstartable(&diagnostics)),
         };
-    let unreadable = invalid
-        .as_ref()
-        .is_some_and(|all| !is_root() && all.iter().any(|it| it.code == "unreadable"));
     let client = Client::new(&settings.control.socket).patient(PATIENCE);
     let agent = ask(&client, &settings.control.socket, &args.bpffs);
     let mistakes = mistakes(&settings, surroundings);
     let survey = Survey::new(settings, &args.bpffs);
-    let mut facts = survey.facts(agent, mistakes);
-    let why = invalid.as_deref().map(unstartable);
-    facts.policy.settings = (surroundings.config.to_owned(), why.filter(|_| !unreadable));
+    let invalid = (surroundings.config.to_owned(), invalid);
+    let mut facts = survey.facts(agent, invalid, mistakes);
     let mut findings = settled(&survey, &mut facts);
-    if unreadable {
-        let file = surroundings.config.display().to_string();
-        let why = "only who may read them sees what depends on the settings".to_owned();
-        findings.push(Finding::new(Kind::NotExamined, file, why));
-        findings.sort();
-    }
     if !is_root() && matches!(facts.agent, Agent::Running(_)) {
         // The agent has looked where the caller may not.
         match client.findings() {
@@ -199,14 +189,17 @@ fn mistakes(settings: &Settings, surroundings: &Surroundings<'_>) -> Look<Option
 }
 
 /// Why no agent starts with these settings.
-fn unstartable(diagnostics: &[Diagnostic]) -> String {
+fn unstartable(diagnostics: &[Diagnostic]) -> Look<Option<String>> {
+    if !is_root() && diagnostics.iter().any(|it| it.code == "unreadable") {
+        return Err("only who may read them sees what depends on the settings".to_owned());
+    }
     let all = diagnostics
         .iter()
         .map(|it| format!("{}: {}", it.primary, it.message));
-    format!(
+    Ok(Some(format!(
         "{}; what depends on the settings was looked at as by default",
         all.collect::<Vec<_>>().join("; ")
-    )
+    )))
 }
 
 const fn word(agent: &Agent) -> &'static str {

@@ -16,8 +16,9 @@ use crate::cli::console::{Console, FAILED, Reader, Surroundings};
 use crate::cli::term::term;
 use crate::policy::Exemption;
 use crate::policy::edit::{Edit, NewExemption, Value};
+use crate::policy::loader::Purpose;
 use ask::{End, Interview};
-use desk::{Demands, Desk};
+use desk::Desk;
 
 /// Grants, prolongs and ends exemptions in the policy's files
 ///
@@ -194,7 +195,7 @@ fn add(
 ) -> Outcome {
     let desk = go_on!(Desk::open(
         &args.how,
-        Demands::Valid,
+        Purpose::Check,
         surroundings,
         console
     )?);
@@ -334,7 +335,7 @@ fn extend(
         how,
     } = args.clone();
     let now = surroundings.now;
-    let desk = go_on!(Desk::open(&how, Demands::Valid, surroundings, console)?);
+    let desk = go_on!(Desk::open(&how, Purpose::Check, surroundings, console)?);
     let end = until.map(End::At).or(term.map(End::After));
     let mut ask = Interview::new(answers);
     let id = ask.want(id, "ID", "Id of the exemption", ask::id, console)?;
@@ -377,7 +378,7 @@ fn revoke(
     answers: Option<&mut dyn BufRead>,
 ) -> Outcome {
     let RevokeArgs { id, delete, how } = args.clone();
-    let desk = go_on!(Desk::open(&how, Demands::Running, surroundings, console)?);
+    let desk = go_on!(Desk::open(&how, Purpose::Run, surroundings, console)?);
     let mut ask = Interview::new(answers);
     let id = ask.want(id, "ID", "Id of the exemption", ask::id, console)?;
     go_on!(ask.close(console)?);

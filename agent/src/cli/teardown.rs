@@ -97,7 +97,16 @@ pub fn run(
     } else {
         Removal::Real
     };
-    let report = report(remove(&leftover, removal), args.dry_run);
+    // First, and alone if it stays: without what marks packets for it, it would stop what that allows.
+    let guard = guard::remove(&Nft::default(), removal);
+    let (rules, removals) = match &guard {
+        Ok(_) => (
+            nftables::remove(&Nft::default(), removal),
+            leftover.remove(removal),
+        ),
+        Err(_) => (Ok(Vec::new()), Removals::default()),
+    };
+    let report = report(removals, guard, rules, args.dry_run);
     match reader {
         Reader::Programs => console.json(&report)?,
         Reader::People => print(&report, console)?,
@@ -109,37 +118,18 @@ pub fn run(
     })
 }
 
-/// What became of everything.
-struct Gone {
+fn report(
+    removals: Removals,
     guard: Result<Vec<String>, NftError>,
     rules: Result<Vec<String>, NftablesError>,
-    /// None where the guard stays.
-    rest: Option<Removals>,
-}
-
-/// Leaves what marks packets for the guard, programs and rules, while that may be there: it would stop what they
-/// allow.
-fn remove(leftover: &Leftover, removal: Removal) -> Gone {
-    let guard = guard::remove(&Nft::default(), removal);
-    let (rules, rest) = match &guard {
-        Ok(_) => (
-            nftables::remove(&Nft::default(), removal),
-            Some(leftover.remove(removal)),
-        ),
-        Err(_) => (Ok(Vec::new()), None),
-    };
-    Gone { guard, rules, rest }
-}
-
-fn report(gone: Gone, dry_run: bool) -> Report {
-    let Gone { guard, rules, rest } = gone;
-    let stays = rest.is_none();
+    dry_run: bool,
+) -> Report {
     let Removals {
         pins,
         filters,
         foreign,
         errors,
-    } = rest.unwrap_or_default();
+    } = removals;
     let paths = |paths: Vec<PathBuf>| {
         let paths = paths.iter().map(|path| path.to_string_lossy().into_owned());
         paths.collect()
@@ -147,14 +137,12 @@ fn report(gone: Gone, dry_run: bool) -> Report {
     let mut errors: Vec<String> = errors.iter().map(|error| in_full(error)).collect();
     let mut tables = guard.unwrap_or_else(|error| {
         errors.push(in_full(&error));
-        Vec::new()
-    });
-    if stays {
         errors.push(
             "the guard may be there, so programs and rules stay: without them it would stop what they allow"
                 .to_owned(),
         );
-    }
+        Vec::new()
+    });
     match rules {
         Ok(rules) => tables.extend(rules),
         Err(error) => errors.push(in_full(&error)),

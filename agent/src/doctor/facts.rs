@@ -233,7 +233,7 @@ pub struct NftFacts {
 #[derive(Debug, Clone)]
 pub struct Policy {
     /// The settings' file, and why no agent starts with it.
-    pub settings: (PathBuf, Option<String>),
+    pub settings: (PathBuf, Look<Option<String>>),
     /// The policy directory.
     pub folder: PathBuf,
     /// The first thing that is wrong with the files, and how many there are; `None` if they are

@@ -55,9 +55,15 @@ impl Survey {
         }
     }
 
-    /// Everything. `mistakes` is what is wrong with the policy's files.
+    /// Everything. `mistakes` is what is wrong with the policy's files, `invalid` the settings' file, and why no agent
+    /// starts with it.
     #[must_use]
-    pub fn facts(&self, agent: Agent, mistakes: Look<Option<(String, usize)>>) -> Facts {
+    pub fn facts(
+        &self,
+        agent: Agent,
+        invalid: (PathBuf, Look<Option<String>>),
+        mistakes: Look<Option<(String, usize)>>,
+    ) -> Facts {
         let mut coverage = self.coverage(&BTreeSet::new(), Sampling::Moment);
         // Whoever asks is told; an agent that may not see them leaves them to him.
         if let Ok(machines) = &coverage.machines
@@ -69,7 +75,7 @@ impl Survey {
             coverage,
             host: around::host(&self.settings, &self.filesystem, &agent),
             nft: around::nft(&self.nft, &self.settings, &agent),
-            policy: around::policy(&self.settings, &agent, mistakes),
+            policy: around::policy(&self.settings, &agent, invalid, mistakes),
             agent,
         }
     }

@@ -512,6 +512,7 @@ impl<D: Dataplane> Agent<D> {
 
     fn command(&mut self, command: Command) {
         match command {
+            // Whoever has been told that it failed is not to find it done.
             Command::Reload {
                 confirm_within: Some(_),
                 reply,
@@ -538,7 +539,6 @@ impl<D: Dataplane> Agent<D> {
                 warn!("nobody waits for the undo any more: not done");
             }
             Command::Undo { execution, reply } => self.undo(execution, Some(reply)),
-            // Whoever has been told that it failed is not to find it done.
             Command::Bypass {
                 request: BypassRequest::Begin { .. },
                 reply,

@@ -88,7 +88,7 @@ pub(crate) fn healthy() -> Facts {
         },
         policy: Policy {
             folder: PathBuf::from("/etc/gate25/policy.d"),
-            settings: (PathBuf::from("/etc/gate25/gate25.yaml"), None),
+            settings: (PathBuf::from("/etc/gate25/gate25.yaml"), Ok(None)),
             mistakes: Ok(None),
             writable: Ok(Vec::new()),
             state: (PathBuf::from("/var/lib/gate25"), Ok(None)),

@@ -121,7 +121,7 @@ const CASES: &[Case] = &[
         });
     }),
     (Kind::SettingsInvalid, "/etc/gate25/gate25.yaml", |facts| {
-        facts.policy.settings.1 = Some("gate25.yaml:3: unknown".to_owned());
+        facts.policy.settings.1 = Ok(Some("gate25.yaml:3: unknown".to_owned()));
     }),
     (Kind::PolicyInvalid, "/etc/gate25/policy.d", |facts| {
         facts.policy.mistakes = Ok(Some(("a.yaml:3: no such profile".to_owned(), 2)));

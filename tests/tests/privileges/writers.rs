@@ -136,13 +136,13 @@ fn start_on_settings_that_others_may_write_ends_and_leaves_enforcement() {
     fs::write(&elsewhere, "schema: 1\nenforcement: observe\n").unwrap();
     Change::Mode(0o666).to(&elsewhere);
     let host = &world.hosting.hypervisor;
-    let mut command = host.command(binary().unwrap());
-    command.args(["run", "--config"]).arg(&elsewhere);
     let mut check = host.command(binary().unwrap());
     check.args(["check", "--config"]).arg(&elsewhere);
     let beforehand = host.ask(check, LIMIT).unwrap();
     assert_eq!(beforehand.code, Some(1), "{beforehand:?}");
     assert!(beforehand.out.contains("observe.yaml"), "{beforehand:?}");
+    let mut command = host.command(binary().unwrap());
+    command.args(["run", "--config"]).arg(&elsewhere);
     let said = host.ask(command, LIMIT).unwrap();
     assert_eq!(said.code, Some(1), "{said:?}");
     assert!(said.err.contains("can be written by everybody"), "{said:?}");

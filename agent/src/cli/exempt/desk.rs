@@ -65,20 +65,12 @@ enum Outcome {
     Unchanged,
 }
 
-/// What the files must be for an edit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Demands {
-    /// Valid, as `gate25 check` has it.
-    Valid,
-    /// Good enough for an agent to run them: what closes does not wait until others' mistakes are mended.
-    Running,
-}
-
 impl<'a> Desk<'a> {
-    /// Reads the policy as it is, which must be as `demands` says.
+    /// Reads the policy as it is. Where it is not valid it must be good for what `suffices` says: to run it is enough
+    /// for what closes, which does not wait until others' mistakes are mended.
     pub(super) fn open(
         how: &How,
-        demands: Demands,
+        suffices: Purpose,
         surroundings: &'a Surroundings<'a>,
         console: &mut Console<'_>,
     ) -> io::Result<Result<Self, ExitCode>> {
@@ -112,8 +104,8 @@ impl<'a> Desk<'a> {
             }
         };
         let mut loaded = loader.load(&files, &circumstances);
-        if loaded.is_err() && demands == Demands::Running {
-            circumstances.purpose = Purpose::Run;
+        if loaded.is_err() && suffices != circumstances.purpose {
+            circumstances.purpose = suffices;
             loaded = loader.load(&files, &circumstances);
         }
         let policy = match loaded {

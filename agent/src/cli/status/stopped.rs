@@ -219,23 +219,23 @@ fn lines(stopped: &Stopped) -> Vec<Vec<String>> {
         lines.extend(unknown);
         return lines;
     }
-    let what = match (nftables.is_empty(), stopped.enforcing) {
-        (false, _) => Some(format!("nftables table {}", nftables.join(", "))),
-        (true, true) => Some(format!(
-            "programs on {interfaces} interfaces and {cgroups} cgroups"
-        )),
-        (true, false) => None,
+    let goes_on = |what: String| {
+        format!(
+            "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
+        )
     };
-    lines.push(line(
-        "enforcing",
-        match what {
-            Some(what) => format!(
-                "goes on without the agent: {what}; new interfaces and changes of the policy wait for it"
-            ),
-            None if has_unknown => "not known".to_owned(),
-            None => "no: no program is in place".to_owned(),
-        },
-    ));
+    let enforcing = if !nftables.is_empty() {
+        goes_on(format!("nftables table {}", nftables.join(", ")))
+    } else if stopped.enforcing {
+        goes_on(format!(
+            "programs on {interfaces} interfaces and {cgroups} cgroups"
+        ))
+    } else if has_unknown {
+        "not known".to_owned()
+    } else {
+        "no: no program is in place".to_owned()
+    };
+    lines.push(line("enforcing", enforcing));
     let mode = match observes {
         Some(false) => None,
         Some(true) => Some(

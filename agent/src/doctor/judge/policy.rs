@@ -14,9 +14,10 @@ pub(super) fn judge(policy: &Policy, agent: &Agent) -> Vec<Finding> {
         socket,
     } = policy;
     let mut findings = Vec::new();
-    if let (file, Some(why)) = settings {
-        let file = file.display().to_string();
-        findings.push(Finding::new(Kind::SettingsInvalid, file, why.clone()));
+    let (file, why) = settings;
+    let file = file.display().to_string();
+    if let Some(Some(why)) = seen(why, &file, &mut findings) {
+        findings.push(Finding::new(Kind::SettingsInvalid, file, why));
     }
     if let Some(Some((first, count))) = seen(mistakes, "the policy's files", &mut findings) {
         let message = match count {

@@ -198,6 +198,7 @@ fn bridge_reject() -> Commands {
 pub(super) fn policy(
     settings: &Settings,
     agent: &Agent,
+    invalid: (PathBuf, Look<Option<String>>),
     mistakes: Look<Option<(String, usize)>>,
 ) -> Policy {
     let Settings {
@@ -219,8 +220,7 @@ pub(super) fn policy(
         why => Ok(why.map(|error| in_full(&error))),
     };
     Policy {
-        // An agent that runs has started with them.
-        settings: (PathBuf::new(), None),
+        settings: invalid,
         folder: policy_dir.clone(),
         mistakes,
         writable: text(writable(policy_dir)),
