@@ -8,7 +8,8 @@ use std::{
 };
 
 use gate25_tests::{
-    Addresses, Agent, Feature, Frame, Hosting, Network, Outcome, PolicyText, Tried, World, poll,
+    Addresses, Agent, Container, Feature, Frame, Hosting, Network, Outcome, PolicyText, Tried,
+    World, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -266,8 +267,7 @@ fn observing_counts_and_lets_everything_pass() {
     let policy = policy.container_of("watch", "c-1", &world.below("watched"));
     let agent = start(&world, &policy);
     for (name, network) in networks(104) {
-        let container = world.container("watched", &network).unwrap();
-        world.settle(&container).unwrap();
+        let container = named_container(&world, "watched", &network);
         let before = count(&agent, "observe");
         world.check_free(&container.tenant).unwrap();
         assert_eq!(count(&agent, "observe") - before, 3.0, "{name}");
@@ -290,8 +290,7 @@ fn attempts_are_counted_once_whatever_they_cross() {
         (106, "silent", "drop"),
     ] {
         for (network_name, network) in networks(number) {
-            let container = world.container(name, &network).unwrap();
-            world.settle(&container).unwrap();
+            let container = named_container(&world, name, &network);
             for to in addresses() {
                 let before = counts(&agent);
                 if verdict == "drop" {
@@ -329,8 +328,11 @@ fn syn_forged_through_a_raw_socket_does_not_get_out() {
     for (free, number) in [(false, 104), (true, 105)] {
         for (_, network) in networks(number) {
             let name = if free { "free" } else { "closed" };
-            let container = world.container(name, &network).unwrap();
-            world.settle(&container).unwrap();
+            let container = if free {
+                named_container(&world, name, &network)
+            } else {
+                settled_container(&world, name, &network)
+            };
             let own = container.addresses().unwrap_or(Addresses {
                 v4: [192, 0, 2, 129].into(),
                 v6: "2001:db8:fffe::1".parse().unwrap(),
@@ -375,8 +377,10 @@ fn frame_sent_below_ip_is_judged_on_the_containers_veth() {
         ("free", 106, "ct106"),
     ] {
         let network = Network::own(number, interface);
-        let container = world.container(name, &network).unwrap();
-        world.settle(&container).unwrap();
+        let container = match name {
+            "free" => named_container(&world, name, &network),
+            _ => settled_container(&world, name, &network),
+        };
         let own = container.addresses().unwrap();
         let to = Hosting::EXCHANGER;
         let host = &world.hosting.hypervisor;
@@ -460,6 +464,21 @@ const VERDICTS: [&str; 4] = ["allow", "reject", "drop", "observe"];
 #[track_caller]
 fn counts(agent: &Agent) -> [f64; 4] {
     VERDICTS.map(|verdict| count(agent, verdict))
+}
+
+/// A container that the policy names, once the kernel's tables hold all there is of it.
+#[track_caller]
+fn named_container(world: &World, name: &str, network: &Network) -> Container {
+    let container = settled_container(world, name, network);
+    world.wait_named(&container).unwrap();
+    container
+}
+
+#[track_caller]
+fn settled_container(world: &World, name: &str, network: &Network) -> Container {
+    let container = world.container(name, network).unwrap();
+    world.settle(&container).unwrap();
+    container
 }
 
 #[track_caller]

@@ -105,6 +105,17 @@ impl World {
         files.into_iter().map(number).collect()
     }
 
+    /// Waits until the kernel's tables hold the cgroup of a container that the policy names.
+    ///
+    /// # Errors
+    /// At the deadline.
+    pub fn wait_named(&self, container: &Container) -> anyhow::Result<()> {
+        let key = container.cgroup.id()?.to_le_bytes();
+        poll("a container's cgroup to be known", PROMPT, || {
+            Ok(self.entry("CGROUPS", &key)?.map(drop))
+        })
+    }
+
     /// Waits until the kernel's tables hold a container's veth as such: what its cgroup's hooks
     /// have counted is not counted there again. Nothing to wait for without a veth.
     ///
@@ -115,22 +126,25 @@ impl World {
         let Some(guest) = container.guest() else {
             return Ok(());
         };
-        let host = &self.hosting.hypervisor;
-        let map = host.run(|| pins().join("INTERFACES"))?;
         let key = self.index(&guest.interface)?.to_le_bytes();
+        poll("a container's veth to be known as such", PROMPT, || {
+            let entry = self.entry("INTERFACES", &key)?;
+            Ok(entry.and_then(|entry| (entry["value"][8] == REFUSED_ONLY).then_some(())))
+        })
+    }
+
+    /// A table's entry, as bpftool tells it.
+    fn entry(&self, map: &str, key: &[u8]) -> anyhow::Result<Option<Value>> {
+        let host = &self.hosting.hypervisor;
+        let map = self.pinned_map(map)?;
         let mut words = vec!["-j".to_owned(), "map".to_owned(), "lookup".to_owned()];
         words.extend(["pinned".to_owned(), map.to_string_lossy().into_owned()]);
         words.push("key".to_owned());
         words.extend(key.iter().map(ToString::to_string));
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        poll("a container's veth to be known as such", PROMPT, || {
-            // An entry that is not there yet is an error of bpftool's.
-            let Ok(told) = host.exec("bpftool", &words) else {
-                return Ok(None);
-            };
-            let counting = &told_by_bpftool(&told)?["value"][8];
-            Ok((counting == REFUSED_ONLY).then_some(()))
-        })
+        // An entry that is not there is an error of bpftool's.
+        let told = host.exec("bpftool", &words).ok();
+        told.map(|told| told_by_bpftool(&told)).transpose()
     }
 }
 
