@@ -162,9 +162,9 @@ mod tests {
         }
         let json = figures.json();
         assert_eq!(json["refused_over_empty_ns_min"], json!(1.0));
-        assert_eq!(json["refused_over_empty_ns_spread"], json!(2.0));
+        assert_eq!(json["refused_over_empty_ns_spread"], json!(5.0));
         assert_eq!(json["scrape_ms_min"], json!(1.0));
-        assert_eq!(json["scrape_ms_spread"], json!(1.5));
+        assert_eq!(json["scrape_ms_spread"], json!(3.0));
         assert_eq!(json.get("scrape_ms_is_lower_bound"), None);
     }
 

@@ -1,5 +1,8 @@
 //! Figures of many rounds, and what is made of them.
 
+/// Of fewer rounds the 10th and the 90th percentile are the least and the largest.
+const ENOUGH_FOR_TENTHS: usize = 10;
+
 /// What the rounds of one measurement gave, in nanoseconds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples {
@@ -11,7 +14,9 @@ pub(crate) struct Samples {
 pub(crate) struct Summary {
     pub(crate) least: f64,
     pub(crate) median: f64,
-    /// Half of the distance between the 10th and the 90th percentile; none of a single value.
+    /// Half of the distance between the 10th and the 90th percentile; of a few rounds the whole
+    /// distance of the least to the largest, since a further one is as likely as not beyond them;
+    /// none of a single value.
     pub(crate) spread: Option<f64>,
 }
 
@@ -46,11 +51,17 @@ impl Samples {
     }
 
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let [least, low, median, high] = [0.0, 0.1, 0.5, 0.9].map(|share| self.quantile(share));
+        let [least, low, median, high, largest] =
+            [0.0, 0.1, 0.5, 0.9, 1.0].map(|share| self.quantile(share));
+        let (least, largest) = (least?, largest?);
         Some(Summary {
-            least: least?,
+            least,
             median: median?,
-            spread: (self.rounds.len() > 1).then_some((high? - low?) / 2.0),
+            spread: match self.rounds.len() {
+                ..2 => None,
+                2..ENOUGH_FOR_TENTHS => Some(largest - least),
+                ENOUGH_FOR_TENTHS.. => Some((high? - low?) / 2.0),
+            },
         })
     }
 }
@@ -60,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn summary_of_rounds_is_least_median_and_half_of_the_inner_four_fifths() {
+    fn summary_of_rounds_is_least_median_and_half_of_the_inner_four_fifths_or_all_of_a_few() {
         let samples = Samples::of((0..=10).rev().map(f64::from));
         let expected = Summary {
             least: 0.0,
@@ -68,6 +79,8 @@ mod tests {
             spread: Some(4.0),
         };
         assert_eq!(samples.summary(), Some(expected));
+        let few = Samples::of([5.0, 9.0, 6.0]).summary();
+        assert_eq!(few.and_then(|summary| summary.spread), Some(4.0));
         let single = Samples::of([5.0]).summary();
         assert_eq!(single.and_then(|summary| summary.spread), None);
         assert_eq!(Samples::default().summary(), None);
