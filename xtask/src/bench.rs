@@ -102,7 +102,7 @@ impl Pace {
         turn: Duration::from_millis(150),
         growth: true,
         starts: 3,
-        edits: 50,
+        edits: 100,
     };
 }
 

@@ -67,7 +67,7 @@ fn cold_start(lab: &Lab, pace: Pace, figures: &mut Figures) -> anyhow::Result<()
     figures.put_samples("cold_start_s", &seconds);
     let theirs = loads_of_nft(lab, figures)?;
     figures.put("cold_start_nft_s", theirs);
-    figures.put("cold_start_nft_ratio", ours.median / theirs);
+    figures.put("cold_start_nft_ratio", ours.value / theirs);
     Ok(())
 }
 
@@ -257,10 +257,9 @@ fn reload(agent: &Agent, pace: Pace, figures: &mut Figures) -> anyhow::Result<()
 }
 
 fn put_tail(figures: &mut Figures, name: &str, milliseconds: &Samples) {
-    if let Some(tail) = milliseconds.quantile(0.99) {
-        figures.put(format!("{name}_p99_ms"), tail);
-    }
-    figures.put_samples(format!("{name}_ms"), milliseconds);
+    let rounds = format!("{name}_ms");
+    figures.put_samples(&rounds, milliseconds);
+    figures.put_tail(format!("{name}_p99_ms"), rounds);
 }
 
 /// Writes the policy where an agent of the lane looks for it.

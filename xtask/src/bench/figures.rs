@@ -32,6 +32,8 @@ pub(crate) const PROMISED: [&str; 18] = [
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
     samples: BTreeMap<String, Samples>,
+    /// What 99th percentiles are of.
+    tails: BTreeMap<String, String>,
     lower_bounds: BTreeSet<String>,
     reasons: BTreeMap<String, String>,
 }
@@ -54,6 +56,11 @@ impl Figures {
         }
     }
 
+    /// A figure that is the 99th percentile of another's rounds in all sittings.
+    pub(crate) fn put_tail(&mut self, name: impl Into<String>, of: impl Into<String>) {
+        self.tails.insert(name.into(), of.into());
+    }
+
     /// Says that a figure is at least so much.
     pub(crate) fn bound_below(&mut self, name: &str) {
         self.lower_bounds.insert(name.to_owned());
@@ -64,6 +71,7 @@ impl Figures {
         for (name, samples) in sitting.samples {
             self.put_samples(name, &samples);
         }
+        self.tails.extend(sitting.tails);
         self.lower_bounds.extend(sitting.lower_bounds);
         self.reasons.extend(sitting.reasons);
     }
@@ -73,19 +81,22 @@ impl Figures {
         self.reasons.insert(name.to_owned(), reason.into());
     }
 
-    /// The median.
+    /// The median, or the 99th percentile of a tail.
     pub(crate) fn get(&self, name: &str) -> Option<f64> {
-        self.summary(name).map(|summary| summary.median)
+        self.summary(name).map(|summary| summary.value)
     }
 
     pub(crate) fn summary(&self, name: &str) -> Option<Summary> {
-        self.samples.get(name)?.summary()
+        match self.tails.get(name) {
+            Some(of) => self.samples.get(of)?.tail(),
+            None => self.samples.get(name)?.summary(),
+        }
     }
 
     /// All that have a value.
     pub(crate) fn summaries(&self) -> impl Iterator<Item = (&str, Summary)> {
-        let all = self.samples.iter();
-        all.filter_map(|(name, samples)| Some((name.as_str(), samples.summary()?)))
+        let all = self.samples.keys().chain(self.tails.keys());
+        all.filter_map(|name| Some((name.as_str(), self.summary(name)?)))
     }
 
     pub(crate) fn is_lower_bound(&self, name: &str) -> bool {
@@ -96,13 +107,13 @@ impl Figures {
         self.reasons.get(name).map(String::as_str)
     }
 
-    /// One flat object: medians, where there is more than one value `NAME_min` and `NAME_spread`, `1` as
+    /// One flat object: medians and 99th percentiles, where there is more than one value `NAME_min` and `NAME_spread`, `1` as
     /// `NAME_is_lower_bound` where that is so; for what is missing null and a text `NAME_reason`.
     pub(crate) fn json(&self) -> Map<String, Value> {
         let mut object = Map::new();
         let mut number = |name: String, value: f64| object.insert(name, json!(rounded(value)));
         for (name, summary) in self.summaries() {
-            number(name.to_owned(), summary.median);
+            number(name.to_owned(), summary.value);
             if let Some(spread) = summary.spread {
                 number(format!("{name}_min"), summary.least);
                 number(format!("{name}_spread"), spread);
@@ -112,7 +123,7 @@ impl Figures {
             number(format!("{name}_is_lower_bound"), 1.0);
         }
         for name in PROMISED {
-            if !self.samples.contains_key(name) {
+            if self.summary(name).is_none() {
                 object.insert(name.to_owned(), Value::Null);
                 let reason = self.reason(name).unwrap_or("its part was not run");
                 object.insert(format!("{name}_reason"), json!(reason));
@@ -166,6 +177,21 @@ mod tests {
         assert_eq!(json["scrape_ms_min"], json!(1.0));
         assert_eq!(json["scrape_ms_spread"], json!(3.0));
         assert_eq!(json.get("scrape_ms_is_lower_bound"), None);
+    }
+
+    #[test]
+    fn tail_is_that_of_the_rounds_of_all_sittings() {
+        let mut figures = Figures::default();
+        for from in [0, 100] {
+            let mut sitting = Figures::default();
+            let rounds = (from..from + 100).map(f64::from);
+            sitting.put_samples("exemption_ms", &Samples::of(rounds));
+            sitting.put_tail("exemption_p99_ms", "exemption_ms");
+            figures.add(sitting);
+        }
+        let json = figures.json();
+        assert_eq!(json["exemption_p99_ms"], json!(197.0));
+        assert_eq!(json["exemption_p99_ms_spread"], json!(2.0));
     }
 
     #[test]

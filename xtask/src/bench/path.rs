@@ -414,7 +414,7 @@ fn ratios(figures: &mut Figures) {
         figures.summary(&format!("added_{name}_{}_ns", traffic.name()))
     };
     let added = |figures: &Figures, contender, traffic| {
-        summary(figures, contender, traffic).map(|summary| summary.median)
+        summary(figures, contender, traffic).map(|summary| summary.value)
     };
     let best = |figures: &Figures, traffic| {
         [Contender::NftMap, Contender::NftSet]
@@ -447,8 +447,8 @@ fn ratios(figures: &mut Figures) {
         };
         // What cannot be told from nothing is taken for as much as would have been seen.
         let seen = ours.spread.unwrap_or(0.0);
-        figures.put(name, theirs / ours.median.max(seen));
-        if ours.median < seen {
+        figures.put(name, theirs / ours.value.max(seen));
+        if ours.value < seen {
             figures.bound_below(name);
         }
     }

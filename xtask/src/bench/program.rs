@@ -129,7 +129,7 @@ pub(crate) fn repeat(lab: &Lab, pace: Pace, name: &str) -> anyhow::Result<f64> {
         times.push(pair.ours.time(REPEATED)?);
     }
     let summary = times.summary().context("no round")?;
-    Ok(summary.median)
+    Ok(summary.value)
 }
 
 /// What an agent takes whose customers have all been counted.

@@ -89,7 +89,7 @@ fn row(text: &mut String, figures: &Figures, what: &str, name: &str) {
     writeln!(
         text,
         "| {what} | {} ns | {} ns | {} ns |",
-        shown(summary.median),
+        shown(summary.value),
         shown(summary.least),
         spread(&summary)
     )
@@ -100,7 +100,7 @@ fn path_row(text: &mut String, figures: &Figures, scale: Scale, contender: Conte
     let name = contender_name(contender, scale);
     let added = |traffic: Traffic| {
         let summary = figures.summary(&format!("added_{name}_{}_ns", traffic.name()))?;
-        Some(format!("{} {} ns", shown(summary.median), spread(&summary)))
+        Some(format!("{} {} ns", shown(summary.value), spread(&summary)))
     };
     let (Some(pass), Some(refused)) = (added(Traffic::Web), added(Traffic::Mail)) else {
         return;

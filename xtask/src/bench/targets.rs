@@ -169,10 +169,10 @@ pub(crate) fn table(figures: &Figures) -> String {
     {
         let (measured, spread, outcome) = match figures.summary(figure) {
             Some(summary) => (
-                format!("{}{} {unit}", least(figures, figure), shown(summary.median)),
+                format!("{}{} {unit}", least(figures, figure), shown(summary.value)),
                 spread(&summary),
                 match (bound, figures.is_lower_bound(figure)) {
-                    _ if bound.holds(summary.median) => "met",
+                    _ if bound.holds(summary.value) => "met",
                     // It may be more than was promised.
                     (AtLeast(_), true) => "cannot be told",
                     (AtLeast(_) | AtMost(_), _) => "**missed**",
