@@ -1,7 +1,7 @@
 //! Figures of many rounds, and what is made of them.
 
 /// Of fewer rounds the 10th and the 90th percentile are the least and the largest.
-const ENOUGH_FOR_TENTHS: usize = 10;
+const ENOUGH_FOR_TENTHS: usize = 6;
 
 /// What the rounds of one measurement gave, in nanoseconds.
 #[derive(Debug, Clone, Default)]
@@ -12,6 +12,7 @@ pub(crate) struct Samples {
 /// What is told of them.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Summary {
+    /// Of a tail the lower end of its spread.
     pub(crate) least: f64,
     /// The median; of a tail the 99th percentile.
     pub(crate) value: f64,
@@ -100,6 +101,11 @@ mod tests {
         assert_eq!(samples.summary(), Some(expected));
         let few = Samples::of([5.0, 9.0, 6.0]).summary();
         assert_eq!(few.and_then(|summary| summary.spread), Some(4.0));
+        // Of nine one is beyond either percentile, of five none.
+        for (rounds, spread) in [(9, 3.0), (6, 2.0), (5, 4.0)] {
+            let summary = Samples::of((0..rounds).map(f64::from)).summary();
+            assert_eq!(summary.and_then(|summary| summary.spread), Some(spread));
+        }
         let single = Samples::of([5.0]).summary();
         assert_eq!(single.and_then(|summary| summary.spread), None);
         assert_eq!(Samples::default().summary(), None);
