@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// tests/KERNELS.md.
     #[arg(long, conflicts_with = "filter")]
     publish: bool,
-    /// In the matrix, do not repeat what passed before with the very same binaries.
+    /// In the matrix, do not repeat what passed before with the present sources, as tests/kernels.json has it.
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
 }

@@ -1,6 +1,9 @@
 //! The kernel matrix: the test binaries of this checkout, run on other kernels under QEMU.
 
-mod passed;
+mod record;
+mod report;
+mod scope;
+mod sources;
 
 use std::{
     fs::OpenOptions,
@@ -23,7 +26,8 @@ use crate::{
     kernels::{self, Series},
     ledger::Ledger,
 };
-use passed::{Outcome, Passed};
+use record::{Outcome, Record};
+use scope::{LEFT_OUT_TESTS, left_out};
 
 /// How many times slower than the machine itself the emulated one is taken to be.
 const SLOWNESS: u32 = 10;
@@ -39,35 +43,6 @@ const LEDGER: &str = "/run/gate25.ledger";
 /// The document that holds the table.
 const DOCUMENT: &str = "tests/KERNELS.md";
 
-/// What stays outside, and why.
-const LEFT_OUT: [(&str, &str); 14] = [
-    ("system_container", "crun, podman and LXC"),
-    ("system_container_lab", "crun, podman and LXC"),
-    ("system_control", "commands, not kernels"),
-    ("system_exempt", "the policy's files, not kernels"),
-    ("system_lab", "mail servers without an agent"),
-    ("system_meter", "the leak meter itself"),
-    ("system_notice", "mail servers"),
-    ("system_prometheus", "Prometheus, not kernels"),
-    ("system_recovery", "commands, not kernels"),
-    ("system_reload", "the policy's files, not kernels"),
-    ("system_state", "files, not kernels"),
-    ("system_trial", "what is kept of a policy, not kernels"),
-    ("system_vm", "a virtual machine in the virtual machine"),
-    ("system_vm_gate", "a virtual machine in the virtual machine"),
-];
-
-/// Tests whose names contain this stay outside, and why.
-const LEFT_OUT_TESTS: [(&str, &str); 4] = [
-    (
-        "events_that_nobody_reads",
-        "half a million packets, not kernels",
-    ),
-    ("slow_nft", "how long a program takes, not kernels"),
-    ("ten_thousand", "large numbers, not kernels"),
-    ("hundred_times", "large numbers, not kernels"),
-];
-
 /// What to run, and where.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
@@ -79,11 +54,11 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
-    /// Do not repeat what passed before with the very same binaries.
+    /// Do not repeat what passed before with the present sources, as tests/kernels.json has it.
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
-    /// Put the table of kernels and what came of them into tests/KERNELS.md: the whole one. With --package
-    /// that of the steps into tests/PACKAGE.md.
+    /// Put what passes into tests/kernels.json and the table of it into tests/KERNELS.md, at once. With --package
+    /// put the table of the steps into tests/PACKAGE.md.
     #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter"])]
     publish: bool,
     /// Instead of the tests: install the package on a Debian of its own, boot it, upgrade it, remove it.
@@ -178,115 +153,39 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
     let run = Run {
         plan: &plan,
         agent: &agent,
+        kernels: &kernels,
+        record: &Record::open()?,
         options,
         ledger,
     };
+    if options.publish {
+        run.publish()?;
+    }
     // An emulated machine keeps one processor busy.
-    let rows = thread::scope(|scope| {
+    let counts = thread::scope(|scope| {
         let threads = kernels.iter().map(|kernel| scope.spawn(|| run.on(kernel)));
         let threads: Vec<_> = threads.collect();
-        let rows = threads.into_iter().map(|thread| {
-            let row = thread.join();
-            row.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let counts = threads.into_iter().map(|thread| {
+            let count = thread.join();
+            count.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         });
-        rows.collect::<Vec<Row>>()
+        counts.collect::<Vec<_>>()
     });
     let mut all = Count::default();
-    for row in &rows {
-        all.add(row.sum());
-    }
-    let report = format!("{}\n{}", markdown(&rows), left_out_list());
-    println!("\n{report}");
-    if options.publish {
-        document::publish(DOCUMENT, &report)?;
-    }
-    for row in rows {
-        println!("{}", row.line());
+    for (kernel, (count, took)) in kernels.iter().zip(counts) {
+        let (count_line, seconds) = (closing_line(count), took.as_secs());
+        println!("kernel {}: {count_line} ({seconds} s)", kernel.release());
+        all.add(count);
     }
     Ok(all)
-}
-
-/// What came of the tiers on one kernel.
-#[derive(Debug)]
-struct Row {
-    release: String,
-    tiers: Vec<(Tier, Count)>,
-    took: Duration,
-}
-
-impl Row {
-    fn new(release: &str, tiers: Vec<(Tier, Count)>, took: Duration) -> Self {
-        let release = release.strip_suffix("-amd64").unwrap_or(release).to_owned();
-        Self {
-            release,
-            tiers,
-            took,
-        }
-    }
-
-    fn sum(&self) -> Count {
-        let mut sum = Count::default();
-        for (_, count) in &self.tiers {
-            sum.add(*count);
-        }
-        sum
-    }
-
-    fn line(&self) -> String {
-        let Count {
-            passed,
-            failed,
-            skipped,
-        } = self.sum();
-        format!(
-            "kernel {}: {passed} passed, {failed} failed, {skipped} skipped ({:.0} s)",
-            self.release,
-            self.took.as_secs_f64()
-        )
-    }
-}
-
-/// A row for each kernel, a column for each tier.
-fn markdown(rows: &[Row]) -> String {
-    let tiers = Tier::value_variants();
-    let names: Vec<&str> = tiers.iter().map(|tier| tier.prefix()).collect();
-    let mut text = format!(
-        "| kernel | {} |\n|---{}|\n",
-        names.join(" | "),
-        "|---".repeat(tiers.len())
-    );
-    for row in rows {
-        text.push_str(&format!("| {} |", row.release));
-        for tier in tiers {
-            let found = row.tiers.iter().find(|(its, _)| its == tier);
-            let cell =
-                found.map_or_else(|| "not run".to_owned(), |(_, count)| closing_line(*count));
-            text.push_str(&format!(" {cell} |"));
-        }
-        text.push('\n');
-    }
-    text
-}
-
-fn left_out_list() -> String {
-    let mut text =
-        "Left out, since no kernel changes what comes of them, or the machine cannot:\n\n"
-            .to_owned();
-    for (name, why) in LEFT_OUT.into_iter().chain(LEFT_OUT_TESTS) {
-        text.push_str(&format!("- `{name}`: {why}\n"));
-    }
-    text
-}
-
-fn left_out(target: &str) -> Option<&'static str> {
-    let entry = LEFT_OUT.iter().find(|(name, _)| *name == target);
-    entry.map(|(_, why)| *why)
 }
 
 /// What is run on each kernel.
 struct Run<'r> {
     plan: &'r [(Tier, Binary)],
     agent: &'r Path,
+    kernels: &'r [Kernel],
+    record: &'r Record,
     options: &'r Options,
     ledger: &'r Ledger,
 }
@@ -294,28 +193,22 @@ struct Run<'r> {
 impl Run<'_> {
     /// Boots the kernel for each tier, so that one tier's mess is not the next one's. A tier that cannot
     /// be run has failed.
-    fn on(&self, kernel: &Kernel) -> Row {
+    fn on(&self, kernel: &Kernel) -> (Count, Duration) {
         let start = Instant::now();
-        let mut counts = Vec::new();
+        let mut all = Count::default();
         for tier in Tier::value_variants() {
-            let binaries: Vec<&Binary> = self
-                .plan
-                .iter()
-                .filter(|(its, _)| its == tier)
-                .map(|(_, binary)| binary)
-                .collect();
+            let binaries: Vec<&Binary> = binaries_of(*tier, self.plan).collect();
             if binaries.is_empty() {
                 continue;
             }
             say(kernel, &format!("=== {}", tier.prefix()));
             let count = self.tier_on(kernel, *tier, &binaries);
-            let count = count.unwrap_or_else(|error| {
+            all.add(count.unwrap_or_else(|error| {
                 say(kernel, &format!("FAILED: {}: {error:#}", tier.prefix()));
                 Count::failure()
-            });
-            counts.push((*tier, count));
+            }));
         }
-        Row::new(kernel.release(), counts, start.elapsed())
+        (all, start.elapsed())
     }
 
     fn tier_on(&self, kernel: &Kernel, tier: Tier, binaries: &[&Binary]) -> anyhow::Result<Count> {
@@ -331,45 +224,61 @@ impl Run<'_> {
             prepare(&mut machine, self.agent)?;
             Ok(machine)
         };
-        let passed = Passed::with(self.agent)?;
         let mut count = Count::default();
         let mut machine = None;
         for binary in binaries {
             let before = if self.options.resume {
-                passed.find(kernel.release(), binary)?
+                self.record.find(kernel.release(), binary)?
             } else {
                 None
             };
             let outcome = if let Some(outcome) = before {
                 say(kernel, &format!("--- {}: passed before", binary.name));
-                Ok(outcome)
+                outcome
             } else {
-                let machine = match &mut machine {
+                let its = match &mut machine {
                     Some(machine) => machine,
                     None => machine.insert(boot()?),
                 };
-                self.outcome_on(machine, kernel, binary, tier)
-            };
-            match outcome {
-                Ok(outcome) => {
-                    if outcome.count.failed > 0 {
-                        // The next binary is not to find what this one may have left.
-                        machine = None;
-                    } else if self.options.filter.is_none() {
-                        passed.keep(kernel.release(), binary, &outcome)?;
-                    }
-                    count.add(outcome.count);
-                    count.skip(&outcome.skips);
-                    keep(&outcome.tried, self.ledger)?;
-                }
-                Err(error) => {
+                let outcome = self.outcome_on(its, kernel, binary, tier);
+                let outcome = outcome.unwrap_or_else(|error| {
                     say(kernel, &format!("FAILED: {}: {error:#}", binary.name));
-                    count.add(Count::failure());
+                    Outcome::failure()
+                });
+                if outcome.count.failed > 0 {
+                    // The next binary is not to find what this one may have left.
                     machine = None;
                 }
-            }
+                if self.options.publish {
+                    self.record.keep(kernel.release(), binary, &outcome)?;
+                    self.publish()?;
+                }
+                outcome
+            };
+            count.add(outcome.count);
+            count.skip(&outcome.skips);
+            keep(&outcome.tried, self.ledger)?;
         }
         Ok(count)
+    }
+
+    /// Writes the table of all that has passed so far.
+    fn publish(&self) -> anyhow::Result<()> {
+        let mut passed = Vec::new();
+        for kernel in self.kernels {
+            let mut tiers = Vec::new();
+            for tier in Tier::value_variants() {
+                let binaries = binaries_of(*tier, self.plan);
+                let outcomes = binaries.map(|binary| {
+                    let outcome = self.record.find(kernel.release(), binary)?;
+                    Ok((binary.name.as_str(), outcome))
+                });
+                tiers.push((tier.prefix(), outcomes.collect::<anyhow::Result<_>>()?));
+            }
+            passed.push((kernel.release(), tiers));
+        }
+        let table = report::markdown(&sources::commit()?, &passed);
+        document::publish(DOCUMENT, &format!("{table}\n{}", scope::list()))
     }
 
     /// Runs one test binary, and takes what it wrote down at once: a later one may end the machine.
@@ -386,6 +295,11 @@ impl Run<'_> {
             tried: take(machine, LEDGER)?,
         })
     }
+}
+
+fn binaries_of(tier: Tier, plan: &[(Tier, Binary)]) -> impl Iterator<Item = &Binary> {
+    let its = plan.iter().filter(move |(other, _)| *other == tier);
+    its.map(|(_, binary)| binary)
 }
 
 /// Prints a line with the kernel that it is about, since several run.
@@ -489,37 +403,6 @@ fn quoted(word: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn left_out_names_are_those_of_files() {
-        let targets = binaries::targets("system").unwrap();
-        for (name, _) in LEFT_OUT {
-            assert!(targets.iter().any(|target| target == name), "{name}");
-        }
-    }
-
-    #[test]
-    fn markdown_of_a_tier_that_was_not_run_says_so() {
-        let passed = Count {
-            passed: 8,
-            ..Count::default()
-        };
-        let row = Row::new(
-            "6.1.0-56-amd64",
-            vec![(Tier::Object, passed)],
-            Duration::from_secs(30),
-        );
-        assert_eq!(
-            row.line(),
-            "kernel 6.1.0-56: 8 passed, 0 failed, 0 skipped (30 s)"
-        );
-        let table = markdown(&[row]);
-        let last = table.lines().last().unwrap();
-        assert_eq!(
-            last,
-            "| 6.1.0-56 | 8 passed, 0 failed | not run | not run | not run |"
-        );
-    }
 
     #[test]
     fn quoted_word_with_a_quote_stays_one_word() {

@@ -31,7 +31,8 @@ pub(crate) const PROMISED: [&str; 18] = [
 /// What was measured, in one sitting or in several.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
-    samples: BTreeMap<String, Samples>,
+    /// The rounds of each sitting.
+    sittings: BTreeMap<String, Vec<Samples>>,
     /// What 99th percentiles are of.
     tails: BTreeMap<String, String>,
     lower_bounds: BTreeSet<String>,
@@ -46,13 +47,14 @@ impl Figures {
 
     /// A figure of which a sitting has many rounds.
     pub(crate) fn put_samples(&mut self, name: impl Into<String>, samples: &Samples) {
-        self.samples.entry(name.into()).or_default().extend(samples);
+        let sittings = self.sittings.entry(name.into()).or_default();
+        sittings.push(samples.clone());
     }
 
     /// The same figure under another name.
     pub(crate) fn copy(&mut self, name: &str, of: &str) {
-        if let Some(samples) = self.samples.get(of).cloned() {
-            self.put_samples(name, &samples);
+        if let Some(sittings) = self.sittings.get(of).cloned() {
+            self.sittings.insert(name.to_owned(), sittings);
         }
     }
 
@@ -66,10 +68,10 @@ impl Figures {
         self.lower_bounds.insert(name.to_owned());
     }
 
-    /// Adds the rounds of another sitting.
+    /// Adds another sitting.
     pub(crate) fn add(&mut self, sitting: Self) {
-        for (name, samples) in sitting.samples {
-            self.put_samples(name, &samples);
+        for (name, sittings) in sitting.sittings {
+            self.sittings.entry(name).or_default().extend(sittings);
         }
         self.tails.extend(sitting.tails);
         self.lower_bounds.extend(sitting.lower_bounds);
@@ -86,16 +88,31 @@ impl Figures {
         self.summary(name).map(|summary| summary.value)
     }
 
+    /// Of the rounds of all sittings. The spread is no less than how far the sittings are apart: the rounds
+    /// of one have its memory and its minutes in common, and say nothing of another's.
     pub(crate) fn summary(&self, name: &str) -> Option<Summary> {
-        match self.tails.get(name) {
-            Some(of) => self.samples.get(of)?.tail(),
-            None => self.samples.get(name)?.summary(),
+        let (of, summarize): (_, fn(&Samples) -> Option<Summary>) = match self.tails.get(name) {
+            Some(of) => (of.as_str(), Samples::tail),
+            None => (name, Samples::summary),
+        };
+        let sittings = self.sittings.get(of)?;
+        let mut rounds = Samples::default();
+        for sitting in sittings {
+            rounds.extend(sitting);
         }
+        let values = sittings.iter().filter_map(summarize);
+        let apart = Samples::of(values.map(|sitting| sitting.value)).distance();
+        let all = summarize(&rounds)?;
+        let spreads = [all.spread, apart].into_iter().flatten();
+        Some(Summary {
+            spread: spreads.reduce(f64::max),
+            ..all
+        })
     }
 
     /// All that have a value.
     pub(crate) fn summaries(&self) -> impl Iterator<Item = (&str, Summary)> {
-        let all = self.samples.keys().chain(self.tails.keys());
+        let all = self.sittings.keys().chain(self.tails.keys());
         all.filter_map(|name| Some((name.as_str(), self.summary(name)?)))
     }
 
@@ -164,7 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn json_of_two_sittings_has_the_median_the_least_and_the_spread_of_all_rounds() {
+    fn json_of_two_sittings_has_the_median_and_the_least_of_all_rounds_and_how_far_they_are_apart()
+    {
         let mut figures = Figures::default();
         for values in [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]] {
             let mut sitting = Figures::default();
@@ -174,14 +192,28 @@ mod tests {
         }
         let json = figures.json();
         assert_eq!(json["refused_over_empty_ns_min"], json!(1.0));
-        assert_eq!(json["refused_over_empty_ns_spread"], json!(2.0));
+        assert_eq!(json["refused_over_empty_ns_spread"], json!(3.0));
         assert_eq!(json["scrape_ms_min"], json!(1.0));
         assert_eq!(json["scrape_ms_spread"], json!(3.0));
         assert_eq!(json.get("scrape_ms_is_lower_bound"), None);
     }
 
     #[test]
-    fn tail_is_that_of_the_rounds_of_all_sittings() {
+    fn spread_of_sittings_that_agree_is_that_of_their_rounds() {
+        let mut figures = Figures::default();
+        for _ in 0..2 {
+            let mut sitting = Figures::default();
+            sitting.put_samples("check_s", &Samples::of((0..=10).map(f64::from)));
+            figures.add(sitting);
+        }
+        let spread = figures
+            .summary("check_s")
+            .and_then(|summary| summary.spread);
+        assert_eq!(spread, Some(4.0));
+    }
+
+    #[test]
+    fn tail_is_that_of_the_rounds_of_all_sittings_and_its_spread_how_far_theirs_are_apart() {
         let mut figures = Figures::default();
         for from in [0, 100] {
             let mut sitting = Figures::default();
@@ -192,7 +224,7 @@ mod tests {
         }
         let json = figures.json();
         assert_eq!(json["exemption_p99_ms"], json!(197.0));
-        assert_eq!(json["exemption_p99_ms_spread"], json!(2.0));
+        assert_eq!(json["exemption_p99_ms_spread"], json!(100.0));
     }
 
     #[test]

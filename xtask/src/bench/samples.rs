@@ -1,8 +1,5 @@
 //! Figures of many rounds, and what is made of them.
 
-/// Of fewer rounds the 10th and the 90th percentile are the least and the largest.
-const ENOUGH_FOR_TENTHS: usize = 6;
-
 /// What the rounds of one measurement gave, in nanoseconds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples {
@@ -16,9 +13,7 @@ pub(crate) struct Summary {
     pub(crate) least: f64,
     /// The median; of a tail the 99th percentile.
     pub(crate) value: f64,
-    /// Half of the distance between the 10th and the 90th percentile; of a few rounds the whole
-    /// distance of the least to the largest, since a further one is as likely as not beyond them;
-    /// none of a single value.
+    /// Half of the distance between the 10th and the 90th percentile; none of a single value.
     pub(crate) spread: Option<f64>,
 }
 
@@ -53,18 +48,19 @@ impl Samples {
     }
 
     pub(crate) fn summary(&self) -> Option<Summary> {
-        let [least, low, median, high, largest] =
-            [0.0, 0.1, 0.5, 0.9, 1.0].map(|share| self.quantile(share));
-        let (least, largest) = (least?, largest?);
+        let [least, low, median, high] = [0.0, 0.1, 0.5, 0.9].map(|share| self.quantile(share));
+        let (low, high) = (low?, high?);
         Some(Summary {
-            least,
+            least: least?,
             value: median?,
-            spread: match self.rounds.len() {
-                ..2 => None,
-                2..ENOUGH_FOR_TENTHS => Some(largest - least),
-                ENOUGH_FOR_TENTHS.. => Some((high? - low?) / 2.0),
-            },
+            spread: (self.rounds.len() > 1).then_some((high - low) / 2.0),
         })
+    }
+
+    /// From the least to the largest; none of a single value.
+    pub(crate) fn distance(&self) -> Option<f64> {
+        let (least, largest) = (self.quantile(0.0)?, self.quantile(1.0)?);
+        (self.rounds.len() > 1).then_some(largest - least)
     }
 
     /// The 99th percentile. Its spread is half of the distance between the ranks among which it is
@@ -91,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn summary_of_rounds_is_least_median_and_half_of_the_inner_four_fifths_or_all_of_a_few() {
+    fn summary_of_rounds_is_least_median_and_half_of_the_inner_four_fifths() {
         let samples = Samples::of((0..=10).rev().map(f64::from));
         let expected = Summary {
             least: 0.0,
@@ -99,15 +95,10 @@ mod tests {
             spread: Some(4.0),
         };
         assert_eq!(samples.summary(), Some(expected));
-        let few = Samples::of([5.0, 9.0, 6.0]).summary();
-        assert_eq!(few.and_then(|summary| summary.spread), Some(4.0));
-        // Of nine one is beyond either percentile, of five none.
-        for (rounds, spread) in [(9, 3.0), (6, 2.0), (5, 4.0)] {
-            let summary = Samples::of((0..rounds).map(f64::from)).summary();
-            assert_eq!(summary.and_then(|summary| summary.spread), Some(spread));
-        }
-        let single = Samples::of([5.0]).summary();
-        assert_eq!(single.and_then(|summary| summary.spread), None);
+        assert_eq!(samples.distance(), Some(10.0));
+        let single = Samples::of([5.0]);
+        assert_eq!(single.summary().and_then(|summary| summary.spread), None);
+        assert_eq!(single.distance(), None);
         assert_eq!(Samples::default().summary(), None);
     }
 
