@@ -101,6 +101,8 @@ pub struct Reconciler<D: Dataplane> {
     told: BTreeSet<SocketAddr>,
     /// Where connections would be led, and why they are not.
     led: Ways,
+    /// What keeps containers from being judged.
+    unjudged: Option<String>,
     /// What else is wrong, by subject.
     complaints: BTreeMap<Subject, String>,
     /// Whether sockets may be open that the tables now refuse.
@@ -152,6 +154,7 @@ impl<D: Dataplane> Reconciler<D> {
             attachments: Attachments::default(),
             told: BTreeSet::new(),
             led: Ways::default(),
+            unjudged: None,
             complaints: BTreeMap::new(),
             revoked: true,
         })
@@ -310,6 +313,14 @@ impl<D: Dataplane> Reconciler<D> {
         };
         if before != complaint {
             self.report_complaints();
+        }
+    }
+
+    /// Says, or takes back, that containers may get past the policy.
+    pub fn containers_unjudged(&mut self, why: Option<String>) {
+        if self.unjudged != why {
+            self.unjudged = why;
+            self.report_workloads();
         }
     }
 

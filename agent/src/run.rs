@@ -370,7 +370,11 @@ async fn sketch_windows(status: Shared, figures: Arc<dyn Figures>) {
                 Err(error) => Err(error),
             };
             if let Err(error) = cleared {
-                error!(error = in_full(&error), "window of destinations goes on");
+                error!(
+                    error = in_full(&error),
+                    customer = id.get(),
+                    "destinations go on to be counted from before this window"
+                );
             }
         }
     }

@@ -76,7 +76,7 @@ subjects! {
     Backend = "backend",
     /// The kernel refuses watches on control groups.
     CgroupWatches = "cgroup watches",
-    /// Control groups cannot be listed or followed.
+    /// Whether sockets are counted for their control group is not known.
     Cgroups = "cgroups",
     /// The guard is not as it should be.
     Guard = "guard",

@@ -10,7 +10,10 @@ if [ "$1" -eq 0 ]; then
   fi
   cat <<'EOF'
 gate25 is removed, and what it has closed stays closed until the next boot: the policy is enforced as it
-was, exemptions end on time, the guard stops guests that are new. This opens everything:
+was, and exemptions end on time. Of guests that are new or start again, the guard stops those on interfaces
+that it covers, tap* and vnet* unless the settings say otherwise, and none with `guard: false` or `enforcement:
+observe`; new containers are closed below a cgroup that was closed;
+others may send. This opens everything:
   /var/lib/gate25-guard/gate25 teardown && rm -rf /var/lib/gate25 /var/lib/gate25-guard
 EOF
 fi

@@ -421,9 +421,12 @@ fn doctor_names_files_that_are_open_or_not_valid() {
     })
     .unwrap();
     let name = folder.to_str().unwrap();
-    doctor(&world, &agent).is(
+    // The agent, too, takes nothing from there now.
+    let report = wait_for(&world, &agent, |report| report.names("reload-refused"));
+    report.is(
         1,
         &[
+            ("reload-refused", "policy"),
             ("policy-writable", name),
             ("socket-open", "/run/gate25/control.sock"),
             ("pins-open", "/sys/fs/bpf/gate25"),

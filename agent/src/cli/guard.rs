@@ -1,11 +1,12 @@
 //! `gate25 guard`: the guard's ruleset, for loading it before any agent runs.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use gate25_common::decide::HostMode;
+use serde::de::IgnoredAny;
 
 use crate::chain::in_full;
 use crate::cli::console::{Console, FAILED, Surroundings};
@@ -120,7 +121,12 @@ fn print_kept(file: &Path, config: &Path, console: &mut Console<'_>) -> io::Resu
         false => file,
     };
     let shown = file.display();
-    let ruleset = match fs::read_to_string(file) {
+    let kept = fs::read_to_string(file).and_then(|kept| match serde_json::from_str(&kept) {
+        Ok(IgnoredAny) => Ok(kept),
+        // Nothing that nft could load, where a machine lost its power, for instance.
+        Err(error) => Err(error.into()),
+    });
+    let ruleset = match kept {
         Ok(kept) => {
             console.say(&format!("the guard that was kept in {shown} is taken"))?;
             kept
@@ -154,14 +160,16 @@ fn says_observe(text: &str) -> bool {
     further.is_none() && matches!(value, Some("observe" | "\"observe\"" | "'observe'"))
 }
 
-/// A reader finds the old text or the new one.
+/// A reader finds the old text or the new one, after a loss of power, too.
 fn replace(file: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = file.parent() {
         fs::create_dir_all(folder)?;
     }
     let mut temporary = file.as_os_str().to_owned();
     temporary.push(".new");
-    fs::write(&temporary, text)?;
+    let mut written = File::create(&temporary)?;
+    written.write_all(text.as_bytes())?;
+    written.sync_all()?;
     fs::rename(&temporary, file)
 }
 

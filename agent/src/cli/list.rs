@@ -9,6 +9,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+use crate::chain::in_full;
 use crate::cli::console::{Console, Reader, Surroundings, UNREACHABLE, is_root};
 use crate::control::client::{Client, ClientError};
 use crate::control::messages::{Customer, Customers, Exemption, Exemptions, Workload, Workloads};
@@ -180,7 +181,7 @@ impl Desk<'_> {
                 Ok(Ok(listed))
             }
             Ok(None) => {
-                console.say(nothing_to_list())?;
+                console.say(&nothing_to_list())?;
                 Ok(Err(ExitCode::from(UNREACHABLE)))
             }
             Err(error) => console.complain(&error, UNREACHABLE).map(Err),
@@ -207,12 +208,20 @@ impl Desk<'_> {
 }
 
 /// Why there is nothing to list with the agent stopped.
-fn nothing_to_list() -> &'static str {
+fn nothing_to_list() -> String {
     match nftables::remove(&Nft::default(), Removal::DryRun) {
-        Ok(tables) if !tables.is_empty() => {
-            "the agent is not running, and backend nftables, which goes on, does not know names"
+        Ok(tables) if tables.is_empty() => {
+            "the agent is not running, and has left no tables in the kernel".to_owned()
         }
-        Ok(_) | Err(_) => "the agent is not running, and has left no tables in the kernel",
+        Ok(_) => {
+            "the agent is not running, and backend nftables, which goes on, does not know names"
+                .to_owned()
+        }
+        Err(error) => format!(
+            "the agent is not running, and has left no eBPF tables; whether backend nftables goes on is not \
+             known: {}",
+            in_full(&error)
+        ),
     }
 }
 

@@ -65,19 +65,19 @@ async fn status(State(desk): State<Desk>) -> Response {
         status, constants, ..
     } = desk.agent.clone();
     let now = Timestamp::now();
-    let read = |figures: &dyn Figures| Ok((figures.host()?, figures.returns()?, figures.bypass()?));
-    match figures(&desk.agent, read).await {
-        Ok(counters) => success(&view::status(
-            status.get(),
-            &constants,
-            Some(&counters),
-            now,
-        )),
-        Err(error) => {
-            warn!(error, "status without counters");
-            success(&view::status(status.get(), &constants, None, now))
-        }
+    let counters = figures(&desk.agent, |it| Ok((it.host()?, it.returns()?))).await;
+    if let Err(error) = &counters {
+        warn!(error, "status without counters");
     }
+    let bypass = figures(&desk.agent, |it| it.bypass()).await;
+    let counters = counters.as_ref().ok();
+    success(&view::status(
+        status.get(),
+        &constants,
+        counters,
+        bypass,
+        now,
+    ))
 }
 
 async fn workloads(State(desk): State<Desk>) -> Response {

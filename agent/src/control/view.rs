@@ -48,7 +48,8 @@ pub(super) fn findings(status: &status::Status) -> Findings {
 pub(super) fn status(
     status: status::Status,
     constants: &Constants,
-    counters: Option<&(HostCounters, ReturnCounters, bypass::Bypass)>,
+    counters: Option<&(HostCounters, ReturnCounters)>,
+    bypass: Result<bypass::Bypass, String>,
     now: Timestamp,
 ) -> Status {
     let status::Status {
@@ -69,7 +70,7 @@ pub(super) fn status(
         roots,
         returns,
         notice,
-        problems,
+        mut problems,
         in_force: _,
         trial,
         warnings,
@@ -85,8 +86,13 @@ pub(super) fn status(
         started,
     } = constants;
     let mode = mode(*enforcement);
-    let bypass = counters.and_then(|(.., bypass)| bypassed(bypass, now));
-    let counters = counters.map(|(host, returns, _)| (host, returns));
+    let bypass = match bypass {
+        Ok(bypass) => bypassed(&bypass, now),
+        Err(why) => {
+            problems.push(format!("whether this host is bypassed is not known: {why}"));
+            None
+        }
+    };
     Status {
         agent: Teller::Running,
         version: env!("CARGO_PKG_VERSION").to_owned(),

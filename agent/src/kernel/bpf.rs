@@ -653,7 +653,10 @@ impl Bpf {
             .map_err(BpfError::from)
             .and_then(|steps| self.run(&leftover.into_iter().chain(steps).collect::<Vec<_>>()));
         if let Err(error) = undone {
-            tracing::error!(error = in_full(&error), "roll back a failed change");
+            tracing::error!(
+                error = in_full(&error),
+                "a failed change could not be taken back: the kernel's tables may hold a part of it"
+            );
         }
     }
 }

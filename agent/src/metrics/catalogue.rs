@@ -64,7 +64,7 @@ catalogue! {
     BUILD_INFO = Gauge "build_info" ["version", "ebpf_toolchain"]
         "What was built; always 1.";
     ENFORCING = Gauge "enforcing" ["backend", "hook"]
-        "Whether refusals are carried out by the policy; 0 while this host only observes or is bypassed, while the kernel's tables are not as the policy wants them, and while no guest's interface goes by them.";
+        "Whether refusals are carried out by the policy; 0 while this host only observes or is bypassed, while the kernel's tables are not as the policy wants them, and while there are guests' interfaces and none goes by them.";
     PROBLEMS = Gauge "problems" []
         "Reasons why enforcement is not complete; status and /readyz tell them.";
     COMPLAINTS = Gauge "complaints" ["subject"]

@@ -168,6 +168,7 @@ impl<D: Dataplane> Reconciler<D> {
         let mut problems: Vec<String> = framed.chain(without).collect();
         problems.extend(self.attachments.stale.clone());
         problems.extend(self.attachments.lost.clone());
+        problems.extend(self.unjudged.clone());
         match source {
             // A warning tells of what was undone.
             Source::Files | Source::Undone => {}

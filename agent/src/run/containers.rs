@@ -33,9 +33,11 @@ pub(super) struct Containers {
     hierarchy: Option<Hierarchy>,
     cgroups: Option<Cgroups>,
     depth: usize,
-    /// Why what the kernel says of sockets cannot be relied on, for as long as it runs.
+    /// What the kernel says of sockets cannot be relied on, for as long as it runs.
     misattributed: Option<String>,
-    /// Why control groups are not followed.
+    /// Why that is not known.
+    untested: Option<String>,
+    /// Control groups are not followed.
     unfollowed: Option<String>,
     reopen_at: Option<Instant>,
     look_at: Option<Instant>,
@@ -93,6 +95,7 @@ impl Containers {
             cgroups: None,
             depth: 0,
             misattributed: None,
+            untested: None,
             unfollowed: None,
             reopen_at: None,
             look_at: None,
@@ -116,7 +119,7 @@ impl Containers {
             Err(error) => {
                 let why = in_full(&error);
                 warn!(why, "containers are not judged");
-                containers.unfollowed = Some(why);
+                containers.unfollowed = Some(format!("containers are not judged: {why}"));
             }
         }
         containers
@@ -135,7 +138,12 @@ impl Containers {
                 warn!(why, "cgroup v1");
                 self.misattributed = Some(why);
             }
-            Err(error) => self.misattributed = Some(in_full(&error)),
+            Err(error) => {
+                let why = in_full(&error);
+                self.untested = Some(format!(
+                    "whether sockets are counted for their cgroup could not be tested: {why}"
+                ));
+            }
         }
     }
 
@@ -148,10 +156,15 @@ impl Containers {
         self.hierarchy.as_ref()
     }
 
-    pub(super) fn complaint(&self) -> Option<String> {
+    /// What may let containers past the policy.
+    pub(super) fn problem(&self) -> Option<String> {
         let both = [&self.unfollowed, &self.misattributed];
         let both: Vec<&str> = both.into_iter().flatten().map(String::as_str).collect();
         (!both.is_empty()).then(|| both.join("; "))
+    }
+
+    pub(super) fn complaint(&self) -> Option<String> {
+        self.untested.clone()
     }
 
     /// How deep control groups must be followed for this policy: everything that a pattern may
@@ -192,7 +205,9 @@ impl Containers {
     /// Says why control groups are not followed, which is tried again.
     pub(super) fn broken(&mut self, why: String) {
         warn!(why, "cgroups are not followed");
-        self.unfollowed = Some(why);
+        self.unfollowed = Some(format!(
+            "containers are not followed, and new ones may not be judged: {why}"
+        ));
         self.reopen_at = Some(Instant::now() + PAUSE);
     }
 

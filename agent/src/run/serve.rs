@@ -200,7 +200,7 @@ impl<D: Dataplane> Agent<D> {
                 event = self.links.next() => match event {
                     Ok(event) => self.link(event).await?,
                     Err(error) => {
-                        warn!(error = in_full(&error), "subscribe again");
+                        warn!(error = in_full(&error), "events of interfaces were lost: they are listed again");
                         self.links = Links::open(self.subscription)?;
                         self.rescan().await?;
                     }
@@ -470,6 +470,8 @@ impl<D: Dataplane> Agent<D> {
         }
         self.reconciler
             .complain(Subject::Cgroups, self.containers.complaint());
+        self.reconciler
+            .containers_unjudged(self.containers.problem());
         self.doctor.soon();
         self.dirty = true;
     }

@@ -259,6 +259,19 @@ async fn confirm_and_undo_exit_by_what_came_of_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn host_that_may_be_bypassed_is_not_said_to_enforce() {
+    let lab = Lab::without_its_bypass().await;
+    let (code, status) = lab.get("/v1/status").await;
+    assert_eq!(code, 200);
+    assert_eq!(status["enforcing"], false);
+    let problems = status["problems"].as_array().unwrap();
+    let told = "whether this host is bypassed is not known: no such table";
+    assert!(problems.iter().any(|it| it == told), "{status:#}");
+    // What could be read is there.
+    assert!(status["connections"].is_object(), "{status:#}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn bypass_that_is_only_tried_out_says_what_would_come_of_it() {
     let lab = Lab::with(Enforcement::Policy, |command| panic!("{command:?}")).await;
     let rehearse = |term| {

@@ -59,23 +59,37 @@ impl Lab {
                 answer(command);
             }
         });
-        Self::start(enforcement, commands).await
+        Self::start(enforcement, Counted::default(), commands).await
     }
 
     /// With a loop that answers nothing.
     pub(crate) async fn silent() -> (Self, mpsc::Receiver<Command>) {
         let (commands, asked) = mpsc::channel(4);
-        (Self::start(Enforcement::Policy, commands).await, asked)
+        let lab = Self::start(Enforcement::Policy, Counted::default(), commands).await;
+        (lab, asked)
     }
 
-    async fn start(enforcement: Enforcement, commands: mpsc::Sender<Command>) -> Self {
+    /// On a host that does not tell whether it is bypassed.
+    pub(crate) async fn without_its_bypass() -> Self {
+        let figures = Counted {
+            bypass_is_hidden: true,
+        };
+        let (commands, _) = mpsc::channel(4);
+        Self::start(Enforcement::Policy, figures, commands).await
+    }
+
+    async fn start(
+        enforcement: Enforcement,
+        figures: Counted,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("run/control.sock");
         let status = Shared::default();
         status.update(|it| *it = sample());
         let agent = Agent {
             status: status.clone(),
-            figures: Arc::new(Counted),
+            figures: Arc::new(figures),
             constants: Arc::new(Constants {
                 host: "hv-1".to_owned(),
                 enforcement,
@@ -200,7 +214,10 @@ pub(crate) fn own_group() -> String {
     Group::from_gid(getgid()).unwrap().unwrap().name
 }
 
-struct Counted;
+#[derive(Default)]
+struct Counted {
+    bypass_is_hidden: bool,
+}
 
 impl Figures for Counted {
     fn host(&self) -> Result<HostCounters, FiguresError> {
@@ -262,6 +279,9 @@ impl Figures for Counted {
     }
 
     fn bypass(&self) -> Result<gate25_common::bypass::Bypass, FiguresError> {
+        if self.bypass_is_hidden {
+            return Err(FiguresError::new(std::io::Error::other("no such table")));
+        }
         Ok(gate25_common::bypass::Bypass::NONE)
     }
 

@@ -76,6 +76,21 @@ fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
 }
 
 #[test]
+fn containers_that_may_not_be_judged_are_a_problem_until_they_are() {
+    let mut lab = Lab::new();
+    let set = lab.read(&["a"]);
+    lab.reconciler.files(set, Occasion::Watch, Timestamp::now());
+    lab.converge();
+    let why = "containers are not judged: no cgroup2 file system is mounted";
+    lab.reconciler.containers_unjudged(Some(why.to_owned()));
+    assert_eq!(lab.status().problems, [why]);
+    lab.converge();
+    assert_eq!(lab.status().problems, [why]);
+    lab.reconciler.containers_unjudged(None);
+    assert_eq!(lab.status().problems, [""; 0]);
+}
+
+#[test]
 fn change_of_others_that_cannot_be_put_back_is_a_problem_until_it_is() {
     let mut lab = Lab::new();
     let set = lab.read(&["a"]);

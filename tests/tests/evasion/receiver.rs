@@ -12,9 +12,10 @@ use super::range::{Path, Range};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const MARKER: u16 = 444;
-/// IPv6's pieces are put together behind this hook, unless connections are tracked.
+/// IPv6's pieces are put together behind this hook, unless connections are tracked. The kernel lists counters in
+/// this order.
 const COUNTERS: &str = "table inet witness {
- counter guarded {}; counter marker {};
+ counter marker {}; counter guarded {};
  chain assemble { type filter hook prerouting priority -300; ct state new; };
  chain arrive { type filter hook input priority 0;
   tcp dport 25 counter name guarded; tcp dport 444 counter name marker; }; }";
@@ -26,7 +27,8 @@ pub(crate) struct Receiver {
     arrived: Arrived,
 }
 
-/// What the receiver has counted.
+/// What the receiver has counted. Where the last marker is among them, so is all that was sent before it.
+#[derive(Clone, Copy, Default)]
 struct Arrived {
     guarded: u64,
     markers: u64,
@@ -66,14 +68,11 @@ impl Receiver {
             range,
             far,
             marker: complete(marker),
-            arrived: Arrived {
-                guarded: 0,
-                markers: 0,
-            },
+            arrived: Arrived::default(),
         };
         poll("the receiver to be reached", LIMIT, || {
             receiver.range.guest.send(&receiver.marker)?;
-            receiver.arrived.markers = receiver.count("marker")?;
+            receiver.arrived = receiver.arrived()?;
             Ok((receiver.arrived.markers > 0).then_some(()))
         })?;
         Ok(receiver)
@@ -89,25 +88,32 @@ impl Receiver {
         }
         // What comes through arrives before anything of what was sent later.
         self.range.guest.send(&self.marker)?;
-        let Arrived { guarded, markers } = self.arrived;
-        let markers = poll("the last frame to arrive", LIMIT, || {
-            Ok(Some(self.count("marker")?).filter(|now| *now > markers))
+        let before = self.arrived;
+        self.arrived = poll("the last frame to arrive", LIMIT, || {
+            Ok(Some(self.arrived()?).filter(|now| now.markers > before.markers))
         })?;
-        self.arrived = Arrived {
-            guarded: self.count("guarded")?,
-            markers,
-        };
-        Ok(self.arrived.guarded - guarded)
+        Ok(self.arrived.guarded - before.guarded)
     }
 
-    fn count(&self, name: &str) -> anyhow::Result<u64> {
+    fn arrived(&self) -> anyhow::Result<Arrived> {
         let text = self
             .far
-            .exec("nft", &["list", "counter", "inet", "witness", name])?;
-        text.split_whitespace()
-            .skip_while(|word| *word != "packets")
-            .nth(1)
-            .and_then(|word| word.parse().ok())
-            .with_context(|| format!("no count in {text}"))
+            .exec("nft", &["list", "counters", "table", "inet", "witness"])?;
+        let (markers, guarded) = text
+            .split_once("counter guarded")
+            .with_context(|| format!("no counters in {text}"))?;
+        Ok(Arrived {
+            markers: packets(markers)?,
+            guarded: packets(guarded)?,
+        })
     }
+}
+
+fn packets(counter: &str) -> anyhow::Result<u64> {
+    counter
+        .split_whitespace()
+        .skip_while(|word| *word != "packets")
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .with_context(|| format!("no count in {counter}"))
 }

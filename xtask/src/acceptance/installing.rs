@@ -17,8 +17,19 @@ const LIMIT: Duration = Duration::from_secs(180);
 const PLACE: &str = "/usr/local/lib/acceptance";
 /// How a finding of the doctor's begins.
 const FINDINGS: [&str; 2] = ["error: ", "warning: "];
-/// What it has to say of any Debian 12: that its kernel has no tcx, and what the backend cannot do so.
-const KNOWN_FINDINGS: [&str; 2] = ["warning: agent-warning: agent", "warning: no-tcx: "];
+/// What it has to say of any Debian 12, how its line begins and the message on the next: what the backend
+/// cannot do on a kernel without tcx, and that this one has none.
+const KNOWN_FINDINGS: [(&str, &str); 2] = [
+    (
+        "warning: agent-warning: agent",
+        "backend ebpf cannot do everything here: redirection and the notice: rejected instead; packets that come \
+         back from guarded ports (`block_return`): they pass",
+    ),
+    (
+        "warning: no-tcx: ",
+        "programs cannot be attached to interfaces by links",
+    ),
+];
 /// Connects from guest 1.
 const TRY: &str = "ip netns exec guest1 /usr/local/lib/acceptance/gate25-tenant once 203.0.113.25:25 \
     '[2001:db8:113::25]:25'";
@@ -179,18 +190,25 @@ pub(super) fn enforce(acceptance: &mut Acceptance) -> anyhow::Result<String> {
 /// `gate25 doctor` finds nothing but what this kernel does not have.
 pub(super) fn doctor(acceptance: &mut Acceptance) -> anyhow::Result<String> {
     let said = acceptance.host.succeed("gate25 doctor")?;
-    let found = said
-        .lines()
-        .filter(|line| FINDINGS.iter().any(|kind| line.starts_with(kind)));
-    let found: Vec<&str> = found.collect();
-    let others = found
+    // A finding's message is on the line after it.
+    let messages = said.lines().skip(1).chain([""]).map(str::trim);
+    let found = said.lines().zip(messages);
+    let found = found.filter(|(line, _)| FINDINGS.iter().any(|kind| line.starts_with(kind)));
+    let found: Vec<(&str, &str)> = found.collect();
+    let is_known = |line: &str, message: &str| {
+        KNOWN_FINDINGS
+            .iter()
+            .any(|(start, known)| line.starts_with(start) && message == *known)
+    };
+    if let Some((line, message)) = found
         .iter()
-        .filter(|line| !KNOWN_FINDINGS.iter().any(|known| line.starts_with(known)));
-    if let Some(other) = others.copied().next() {
-        bail!("{other}");
+        .find(|(line, message)| !is_known(line, message))
+    {
+        bail!("{line}: {message}");
     }
+    let lines: Vec<&str> = found.into_iter().map(|(line, _)| line).collect();
     Ok(format!(
         "exits with 0, and tells what this kernel does not have: {}",
-        found.join(", ")
+        lines.join(", ")
     ))
 }

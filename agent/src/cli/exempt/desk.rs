@@ -326,7 +326,8 @@ impl<'a> Desk<'a> {
         let path = self.dir.join(file);
         match directory::read(&self.dir, &Trust::Anybody, &Loader::default()) {
             Ok(contents) if contents.files == self.files => {}
-            Ok(_) | Err(_) => return Err(WriteError::Changed(self.dir.clone())),
+            Ok(_) => return Err(WriteError::Changed(self.dir.clone())),
+            Err(error) => return Err(WriteError::Unread(self.dir.clone(), error)),
         }
         replace(&path, before.as_deref(), after)
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2};
 
+use crate::policy::directory::DirectoryError;
+
 /// How long others may be at it: a command that asks questions has not locked yet.
 const GRACE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(20);
@@ -21,6 +23,8 @@ const MODE: u32 = 0o666;
 pub(super) enum WriteError {
     #[error("{} was changed by somebody else meanwhile: nothing was written, run it again", .0.display())]
     Changed(PathBuf),
+    #[error("{} cannot be read again: nothing was written", .0.display())]
+    Unread(PathBuf, #[source] DirectoryError),
     #[error(
         "{} belongs to user {owner} and group {group}, and only its owner or root can replace it with a file \
          of theirs: nothing was written", path.display()
