@@ -227,7 +227,8 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of the network namespaces that control groups have processes in, as
     /// [`Inventory::looked`] does.
     pub fn namespaces(&mut self, inside: Inside, unread: &Unread) -> Noted {
-        if self.inventory.looked(inside, unread) {
+        let installed = &self.dataplane.installed().interfaces;
+        if self.inventory.looked(inside, unread, installed) {
             Noted::News
         } else {
             Noted::Known

@@ -73,13 +73,19 @@ impl Inventory {
     /// Takes note of the network namespaces that control groups have processes in, as
     /// [`Veths::looked`] does.
     #[must_use]
-    pub fn looked(&mut self, mut inside: Inside, unread: &Unread) -> bool {
+    pub fn looked(
+        &mut self,
+        mut inside: Inside,
+        unread: &Unread,
+        installed: &BTreeMap<u32, InterfaceOwner>,
+    ) -> bool {
         // Some may have gone since the look began.
         for ids in inside.values_mut() {
             ids.retain(|id| self.cgroups.contains_key(id));
         }
         inside.retain(|_, ids| !ids.is_empty());
-        self.veths.looked(self.interfaces.values(), inside, unread)
+        self.veths
+            .looked(self.interfaces.values(), inside, unread, installed)
     }
 
     /// Takes note of a control group that is gone.
@@ -223,6 +229,7 @@ pub fn resolve(
                     }
                     (claimants.into(), Counting::Refused)
                 }
+                Behind::Hidden => (claimants.into(), Counting::Refused),
                 Behind::Left(owner) => (claim_left(owner, &customers), Counting::Refused),
             };
             let workload = interface_workload(interface, claim, counting);

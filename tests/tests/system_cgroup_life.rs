@@ -4,10 +4,12 @@
 
 use std::{
     fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, World, poll};
+use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, Settings, World, poll};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -74,6 +76,55 @@ fn root_that_appears_after_the_start_is_judged() {
         drop(container);
         root.remove().unwrap();
     }
+}
+
+#[test]
+fn container_that_makes_cgroups_all_the_time_keeps_nobody_else_from_being_judged() {
+    const IDLE: u32 = 5000;
+    const MAKERS: u32 = 3;
+    let world = World::new().unwrap();
+    let settings = Settings {
+        cgroups: vec![world.containers.root.path() + "/*"],
+        ..world.settings()
+    };
+    let busy = world.containers.root.child("busy").unwrap();
+    for number in 0..IDLE {
+        fs::create_dir(busy.dir().join(format!("idle-{number}"))).unwrap();
+    }
+    let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for maker in 0..MAKERS {
+            let folder = busy.dir().join(format!("made-{maker}"));
+            let ended = &ended;
+            scope.spawn(move || {
+                while !ended.load(Ordering::Relaxed) {
+                    fs::create_dir(&folder).unwrap();
+                    fs::remove_dir(&folder).unwrap();
+                }
+            });
+        }
+        // Failing before the makers are told to end would wait for them for ever.
+        let judged = judged_meanwhile(&world);
+        ended.store(true, Ordering::Relaxed);
+        judged.unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));
+    });
+}
+
+/// A guest and a container that come now, a few times.
+fn judged_meanwhile(world: &World) -> anyhow::Result<()> {
+    for number in 101..104 {
+        let name = format!("tap{number}i0");
+        let _guest = world.guest(number, &name)?;
+        let link = world.pinned_link(&name)?;
+        poll("the guest's program", LIMIT, || {
+            let host = &world.hosting.hypervisor;
+            Ok(host.run(|| link.exists())?.then_some(()))
+        })?;
+        let container = world.container(&format!("later-{number}"), &Network::Hypervisor)?;
+        world.wait_refused(&container.tenant)?;
+    }
+    Ok(())
 }
 
 #[test]

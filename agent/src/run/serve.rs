@@ -42,6 +42,9 @@ use crate::state::trial::Trial;
 use crate::status::{Shared, Source, Subject};
 use crate::watch::PolicyWatch;
 
+/// Events of interfaces and control groups, after which everything else is looked at.
+const EVENTS_IN_A_ROW: u32 = 64;
+
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
     pub(super) subscription: Subscription,
@@ -178,8 +181,12 @@ impl<D: Dataplane> Agent<D> {
         let mut retry = every(RETRY);
         let mut linger = every(RETRY);
         let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
+        let mut events = 0;
         loop {
             let busy = self.dirty || self.reconciler.has_waiting();
+            // Guests make control groups and move their ends of veths as fast as they like, and are not to keep
+            // the rest from its turn.
+            let sated = events >= EVENTS_IN_A_ROW;
             tokio::select! {
                 biased;
                 result = self.clock.set() => {
@@ -197,15 +204,21 @@ impl<D: Dataplane> Agent<D> {
                     reason?;
                     self.load();
                 }
-                event = self.links.next() => match event {
-                    Ok(event) => self.link(event).await?,
-                    Err(error) => {
-                        warn!(error = in_full(&error), "events of interfaces were lost: they are listed again");
-                        self.links = Links::open(self.subscription)?;
-                        self.rescan().await?;
+                event = self.links.next(), if !sated => {
+                    events += 1;
+                    match event {
+                        Ok(event) => self.link(event).await?,
+                        Err(error) => {
+                            warn!(error = in_full(&error), "events of interfaces were lost: they are listed again");
+                            self.links = Links::open(self.subscription)?;
+                            self.rescan().await?;
+                        }
                     }
-                },
-                happened = self.containers.next() => self.container(happened).await?,
+                }
+                happened = self.containers.next(), if !sated => {
+                    events += 1;
+                    self.container(happened).await?;
+                }
                 result = self.mounts.changed() => {
                     result?;
                     self.reconciler.verify_pins();
@@ -252,15 +265,18 @@ impl<D: Dataplane> Agent<D> {
                     self.reconciler.place();
                 }
                 () = std::future::ready(()), if busy => {
+                    events = 0;
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
-                    } else {
+                    }
+                    if self.reconciler.has_waiting() {
                         self.reconciler.attach_next(Instant::now());
                         // Others get their turn: an attachment takes milliseconds.
                         tokio::task::yield_now().await;
                     }
                     self.announce();
                 }
+                () = std::future::ready(()), if sated => events = 0,
             }
         }
     }

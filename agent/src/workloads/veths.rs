@@ -29,6 +29,8 @@ pub struct Veths {
     led_to: BTreeSet<i32>,
     /// Who was last found at the other end, by the veth's index.
     behind: BTreeMap<u32, BTreeSet<u64>>,
+    /// Veths that led to the same place as a container's at a look, with nobody found there.
+    beside: BTreeSet<u32>,
     /// Indexes that an interface has left since the tables were last written: what the tables say of
     /// one is about that interface, and not about the next.
     vacated: BTreeSet<u32>,
@@ -41,6 +43,8 @@ pub(super) enum Behind<'v> {
     Nobody,
     /// Whoever it is, by a number that led to a container at the last look.
     Somebody,
+    /// Whoever it is, in the namespace of a container that was not found there any more.
+    Hidden,
     /// These control groups.
     Containers(&'v BTreeSet<u64>),
     /// A container of this owner that is not found there any more.
@@ -50,23 +54,26 @@ pub(super) enum Behind<'v> {
 impl Veths {
     /// Takes note of what a look has found, with the interfaces as they were while what it found kept its
     /// numbers, and returns whether somebody else is behind one now. What was known of control groups
-    /// that could not be read stays. Where none was found, whoever was stays: sockets may be open in that
-    /// namespace that belong to processes elsewhere.
+    /// that could not be read stays. Where none was found, whoever was stays, and by what is `installed`
+    /// somebody: sockets may be open in that namespace that belong to processes elsewhere.
     #[must_use]
     pub(super) fn looked<'i>(
         &mut self,
         interfaces: impl IntoIterator<Item = &'i Interface>,
         inside: Inside,
         unread: &Unread,
+        installed: &BTreeMap<u32, InterfaceOwner>,
     ) -> bool {
+        let ends = interfaces.into_iter().filter_map(|interface| {
+            let index = interface.index;
+            interface.other_end().map(|netns| (index, netns))
+        });
+        let ends: Vec<(u32, i32)> = ends.collect();
         let mut led_to: BTreeSet<i32> = inside.keys().copied().collect();
         let mut behind = BTreeMap::new();
-        for interface in interfaces {
-            let Some(netns) = interface.other_end() else {
-                continue;
-            };
+        for (index, netns) in ends.iter().copied() {
             let found = inside.get(&netns);
-            let before = self.behind.get(&interface.index).into_iter().flatten();
+            let before = self.behind.get(&index).into_iter().flatten();
             let stays = |id: &&u64| match (found, unread) {
                 (Some(_), Unread::These(unread)) => unread.contains(id),
                 (None, _) | (_, Unread::All) => true,
@@ -74,24 +81,35 @@ impl Veths {
             let found = found.into_iter().flatten();
             let all: BTreeSet<u64> = found.chain(before.filter(stays)).copied().collect();
             if !all.is_empty() {
-                behind.insert(interface.index, all);
+                behind.insert(index, all);
+                led_to.insert(netns);
+            } else if self.left(index, installed.get(&index)).is_some() {
                 led_to.insert(netns);
             }
         }
         // The kernel's number for a namespace that has none.
         led_to.remove(&-1);
+        // At one moment equal numbers are of one namespace. Such a veth stays a container's when the others,
+        // or the agent, have gone.
+        let is_beside = |(index, netns): &(u32, i32)| {
+            !behind.contains_key(index) && (led_to.contains(netns) || self.beside.contains(index))
+        };
+        let beside = ends.iter().filter(|end| is_beside(end));
+        let beside: BTreeSet<u32> = beside.map(|(index, _)| *index).collect();
         if *unread == Unread::All {
             led_to.append(&mut self.led_to);
         }
         self.led_to = led_to;
-        let changed = self.behind != behind;
+        let changed = self.behind != behind || self.beside != beside;
         self.behind = behind;
+        self.beside = beside;
         changed
     }
 
     /// Forgets an interface, and what the tables say of its index.
     pub(super) fn gone(&mut self, index: u32) {
         self.behind.remove(&index);
+        self.beside.remove(&index);
         self.vacated.insert(index);
     }
 
@@ -126,12 +144,22 @@ impl Veths {
         if let Some(cgroups) = self.behind.get(&index) {
             return Behind::Containers(cgroups);
         }
-        match installed {
-            Some(owner) if owner.counting() == Counting::Refused && !self.is_vacated(index) => {
-                Behind::Left(owner.customer())
-            }
-            Some(_) | None if self.led_to.contains(&netns) => Behind::Somebody,
-            Some(_) | None => Behind::Nobody,
+        match self.left(index, installed) {
+            Some(CustomerId::UNASSIGNED) => Behind::Hidden,
+            Some(owner) => Behind::Left(owner),
+            None if self.beside.contains(&index) => Behind::Hidden,
+            None if self.led_to.contains(&netns) => Behind::Somebody,
+            None => Behind::Nobody,
         }
+    }
+
+    /// Of whom the tables say that a veth is his container's.
+    fn left(&self, index: u32, installed: Option<&InterfaceOwner>) -> Option<CustomerId> {
+        let is_containers = |owner: &&InterfaceOwner| {
+            owner.counting() == Counting::Refused && !self.is_vacated(index)
+        };
+        installed
+            .filter(is_containers)
+            .map(InterfaceOwner::customer)
     }
 }

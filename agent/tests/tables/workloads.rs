@@ -10,7 +10,7 @@ use gate25::kernel::links::{Interface, Kind, Peer};
 use gate25::policy::{Customer, Pattern, Policy, Selector, Workload};
 use gate25::settings::Interfaces;
 use gate25::workloads::{
-    Claim, Framing, Host, Inside, InterfaceWorkload, Inventory, Unread, Workloads, resolve,
+    Claim, Framing, Host, Inside, InterfaceWorkload, Inventory, Unread, Veths, Workloads, resolve,
 };
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
@@ -234,29 +234,66 @@ fn veth_that_leads_to_a_number_that_was_anothers_is_its_own_customers_or_nobodys
     let of_a = (0, BTreeSet::from([FIRST + 1]));
     let of_b = (1, BTreeSet::from([FIRST + 2]));
     let nobody = Unread::These(BTreeSet::new());
-    assert!(lab.inventory.looked(Inside::from([of_a, of_b]), &nobody));
+    assert!(lab.looked(Inside::from([of_a, of_b]), &nobody));
     // The namespace of `a` ends and frees its number; a veth of `b` moves on to it, and a new one leads there.
     lab.inventory.interface_gone(5);
     lab.veth(6, "veth1", Some(0));
     lab.veth(7, "veth2", Some(0));
-    let owners = |lab: &Lab| -> Vec<(u32, String, Counting)> {
-        let interfaces = lab.resolve().interfaces.into_iter();
-        let owner = |(index, it): (_, InterfaceWorkload)| (index, told(&it.claim), it.counting);
-        interfaces.map(owner).collect()
-    };
     let moved = (6, "b".to_owned(), Counting::Refused);
-    let nobodys = (7, "unassigned".to_owned(), Counting::All);
-    assert_eq!(owners(&lab), [moved.clone(), nobodys]);
+    let nobodys = |counting| (7, "unassigned".to_owned(), counting);
+    assert_eq!(lab.owners(), [moved.clone(), nobodys(Counting::All)]);
     // Looks that find nobody there leave it to `b`, and the new one, which leads to the same place, nobody's.
-    let nobodys = (7, "unassigned".to_owned(), Counting::All);
-    for unread in [Unread::All, nobody] {
-        assert!(!lab.inventory.looked(Inside::new(), &unread));
-        assert_eq!(owners(&lab), [moved.clone(), nobodys.clone()]);
+    for (unread, news) in [(Unread::All, true), (nobody, false)] {
+        assert_eq!(lab.looked(Inside::new(), &unread), news);
+        assert_eq!(lab.owners(), [moved.clone(), nobodys(Counting::Refused)]);
     }
-    // Without it, that number is no container's any more.
+    // That is what it stays without the other.
     lab.inventory.interface_gone(6);
     lab.found(1, &[]);
-    assert_eq!(owners(&lab), []);
+    assert_eq!(lab.owners(), [nobodys(Counting::Refused)]);
+}
+
+#[test]
+fn veth_into_the_network_of_a_container_that_hides_is_judged_after_a_restart_and_without_the_first_one()
+ {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.found(0, &[FIRST + 1]);
+    lab.write();
+    lab.veth(6, "veth1", Some(0));
+    lab.found(1, &[]);
+    let owner = |index, owner: &str| (index, owner.to_owned(), Counting::Refused);
+    let both = [owner(5, "a"), owner(6, "unassigned")];
+    assert_eq!(lab.owners(), both);
+    lab.start_again();
+    assert_eq!(lab.owners(), both);
+    // One that comes after the restart; one that leads elsewhere is nobody's business.
+    lab.veth(7, "veth2", Some(0));
+    lab.veth(8, "veth3", Some(1));
+    lab.found(1, &[]);
+    lab.inventory.interface_gone(5);
+    lab.found(1, &[]);
+    assert_eq!(
+        lab.owners(),
+        [owner(6, "unassigned"), owner(7, "unassigned")]
+    );
+    lab.found(0, &[FIRST + 1]);
+    assert_eq!(lab.owners(), [owner(6, "a"), owner(7, "a")]);
+}
+
+#[test]
+fn veth_of_a_number_that_was_a_containers_between_two_looks_is_let_go_at_the_next() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth0", Some(0));
+    lab.found(0, &[FIRST + 1]);
+    // The namespace ends, and another one has its number before anybody looks.
+    lab.inventory.interface_gone(5);
+    lab.veth(6, "veth1", Some(0));
+    let soon = (6, "unassigned".to_owned(), Counting::All);
+    assert_eq!(lab.owners(), [soon]);
+    lab.write();
+    lab.found(1, &[]);
+    assert_eq!(lab.owners(), []);
 }
 
 #[test]
@@ -366,9 +403,30 @@ impl Lab {
     /// Has a look find nobody but these control groups, in this namespace.
     fn found(&mut self, netns: i32, inside: &[u64]) {
         let inside = Inside::from([(netns, inside.iter().copied().collect())]);
-        let _changed = self
-            .inventory
-            .looked(inside, &Unread::These(BTreeSet::new()));
+        let _changed = self.looked(inside, &Unread::These(BTreeSet::new()));
+    }
+
+    fn looked(&mut self, inside: Inside, unread: &Unread) -> bool {
+        self.inventory.looked(inside, unread, &self.installed)
+    }
+
+    fn owners(&self) -> Vec<(u32, String, Counting)> {
+        let interfaces = self.resolve().interfaces.into_iter();
+        let owner = |(index, it): (_, InterfaceWorkload)| (index, told(&it.claim), it.counting);
+        interfaces.map(owner).collect()
+    }
+
+    /// Has the tables hold what was resolved.
+    fn write(&mut self) {
+        let interfaces = self.resolve().interfaces.into_iter();
+        let owner = |it: &InterfaceWorkload| InterfaceOwner::new(it.claim.customer(), it.counting);
+        self.installed = interfaces.map(|(index, it)| (index, owner(&it))).collect();
+    }
+
+    /// Has another agent find the same interfaces and control groups, and what this one has written.
+    fn start_again(&mut self) {
+        self.write();
+        self.inventory.veths = Veths::default();
     }
 
     /// Has the tables hold an owner of an interface.

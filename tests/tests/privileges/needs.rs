@@ -190,8 +190,9 @@ fn revocation_without_leave_to_enter_networks_ends_the_hosts_connections_and_tel
 
 #[test]
 fn container_that_closes_its_cgroup_is_judged_and_hides_nobody_else() {
-    // With a root above the containers, and with containers that are roots of their own.
-    for roots in ["", "/*"] {
+    // With a root above the containers, and with containers that are roots of their own. Closed whole, or so
+    // that others may list what is in there and not enter it.
+    for (roots, mode) in [("", "0700"), ("/*", "0700"), ("", "0744"), ("/*", "0744")] {
         let world = World::new().unwrap();
         let policy = PolicyText::default()
             .container("c-1", &world.below("free"))
@@ -205,12 +206,15 @@ fn container_that_closes_its_cgroup_is_judged_and_hides_nobody_else() {
         let closed = world.container("closed", &network).unwrap();
         let folder = closed.cgroup.dir();
         chown(folder, Some(User::STRANGER), None).unwrap();
-        let mode = ["0700", folder.to_str().unwrap()];
-        world.hosting.hypervisor.exec("chmod", &mode).unwrap();
+        let _inside = closed.cgroup.child("inside").unwrap();
+        let chmod = [mode, folder.to_str().unwrap()];
+        world.hosting.hypervisor.exec("chmod", &chmod).unwrap();
         let mut agent = world
             .agent_with(settings(Privileges::default()), &policy)
             .unwrap();
         world.wait_contained(&closed.tenant).unwrap();
+        // What happens in there is no reason to lose sight of the rest.
+        let _later = closed.cgroup.child("later").unwrap();
         let free = world.container("free", &Network::Hypervisor).unwrap();
         world.wait_free(&free.tenant).unwrap();
         let text = poll("a warning", LIMIT, || {

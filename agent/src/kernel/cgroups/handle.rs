@@ -50,8 +50,14 @@ fn search(hierarchy: &Hierarchy, id: u64) -> io::Result<Option<PathBuf>> {
     let mut closed = None;
     let mut queue = VecDeque::from([PathBuf::new()]);
     while let Some(path) = queue.pop_front() {
-        let Some(directory) = Directory::open(hierarchy.directory(), &path)? else {
-            continue;
+        let directory = match Directory::open(hierarchy.directory(), &path) {
+            Ok(Some(directory)) => directory,
+            Ok(None) => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                closed.get_or_insert(error);
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         if directory.id() == id {
             return Ok(Some(path));

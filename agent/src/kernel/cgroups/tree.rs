@@ -129,7 +129,7 @@ impl Tree {
                 continue;
             }
             let opened = Directory::open(directory.as_fd(), Path::new(&name));
-            if let Some(child) = opened.map_err(unreadable(&below))? {
+            if let Some(child) = unless_closed(opened, None).map_err(unreadable(&below))? {
                 self.adopt(view, id, name, &child, grown)?;
             }
         }

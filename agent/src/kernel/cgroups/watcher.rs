@@ -11,7 +11,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
-use super::directory::Directory;
+use super::directory::{Directory, unless_closed};
 use super::interest::Interest;
 use super::tree::{Node, Tree, View, unreadable};
 use super::{Cgroup, CgroupError, CgroupEvent, Hierarchy};
@@ -181,8 +181,12 @@ impl Cgroups {
                 None => Ok(()),
             };
         };
-        let opened = Directory::open(directory.as_fd(), Path::new(name));
-        let current = opened.map_err(unreadable(&path))?;
+        let current = match Directory::open(directory.as_fd(), Path::new(name)) {
+            Ok(current) => current,
+            // What is known of it stays until it can be looked at.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(error) => return Err(unreadable(&path)(error)),
+        };
         let known = self.tree.child(parent, name);
         if known == current.as_ref().map(Directory::id) {
             return Ok(());
@@ -267,10 +271,10 @@ fn cgroups(tree: &Tree, found: &[u64]) -> Vec<Cgroup> {
     known.collect()
 }
 
-/// The directory of a known control group, unless it is gone or replaced.
+/// The directory of a known control group, unless it is gone, replaced, or below one that is closed.
 fn reopen(hierarchy: &Hierarchy, id: u64, node: &Node) -> Result<Option<Directory>, CgroupError> {
     let opened = Directory::open(hierarchy.directory(), &node.path);
-    let opened = opened.map_err(unreadable(&node.path))?;
+    let opened = unless_closed(opened, None).map_err(unreadable(&node.path))?;
     Ok(opened.filter(|directory| directory.id() == id))
 }
 
