@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Accounts, Agent, ForeignEntries, Hosting, May, Meter, PolicyText, Rounds, Sender, Settings,
+    Accounts, Agent, Feature, ForeignEntries, Hosting, May, Meter, PolicyText, Rounds, Sender, Settings,
     Tally, Trial, Tried, World, poll,
 };
 
@@ -114,6 +114,9 @@ pub(crate) fn full_of_interfaces(times: u64) {
 #[track_caller]
 pub(crate) fn overrun_redirects(times: u64) {
     const PAUSE: Duration = Duration::from_millis(2);
+    if Feature::Tcx.is_missing().unwrap() {
+        return;
+    }
     let world = World::new().unwrap();
     let guest = world.guest(101, "tap101i0").unwrap();
     let policy = PolicyText::default()
