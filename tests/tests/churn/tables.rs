@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use gate25_tests::{
-    Accounts, Agent, Feature, ForeignEntries, Hosting, May, Meter, PolicyText, Rounds, Sender, Settings,
-    Tally, Trial, Tried, World, poll,
+    Accounts, Agent, Feature, ForeignEntries, Hosting, May, Meter, PolicyText, Rounds, Sender,
+    Settings, Tally, Trial, Tried, World, poll,
 };
 
 use super::scene::{LIMIT, Plug, besieged, check_tight, watchful};
