@@ -154,7 +154,7 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
         plan: &plan,
         agent: &agent,
         kernels: &kernels,
-        record: &Record::open()?,
+        record: &Record::open(plan.iter().map(|(_, binary)| binary))?,
         options,
         ledger,
     };
@@ -228,7 +228,7 @@ impl Run<'_> {
         let mut machine = None;
         for binary in binaries {
             let before = if self.options.resume {
-                self.record.find(kernel.release(), binary)?
+                self.record.find(kernel.release(), &binary.name)
             } else {
                 None
             };
@@ -250,7 +250,7 @@ impl Run<'_> {
                     machine = None;
                 }
                 if self.options.publish {
-                    self.record.keep(kernel.release(), binary, &outcome)?;
+                    self.record.keep(kernel.release(), &binary.name, &outcome)?;
                     self.publish()?;
                 }
                 outcome
@@ -269,11 +269,11 @@ impl Run<'_> {
             let mut tiers = Vec::new();
             for tier in Tier::value_variants() {
                 let binaries = binaries_of(*tier, self.plan);
-                let outcomes = binaries.map(|binary| {
-                    let outcome = self.record.find(kernel.release(), binary)?;
-                    Ok((binary.name.as_str(), outcome))
+                let outcomes = binaries.map(|Binary { name, .. }| {
+                    let outcome = self.record.find(kernel.release(), name);
+                    (name.as_str(), outcome)
                 });
-                tiers.push((tier.prefix(), outcomes.collect::<anyhow::Result<_>>()?));
+                tiers.push((tier.prefix(), outcomes.collect()));
             }
             passed.push((kernel.release(), tiers));
         }
