@@ -1,13 +1,19 @@
 //! The far side of what guests send: small servers, and counters of what arrives there.
 
 use std::{
-    io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    io,
+    net::{Ipv6Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
+use nix::sys::socket::{Backlog, listen};
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufStream},
+    net::{TcpListener, TcpStream},
+    runtime,
+};
 
 use crate::{NetNs, poll};
 
@@ -23,26 +29,50 @@ pub fn greet(ns: &NetNs, port: u16) -> anyhow::Result<()> {
 
 /// The same where the calling thread is.
 pub(crate) fn greet_here(port: u16) -> anyhow::Result<()> {
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let listener = TcpListener::bind(address).with_context(|| format!("listen on port {port}"))?;
-    let serve = move || {
-        for stream in listener.incoming().flatten() {
-            // A client that goes away is no error of the server's.
-            thread::spawn(move || drop(converse(stream)));
-        }
+    // Not a thread a connection: on a busy machine thousands a second would wait for theirs.
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("make a runtime")?;
+    let listener = {
+        let _inside = runtime.enter();
+        listener(port).with_context(|| format!("listen on port {port}"))?
     };
     thread::Builder::new()
         .name("greeter".to_owned())
-        .spawn(serve)
+        .spawn(move || runtime.block_on(serve(listener)))
         .context("start a thread")?;
     Ok(())
 }
 
-fn converse(mut stream: TcpStream) -> std::io::Result<()> {
-    stream.write_all(b"220 greeter\r\n")?;
-    let mut lines = BufReader::new(stream.try_clone()?).split(b'\n');
-    while lines.next().transpose()?.is_some() {
-        stream.write_all(b"250 ok\r\n")?;
+fn listener(port: u16) -> io::Result<TcpListener> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let listener = std::net::TcpListener::bind(address)?;
+    // What is beyond the queue gets no answer, and many senders fill one of 128 while this thread waits for a
+    // processor.
+    listen(&listener, Backlog::MAXCONN)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn serve(listener: TcpListener) {
+    loop {
+        if let Ok((stream, _)) = listener.accept().await {
+            // A client that goes away is no error of the server's.
+            tokio::spawn(async move { drop(converse(stream).await) });
+        }
+    }
+}
+
+async fn converse(stream: TcpStream) -> io::Result<()> {
+    let mut stream = BufStream::new(stream);
+    stream.write_all(b"220 greeter\r\n").await?;
+    stream.flush().await?;
+    let mut line = Vec::new();
+    while stream.read_until(b'\n', &mut line).await? != 0 {
+        line.clear();
+        stream.write_all(b"250 ok\r\n").await?;
+        stream.flush().await?;
     }
     Ok(())
 }

@@ -258,11 +258,12 @@ impl Meter {
         Ok(())
     }
 
-    /// Has all of them send.
+    /// Has all of them send, once all have opened the connections that they keep.
     ///
     /// # Errors
     /// When one of them cannot.
     pub fn fire(&mut self) -> anyhow::Result<()> {
+        self.sources.iter_mut().try_for_each(Source::hold)?;
         self.sources.iter_mut().try_for_each(Source::fire)
     }
 

@@ -187,18 +187,23 @@ impl Source {
         [IpAddr::from(v4), v6.into()].contains(&address)
     }
 
-    /// Starts every way of sending that it has.
-    pub(super) fn fire(&mut self) -> anyhow::Result<()> {
+    /// Opens what is open before whatever happens and must outlive it: a container's connections.
+    pub(super) fn hold(&mut self) -> anyhow::Result<()> {
         if !self.running.is_empty() {
             bail!("{} sends already", self.name);
         }
+        self.hold_connections()
+            .with_context(|| format!("connections of {}", self.name))
+    }
+
+    /// Starts every way of sending that it has.
+    pub(super) fn fire(&mut self) -> anyhow::Result<()> {
         for lane in LANES {
             self.fire_floods(lane)
                 .and_then(|()| self.fire_sockets(lane))
                 .with_context(|| format!("{lane:?} packets of {}", self.name))?;
         }
-        self.hold_connections()
-            .with_context(|| format!("connections of {}", self.name))
+        Ok(())
     }
 
     /// Starts what a virtual machine sends without a kernel of its own, which may be told anything.
@@ -211,7 +216,6 @@ impl Source {
         }
     }
 
-    /// Connections that were open before whatever happens, and must outlive it.
     fn hold_connections(&mut self) -> anyhow::Result<()> {
         let Body::Container { container, .. } = &self.body else {
             return Ok(());
