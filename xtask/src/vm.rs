@@ -10,7 +10,6 @@ use std::{
     io::Write as _,
     path::{Path, PathBuf},
     process::ExitCode,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -132,7 +131,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<ExitCode> {
     Ok(close(count))
 }
 
-/// Runs the tiers on all kernels, side by side.
+/// Runs the tiers on all kernels.
 pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count> {
     let chosen = |tier: &Tier| options.tiers.is_empty() || options.tiers.contains(tier);
     let mut plan = Vec::new();
@@ -161,18 +160,11 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
     if options.publish {
         run.publish()?;
     }
-    // An emulated machine keeps one processor busy.
-    let counts = thread::scope(|scope| {
-        let threads = kernels.iter().map(|kernel| scope.spawn(|| run.on(kernel)));
-        let threads: Vec<_> = threads.collect();
-        let counts = threads.into_iter().map(|thread| {
-            let count = thread.join();
-            count.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        counts.collect::<Vec<_>>()
-    });
     let mut all = Count::default();
-    for (kernel, (count, took)) in kernels.iter().zip(counts) {
+    for kernel in &kernels {
+        // One after the other: an emulated machine has two processors and keeps as many of this one's busy. Where
+        // two share those, senders starve the far side and commands take minutes.
+        let (count, took) = run.on(kernel);
         let (count_line, seconds) = (closing_line(count), took.as_secs());
         println!("kernel {}: {count_line} ({seconds} s)", kernel.release());
         all.add(count);
@@ -302,7 +294,7 @@ fn binaries_of(tier: Tier, plan: &[(Tier, Binary)]) -> impl Iterator<Item = &Bin
     its.map(|(_, binary)| binary)
 }
 
-/// Prints a line with the kernel that it is about, since several run.
+/// Prints a line with the kernel that it is about, so that an excerpt says where it was.
 fn say(kernel: &Kernel, line: &str) {
     println!("{} | {line}", kernel.release());
 }
