@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Only tests whose names contain this.
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
+    /// Only this test file, such as system_churn; all when none is named.
+    #[arg(long, value_name = "NAME")]
+    file: Vec<String>,
     /// Do not repeat what passed before with the present sources, as tests/kernels.json has it.
     #[arg(long, conflicts_with = "filter")]
     resume: bool,
@@ -61,7 +64,7 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter"])]
     publish: bool,
     /// Instead of the tests: install the package on a Debian of its own, boot it, upgrade it, remove it.
-    #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter", "resume"])]
+    #[arg(long, conflicts_with_all = ["tiers", "kernel", "filter", "file", "resume"])]
     package: bool,
     /// With --package: the packages that the last run has built, as they are.
     #[arg(long, requires = "package")]
@@ -141,6 +144,11 @@ pub(crate) fn matrix(options: &Options, ledger: &Ledger) -> anyhow::Result<Count
         let built = binaries::build(&targets, tier == Tier::System)?;
         plan.extend(built.into_iter().map(|binary| (tier, binary)));
     }
+    for file in &options.file {
+        if !plan.iter().any(|(_, binary)| binary.name == *file) {
+            bail!("{file} is no test file of these tiers that runs on other kernels");
+        }
+    }
     let agent = cargo::build()?;
     let mut kernels = Vec::new();
     for series in Series::value_variants() {
@@ -189,7 +197,11 @@ impl Run<'_> {
         let start = Instant::now();
         let mut all = Count::default();
         for tier in Tier::value_variants() {
-            let binaries: Vec<&Binary> = binaries_of(*tier, self.plan).collect();
+            let chosen = |binary: &&Binary| {
+                let files = &self.options.file;
+                files.is_empty() || files.contains(&binary.name)
+            };
+            let binaries: Vec<&Binary> = binaries_of(*tier, self.plan).filter(chosen).collect();
             if binaries.is_empty() {
                 continue;
             }
