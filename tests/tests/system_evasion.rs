@@ -6,8 +6,8 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use gate25_tests::{
-    Agent, Container, Frame, Hosting, NetNs, Network, Outcome, PolicyText, Process, Settings,
-    Tried, World, connect, poll,
+    Addresses, Agent, Container, Frame, Guest, Hosting, NetNs, Network, Outcome, PolicyText,
+    Process, Settings, Tried, World, connect, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -109,6 +109,39 @@ fn veth_whose_other_end_moves_on_is_still_judged() {
     }
 }
 
+#[test]
+fn second_veth_to_a_container_that_hides_is_judged_without_the_first_and_after_a_restart() {
+    let world = World::new().unwrap();
+    let mut agent = start(&world);
+    let [closed, _free] = pair(&world);
+    closed.tenant.hide("eth0").unwrap();
+    let Guest {
+        ns,
+        addresses,
+        interface,
+        ..
+    } = closed.guest().unwrap();
+    let host = &world.hosting.hypervisor;
+    let second = "ct107";
+    host.ip(&format!(
+        "link add {second} type veth peer name eth1 netns {}\nlink set {second} up",
+        ns.holder()
+    ))
+    .unwrap();
+    see_again(&world);
+    host.ip(&format!("link del {interface}")).unwrap();
+    lead_out(&world, ns, "eth1", second, *addresses);
+    host.ip(&format!("route replace {}/32 dev {second}", addresses.v4))
+        .unwrap();
+    for restarted in [false, true] {
+        if restarted {
+            agent.restart().unwrap();
+        }
+        let what = "a second veth into the network of a container that hides";
+        check_from(ns, what, &world);
+    }
+}
+
 /// The kernel gives the lowest free number to the next namespace that a veth leads to.
 #[test]
 fn veth_whose_other_end_moves_to_a_number_that_was_an_exempt_ones_is_still_judged() {
@@ -186,17 +219,23 @@ fn move_on(world: &World, container: &Container) -> NetNs {
         .ns
         .exec("ip", &["link", "set", "eth0", "netns", &holder])
         .unwrap();
-    let host = &world.hosting.hypervisor;
-    let gateway = world.hardware_address(host, &guest.interface).unwrap();
-    let (to, gate) = (Hosting::EXCHANGER, Hosting::GATEWAY);
+    lead_out(world, &decoy, "eth0", &guest.interface, own);
     decoy
+}
+
+/// Has a network send with this address through a device of its, the other end of the hypervisor's interface.
+#[track_caller]
+fn lead_out(world: &World, network: &NetNs, device: &str, interface: &str, own: Addresses) {
+    let host = &world.hosting.hypervisor;
+    let gateway = world.hardware_address(host, interface).unwrap();
+    let (to, gate) = (Hosting::EXCHANGER, Hosting::GATEWAY);
+    network
         .ip(&format!(
-            "link set eth0 up\naddress add {}/32 dev eth0\nroute add {} dev eth0\n\
-             route add {} via {} dev eth0\nneighbor replace {} lladdr {gateway} dev eth0",
+            "link set {device} up\naddress add {}/32 dev {device}\nroute add {} dev {device}\n\
+             route add {} via {} dev {device}\nneighbor replace {} lladdr {gateway} dev {device}",
             own.v4, gate.v4, to.v4, gate.v4, gate.v4
         ))
         .unwrap();
-    decoy
 }
 
 /// Checks that whoever sends from here, in no container's cgroup, is refused.
