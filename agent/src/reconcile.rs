@@ -24,7 +24,7 @@ use crate::clock::{Offset, drifted};
 use crate::compile::{CompileError, Image, compile};
 use crate::dataplane::{BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site};
 use crate::kernel::cgroups::Cgroup;
-use crate::kernel::links::Interface;
+use crate::kernel::links::{Interface, Snapshot};
 use crate::kernel::routes::Way;
 use crate::metrics::Timings;
 use crate::policy::loader::SetHash;
@@ -114,7 +114,16 @@ pub struct Reconciler<D: Dataplane> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listed {
     NotYet,
-    Yes,
+    Yes(Seen),
+}
+
+/// Whether a list of control groups has every root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It has.
+    All,
+    /// Others may be where the agent may not look: none is let go for not being there.
+    Some,
 }
 
 /// Whether an event says anything new.
@@ -183,8 +192,12 @@ impl<D: Dataplane> Reconciler<D> {
         self.attachments.doubt(index);
     }
 
-    /// Takes note of every interface that there is.
-    pub fn interfaces(&mut self, interfaces: Vec<Interface>, now: Instant) {
+    /// Takes note of every interface that there is, and of those that there were meanwhile.
+    pub fn interfaces(&mut self, snapshot: Snapshot, now: Instant) {
+        let Snapshot { gone, interfaces } = snapshot;
+        for index in gone {
+            self.interface_gone(index);
+        }
         let present: BTreeSet<u32> = interfaces.iter().map(|interface| interface.index).collect();
         let known = self.inventory.interfaces.keys().copied();
         let gone: Vec<u32> = known.filter(|index| !present.contains(index)).collect();
@@ -210,8 +223,8 @@ impl<D: Dataplane> Reconciler<D> {
 
     /// Takes note of every control group that there is at and below the roots. Before the first
     /// time, roots that an earlier agent covered stay covered and owned.
-    pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, now: Instant) {
-        self.listed = Listed::Yes;
+    pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, seen: Seen, now: Instant) {
+        self.listed = Listed::Yes(seen);
         self.inventory.cgroups.clear();
         for cgroup in cgroups {
             self.cgroup(cgroup, now);
@@ -469,13 +482,14 @@ impl<D: Dataplane> Reconciler<D> {
             .filter(|(_, workload)| workload.framing == Framing::Ethernet)
             .map(|(index, _)| Site::Interface(*index));
         let mut sites: BTreeSet<Site> = match self.listed {
-            Listed::Yes => self.inventory.roots().map(|it| Site::Root(it.id)).collect(),
-            Listed::NotYet => {
+            Listed::Yes(Seen::All) => BTreeSet::new(),
+            Listed::Yes(Seen::Some) | Listed::NotYet => {
                 let mut left = self.dataplane.covered();
                 left.retain(|site| matches!(site, Site::Root(_)));
                 left
             }
         };
+        sites.extend(self.inventory.roots().map(|it| Site::Root(it.id)));
         sites.extend(interfaces);
         sites.extend(self.replies());
         sites
@@ -598,12 +612,12 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 match listed {
-                    Listed::Yes => left.retain(|id, _| self.inventory.cgroups.contains_key(id)),
+                    Listed::Yes(_) => left.retain(|id, _| self.inventory.cgroups.contains_key(id)),
                     Listed::NotYet => {}
                 }
                 left
             }
-            (Some(_), Listed::Yes) => self.workloads.claims.clone(),
+            (Some(_), Listed::Yes(_)) => self.workloads.claims.clone(),
             (Some(image), Listed::NotYet) => {
                 left.retain(|_, owner| image.customers.contains_key(owner));
                 left

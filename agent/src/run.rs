@@ -212,8 +212,12 @@ async fn enforce<D: Dataplane>(
         bypassing: Bypassing::of(&*figures),
         mode: settings.host_mode(),
         reconciler: {
-            let interfaces = Links::open(subscription)?.snapshot().await?;
-            let indices = interfaces.iter().map(|interface| interface.index).collect();
+            let found = Links::open(subscription)?.snapshot().await?;
+            let indices = found
+                .interfaces
+                .iter()
+                .map(|interface| interface.index)
+                .collect();
             prepare(&mut dataplane, &containers, indices)?;
             Reconciler::new(dataplane, circumstances, Offset::sample()?)?
         },

@@ -10,7 +10,7 @@ use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 
 use crate::kernel::cgroups::{Cgroup, Role};
 use crate::kernel::links::{Interface, Kind};
-use crate::policy::ownership::{Owner, Ownership};
+use crate::policy::ownership::{self, Owner, Ownership};
 use crate::policy::{Origin, Pattern, Policy};
 use crate::settings::Interfaces;
 use crate::workloads::containers::Containers;
@@ -203,7 +203,7 @@ pub fn resolve(
 ) -> Workloads {
     let ownership = policy.map(|policy| Ownership::new(policy, &host.name));
     let containers = Containers::resolve(&inventory.cgroups, &host.roots, ownership.as_ref());
-    let customers = LazyCell::new(|| customers(policy));
+    let customers = LazyCell::new(|| cgroup_customers(policy, &host.name));
     let interfaces = inventory
         .interfaces
         .values()
@@ -230,7 +230,10 @@ pub fn resolve(
                     (claimants.into(), Counting::Refused)
                 }
                 Behind::Hidden => (claimants.into(), Counting::Refused),
-                Behind::Left(owner) => (claim_left(owner, &customers), Counting::Refused),
+                Behind::Left(owner) => {
+                    let claim = claim_left(owner, &claimants, &customers);
+                    (claim, Counting::Refused)
+                }
             };
             let workload = interface_workload(interface, claim, counting);
             Some((interface.index, workload))
@@ -259,21 +262,28 @@ fn interface_workload(
     }
 }
 
-/// Customers by what the tables call them.
-fn customers(policy: Option<&Policy>) -> BTreeMap<CustomerId, &str> {
+/// Customers whom a container may belong to, by what the tables call them.
+fn cgroup_customers<'p>(policy: Option<&'p Policy>, host: &str) -> BTreeMap<CustomerId, &'p str> {
     let ids = policy
         .into_iter()
-        .flat_map(|policy| policy.customers.keys());
-    ids.map(|id| (CustomerId::from_name(id), id.as_str()))
-        .collect()
+        .flat_map(|policy| ownership::cgroup_customers(policy, host));
+    ids.map(|id| (CustomerId::from_name(id), id)).collect()
 }
 
-/// The claim of the owner that the tables name; of one whom the policy does not know any more, none.
-fn claim_left(owner: CustomerId, customers: &BTreeMap<CustomerId, &str>) -> Claim {
-    match customers.get(&owner) {
-        Some(id) => Claim::Customer((*id).to_owned()),
-        None => Claim::Unassigned,
-    }
+/// The claim of the owner that the tables name, who can lose it and nobody gain it: it is his for as long as
+/// some container may be, and nobody else claims the interface.
+fn claim_left(
+    owner: CustomerId,
+    claimants: &Claimants<'_>,
+    customers: &BTreeMap<CustomerId, &str>,
+) -> Claim {
+    let mut others = claimants.keys().copied();
+    let left = match (others.next(), others.next()) {
+        (None, _) => customers.get(&owner).copied(),
+        (Some(id), None) if CustomerId::from_name(id) == owner => Some(id),
+        (Some(_), _) => None,
+    };
+    left.map_or(Claim::Unassigned, |id| Claim::Customer(id.to_owned()))
 }
 
 /// Whether an interface of this name is a workload, and what says so.

@@ -23,7 +23,7 @@ use gate25::dataplane::{
     Applied, Attached, BypassError, CapacityError, Dataplane, Lost, MapImage, Returns, Site, Step,
     plan,
 };
-use gate25::kernel::links::{Interface, Kind};
+use gate25::kernel::links::{Interface, Kind, Snapshot};
 use gate25::metrics::Timings;
 use gate25::policy::Pattern;
 use gate25::policy::shrink::Limits;
@@ -208,7 +208,11 @@ impl Lab {
             kind: Kind::Tap,
             master: None,
         });
-        reconciler.interfaces(guests.into(), std::time::Instant::now());
+        let snapshot = Snapshot {
+            gone: BTreeSet::new(),
+            interfaces: guests.into(),
+        };
+        reconciler.interfaces(snapshot, std::time::Instant::now());
         Self {
             dir,
             kernel,

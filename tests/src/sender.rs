@@ -24,7 +24,7 @@ pub struct Tally {
     pub refused: u64,
     /// All others.
     pub others: u64,
-    /// Those of the others of a [`Sender`] that got no answer.
+    /// Those of the others that got no answer.
     pub timed_out: u64,
     /// The last of the others.
     pub last_other: Option<Outcome>,

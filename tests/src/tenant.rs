@@ -383,15 +383,16 @@ impl Tenant {
 fn tally(text: &str) -> anyhow::Result<Tally> {
     let mut words = text.split('\t');
     let mut number = || -> anyhow::Result<u64> {
-        let word = words.next().context("a tally has three numbers")?;
+        let word = words.next().context("a tally has four numbers")?;
         word.parse().context("a number")
     };
-    let [connected, refused, others] = [number()?, number()?, number()?];
+    let [connected, refused, others, timed_out] = [number()?, number()?, number()?, number()?];
     let last_other = words.next().filter(|text| !text.is_empty());
     Ok(Tally {
         connected,
         refused,
         others,
+        timed_out,
         last_other: last_other.map(Outcome::from),
         ..Tally::default()
     })

@@ -4,12 +4,15 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 use gate25_tests::{Agent, Hosting, Network, Outcome, PolicyText, Settings, World, poll};
+use nix::unistd::truncate;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -80,8 +83,35 @@ fn root_that_appears_after_the_start_is_judged() {
 
 #[test]
 fn container_that_makes_cgroups_all_the_time_keeps_nobody_else_from_being_judged() {
+    judged_beside(|folder| {
+        fs::create_dir(folder).unwrap();
+        fs::remove_dir(folder).unwrap();
+    });
+}
+
+#[test]
+fn container_whose_cgroups_always_seem_to_change_keeps_nobody_else_from_being_judged() {
+    judged_beside(|folder| {
+        let events = ["x", "y"].map(|name| folder.join(name).join("cgroup.events"));
+        if !folder.exists() {
+            for file in &events {
+                fs::create_dir_all(file.parent().unwrap()).unwrap();
+                fs::set_permissions(file, fs::Permissions::from_mode(0o644)).unwrap();
+            }
+        }
+        // One after the other, since the kernel makes one event of several of a file.
+        for file in &events {
+            truncate(file, 0).unwrap();
+        }
+    });
+}
+
+/// Starts guests and containers while a container does this again and again, each time given one of a few
+/// folders in its cgroup.
+#[track_caller]
+fn judged_beside(work: fn(&Path)) {
     const IDLE: u32 = 5000;
-    const MAKERS: u32 = 3;
+    const WORKERS: u32 = 3;
     let world = World::new().unwrap();
     let settings = Settings {
         cgroups: vec![world.containers.root.path() + "/*"],
@@ -94,17 +124,16 @@ fn container_that_makes_cgroups_all_the_time_keeps_nobody_else_from_being_judged
     let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
-        for maker in 0..MAKERS {
-            let folder = busy.dir().join(format!("made-{maker}"));
+        for worker in 0..WORKERS {
+            let folder = busy.dir().join(format!("made-{worker}"));
             let ended = &ended;
             scope.spawn(move || {
                 while !ended.load(Ordering::Relaxed) {
-                    fs::create_dir(&folder).unwrap();
-                    fs::remove_dir(&folder).unwrap();
+                    work(&folder);
                 }
             });
         }
-        // Failing before the makers are told to end would wait for them for ever.
+        // Failing before the workers are told to end would wait for them for ever.
         let judged = judged_meanwhile(&world);
         ended.store(true, Ordering::Relaxed);
         judged.unwrap_or_else(|error| panic!("{error:#}\n{}", agent.log()));

@@ -468,6 +468,8 @@ pub struct Bpf {
     programs: Programs,
     attachments: Attachments,
     hierarchy: Option<Hierarchy>,
+    /// Roots that are gone while sockets of theirs are not.
+    removed: BTreeSet<u64>,
     adopted: Adopted,
 }
 
@@ -564,6 +566,7 @@ impl Bpf {
             installed,
             programs,
             attachments,
+            removed: BTreeSet::new(),
             hierarchy: None,
             adopted: Adopted::NotYet,
         })
@@ -746,9 +749,19 @@ impl Dataplane for Bpf {
     fn detach(&mut self, site: Site) -> Result<(), BpfError> {
         if let (Site::Root(id), Some(hierarchy)) = (site, &self.hierarchy)
             && self.attachments.are_in_use(id)?
-            && hierarchy.path_of(id).map_err(BpfError::Removed)?.is_none()
         {
+            // No other one will ever have the number of one that is gone: asked once, since the answer may take
+            // a look through all of them.
+            if !self.removed.contains(&id) {
+                match hierarchy.path_of(id).map_err(BpfError::Removed)? {
+                    Some(_) => return self.attachments.detach(site),
+                    None => self.removed.insert(id),
+                };
+            }
             return Ok(());
+        }
+        if let Site::Root(id) = site {
+            self.removed.remove(&id);
         }
         self.attachments.detach(site)
     }

@@ -7,7 +7,7 @@
 mod detail;
 mod parse;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd as _, RawFd};
@@ -26,6 +26,9 @@ pub use detail::{Detail, details};
 
 /// Bytes the kernel may queue for us: several thousand events of some 4 KiB each.
 const RECEIVE_BUFFER: libc::c_int = 32 * 1024 * 1024;
+
+/// Lists that are made for one during which nothing changes.
+const SNAPSHOTS: u32 = 5;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_TC: u32 = 4;
@@ -134,6 +137,15 @@ pub enum LinkError {
     Cancelled(#[source] tokio::task::JoinError),
 }
 
+/// How things are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Interfaces that have gone since the last event that was reported; another one may have the number by now.
+    pub gone: BTreeSet<u32>,
+    /// Every interface.
+    pub interfaces: Vec<Interface>,
+}
+
 /// A subscription to interface events of one network namespace.
 #[derive(Debug)]
 pub struct Links {
@@ -198,24 +210,54 @@ impl Links {
             self.datagram.clear();
             let received =
                 ready.try_io(|socket| socket.get_ref().recv(&mut self.datagram, libc::MSG_TRUNC));
-            match received {
-                Ok(Ok(length)) if length > DATAGRAM => return Ok(LinkEvent::Lost),
-                Ok(Ok(_)) => match parse::events(&self.datagram) {
-                    Ok(events) => self.queue.extend(events),
-                    Err(error) => {
-                        warn!(error = in_full(&error), "unreadable interface event");
-                        self.queue.push_back(LinkEvent::Lost);
-                    }
-                },
-                Ok(Err(error)) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                    self.discard()?;
-                    return Ok(LinkEvent::Lost);
-                }
-                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(Err(error)) => return Err(LinkError::Subscribe(error)),
-                Err(_would_block) => {}
+            if let Ok(received) = received {
+                self.take_in(received)?;
+            }
+            if self.queue.is_empty() {
+                // Whoever makes changes that say nothing keeps no others of this task from their turn.
+                tokio::task::yield_now().await;
             }
         }
+    }
+
+    /// The next event, if it has happened already.
+    ///
+    /// # Errors
+    /// As [`Links::next`].
+    pub fn try_next(&mut self) -> Result<Option<LinkEvent>, LinkError> {
+        while self.queue.is_empty() && self.receive()? {}
+        Ok(self.queue.pop_front())
+    }
+
+    /// Queues what is there to be received; returns whether anything was.
+    fn receive(&mut self) -> Result<bool, LinkError> {
+        self.datagram.clear();
+        let socket = self.socket.get_ref();
+        match socket.recv(&mut self.datagram, libc::MSG_TRUNC) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            received => self.take_in(received).map(|()| true),
+        }
+    }
+
+    /// Queues what was received.
+    fn take_in(&mut self, received: io::Result<usize>) -> Result<(), LinkError> {
+        match received {
+            Ok(length) if length > DATAGRAM => self.queue.push_back(LinkEvent::Lost),
+            Ok(_) => match parse::events(&self.datagram) {
+                Ok(events) => self.queue.extend(events),
+                Err(error) => {
+                    warn!(error = in_full(&error), "unreadable interface event");
+                    self.queue.push_back(LinkEvent::Lost);
+                }
+            },
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                self.discard()?;
+                self.queue.push_back(LinkEvent::Lost);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(LinkError::Subscribe(error)),
+        }
+        Ok(())
     }
 
     /// Empties the kernel's queue: what is in it predates the loss, and until it is empty the
@@ -234,15 +276,43 @@ impl Links {
         }
     }
 
-    /// Every interface, as at one moment.
+    /// Every interface, as at one moment. Of changes before that moment nothing is reported after it: what was
+    /// queued of them would lead back, step by step, to how things are. While they go on without a pause, a few
+    /// of them may be.
     ///
     /// # Errors
     /// [`LinkError::List`] when the kernel refuses, [`LinkError::Unsettled`] when the interfaces
-    /// never stood still long enough.
-    pub async fn snapshot(&self) -> Result<Vec<Interface>, LinkError> {
-        tokio::task::spawn_blocking(snapshot)
-            .await
-            .map_err(LinkError::Cancelled)?
+    /// never stood still long enough, [`LinkError::Subscribe`] as [`Links::next`].
+    pub async fn snapshot(&mut self) -> Result<Snapshot, LinkError> {
+        let list = async || {
+            let listing = tokio::task::spawn_blocking(snapshot);
+            listing.await.map_err(LinkError::Cancelled)?
+        };
+        let mut gone = BTreeSet::new();
+        self.drain(&mut gone)?;
+        let mut interfaces = list().await?;
+        for _ in 1..SNAPSHOTS {
+            if !self.drain(&mut gone)? {
+                break;
+            }
+            interfaces = list().await?;
+        }
+        Ok(Snapshot { gone, interfaces })
+    }
+
+    /// Takes the events about interfaces out of the queues; returns whether there were any.
+    fn drain(&mut self, gone: &mut BTreeSet<u32>) -> Result<bool, LinkError> {
+        while self.receive()? {}
+        let queued = self.queue.len();
+        self.queue.retain(|event| match event {
+            LinkEvent::Upsert(_) => false,
+            LinkEvent::Gone { index } => {
+                gone.insert(*index);
+                false
+            }
+            LinkEvent::QdiscGone { .. } | LinkEvent::Lost => true,
+        });
+        Ok(self.queue.len() < queued)
     }
 }
 

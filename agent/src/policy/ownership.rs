@@ -117,6 +117,14 @@ pub fn cgroup_depth(policy: &Policy, host: &str) -> usize {
     depths.max().unwrap_or_default()
 }
 
+/// Customers who claim control groups on this host; one who does so several times comes as often.
+pub fn cgroup_customers<'p>(policy: &'p Policy, host: &str) -> impl Iterator<Item = &'p str> {
+    claims(policy, host).filter_map(|(customer, workload)| match &workload.selector {
+        Selector::Interface(_) => None,
+        Selector::Cgroup(_) => Some(customer),
+    })
+}
+
 /// The patterns whose `hosts` match this host.
 fn claims<'p>(policy: &'p Policy, host: &str) -> impl Iterator<Item = Claim<'p>> {
     let all = policy.customers.iter().flat_map(|(customer, owner)| {

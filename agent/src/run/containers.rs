@@ -16,6 +16,7 @@ use crate::kernel::links::Interface;
 use crate::kernel::namespaces::{self, Namespace, NamespaceError};
 use crate::policy::Pattern;
 use crate::policy::ownership::cgroup_depth;
+use crate::reconcile::Seen;
 use crate::source::Accepted;
 use crate::workloads::{Inside, Unread};
 
@@ -39,6 +40,8 @@ pub(super) struct Containers {
     untested: Option<String>,
     /// Control groups are not followed.
     unfollowed: Option<String>,
+    /// Roots may be where they are not seen.
+    unseen: Option<String>,
     reopen_at: Option<Instant>,
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
@@ -97,6 +100,7 @@ impl Containers {
             misattributed: None,
             untested: None,
             unfollowed: None,
+            unseen: None,
             reopen_at: None,
             look_at: None,
             rest_until: None,
@@ -156,11 +160,19 @@ impl Containers {
         self.hierarchy.as_ref()
     }
 
+    /// Whether every root was seen when they were last listed.
+    pub(super) fn seen(&self) -> Seen {
+        match &self.unseen {
+            Some(_) => Seen::Some,
+            None => Seen::All,
+        }
+    }
+
     /// What may let containers past the policy.
     pub(super) fn problem(&self) -> Option<String> {
-        let both = [&self.unfollowed, &self.misattributed];
-        let both: Vec<&str> = both.into_iter().flatten().map(String::as_str).collect();
-        (!both.is_empty()).then(|| both.join("; "))
+        let all = [&self.unfollowed, &self.unseen, &self.misattributed];
+        let all: Vec<&str> = all.into_iter().flatten().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     pub(super) fn complaint(&self) -> Option<String> {
@@ -199,6 +211,19 @@ impl Containers {
         self.depth = depth;
         let listed = cgroups.snapshot().map_err(|error| in_full(&error))?;
         self.unfollowed = None;
+        let unseen = cgroups.unseen().map(|path| {
+            format!(
+                "containers below cgroup {} are not seen, and new ones not judged: it is closed to the agent's user",
+                path.display()
+            )
+        });
+        if let Some(why) = unseen
+            .as_ref()
+            .filter(|why| self.unseen.as_ref() != Some(why))
+        {
+            warn!(why, "cgroups");
+        }
+        self.unseen = unseen;
         Ok(Some(listed))
     }
 

@@ -18,7 +18,7 @@ use crate::control::{
 };
 use crate::dataplane::Dataplane;
 use crate::kernel::cgroups::CgroupEvent;
-use crate::kernel::links::{LinkEvent, Links, Subscription};
+use crate::kernel::links::{LinkError, LinkEvent, Links, Subscription};
 use crate::kernel::memory;
 use crate::notify::{Notifier, NotifyError};
 use crate::reconcile::files::Occasion;
@@ -42,8 +42,11 @@ use crate::state::trial::Trial;
 use crate::status::{Shared, Source, Subject};
 use crate::watch::PolicyWatch;
 
-/// Events of interfaces and control groups, after which everything else is looked at.
-const EVENTS_IN_A_ROW: u32 = 64;
+/// Events of interfaces that are taken in at once.
+const AT_ONCE: usize = 4096;
+/// For events of interfaces and control groups, after which everything else is looked at. Not so many: one
+/// that tells of lost ones has all of them listed.
+const EVENTS: Duration = Duration::from_millis(20);
 
 pub(super) struct Agent<D: Dataplane> {
     pub(super) links: Links,
@@ -130,8 +133,8 @@ impl<D: Dataplane> Agent<D> {
     /// So that a start after which nothing has changed writes nothing, all that owners depend on is
     /// known before the first write.
     pub(super) async fn start(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.links.snapshot().await?;
-        self.reconciler.interfaces(interfaces, Instant::now());
+        let snapshot = self.links.snapshot().await?;
+        self.reconciler.interfaces(snapshot, Instant::now());
         self.kept_policy();
         self.load();
         let loaded = loading(&mut self.files).await?;
@@ -146,8 +149,8 @@ impl<D: Dataplane> Agent<D> {
             .await
         {
             // What was found has kept its numbers since, and these say which veths lead there.
-            let interfaces = self.links.snapshot().await?;
-            self.reconciler.interfaces(interfaces, Instant::now());
+            let snapshot = self.links.snapshot().await?;
+            self.reconciler.interfaces(snapshot, Instant::now());
             self.reconciler
                 .complain(Subject::Namespaces, found.complaint);
             self.reconciler.namespaces(found.inside, &found.unread);
@@ -181,12 +184,13 @@ impl<D: Dataplane> Agent<D> {
         let mut retry = every(RETRY);
         let mut linger = every(RETRY);
         let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
-        let mut events = 0;
+        // Since when there have been events without the rest's turn.
+        let mut events = None;
         loop {
             let busy = self.dirty || self.reconciler.has_waiting();
             // Guests make control groups and move their ends of veths as fast as they like, and are not to keep
             // the rest from its turn.
-            let sated = events >= EVENTS_IN_A_ROW;
+            let sated = events.is_some_and(|since: Instant| since.elapsed() >= EVENTS);
             tokio::select! {
                 biased;
                 result = self.clock.set() => {
@@ -205,18 +209,11 @@ impl<D: Dataplane> Agent<D> {
                     self.load();
                 }
                 event = self.links.next(), if !sated => {
-                    events += 1;
-                    match event {
-                        Ok(event) => self.link(event).await?,
-                        Err(error) => {
-                            warn!(error = in_full(&error), "events of interfaces were lost: they are listed again");
-                            self.links = Links::open(self.subscription)?;
-                            self.rescan().await?;
-                        }
-                    }
+                    events.get_or_insert_with(Instant::now);
+                    self.link_events(event).await?;
                 }
                 happened = self.containers.next(), if !sated => {
-                    events += 1;
+                    events.get_or_insert_with(Instant::now);
                     self.container(happened).await?;
                 }
                 result = self.mounts.changed() => {
@@ -265,7 +262,7 @@ impl<D: Dataplane> Agent<D> {
                     self.reconciler.place();
                 }
                 () = std::future::ready(()), if busy => {
-                    events = 0;
+                    events = None;
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
                     }
@@ -276,7 +273,7 @@ impl<D: Dataplane> Agent<D> {
                     }
                     self.announce();
                 }
-                () = std::future::ready(()), if sated => events = 0,
+                () = std::future::ready(()), if sated => events = None,
             }
         }
     }
@@ -401,6 +398,31 @@ impl<D: Dataplane> Agent<D> {
         }
     }
 
+    /// Takes in this event and those after it that have happened, before anything is done about them: a program
+    /// that is attached to an interface by its number may meet the next one with that number.
+    async fn link_events(&mut self, first: Result<LinkEvent, LinkError>) -> anyhow::Result<()> {
+        let mut next = first.map(Some);
+        for taken_in in 1.. {
+            match next {
+                Ok(Some(event)) => self.link(event).await?,
+                Ok(None) => break,
+                Err(error) => {
+                    warn!(
+                        error = in_full(&error),
+                        "events of interfaces were lost: they are listed again"
+                    );
+                    self.links = Links::open(self.subscription)?;
+                    return self.rescan().await;
+                }
+            }
+            if taken_in == AT_ONCE {
+                break;
+            }
+            next = self.links.try_next();
+        }
+        Ok(())
+    }
+
     async fn link(&mut self, event: LinkEvent) -> anyhow::Result<()> {
         let now = Instant::now();
         match event {
@@ -454,10 +476,10 @@ impl<D: Dataplane> Agent<D> {
             Happened::Looked(found) => {
                 // The kernel does not say when the other end of a veth moves. What was found has kept its
                 // numbers since.
-                let interfaces = self.links.snapshot().await?;
-                let unknown = interfaces.iter().any(|it| found.lacks(it));
+                let snapshot = self.links.snapshot().await?;
+                let unknown = snapshot.interfaces.iter().any(|it| found.lacks(it));
                 self.containers.look_again_if(unknown);
-                self.reconciler.interfaces(interfaces, now);
+                self.reconciler.interfaces(snapshot, now);
                 self.reconciler
                     .complain(Subject::Namespaces, found.complaint);
                 if self.reconciler.namespaces(found.inside, &found.unread) == Noted::News {
@@ -478,7 +500,8 @@ impl<D: Dataplane> Agent<D> {
         self.reconciler.complain(Subject::CgroupWatches, None);
         match self.containers.list(depth) {
             Ok(Some(cgroups)) => {
-                self.reconciler.cgroups(cgroups, Instant::now());
+                let seen = self.containers.seen();
+                self.reconciler.cgroups(cgroups, seen, Instant::now());
                 self.containers.look_soon();
             }
             Ok(None) => {}
@@ -493,8 +516,8 @@ impl<D: Dataplane> Agent<D> {
     }
 
     async fn rescan(&mut self) -> anyhow::Result<()> {
-        let interfaces = self.links.snapshot().await?;
-        self.reconciler.interfaces(interfaces, Instant::now());
+        let snapshot = self.links.snapshot().await?;
+        self.reconciler.interfaces(snapshot, Instant::now());
         self.list_containers();
         self.converge();
         self.reconciler.verify(Offset::sample()?);

@@ -47,7 +47,7 @@ pub(super) enum Behind<'v> {
     Hidden,
     /// These control groups.
     Containers(&'v BTreeSet<u64>),
-    /// A container of this owner that is not found there any more.
+    /// A container of this owner, or of nobody, that is not found there any more.
     Left(CustomerId),
 }
 
@@ -145,7 +145,6 @@ impl Veths {
             return Behind::Containers(cgroups);
         }
         match self.left(index, installed) {
-            Some(CustomerId::UNASSIGNED) => Behind::Hidden,
             Some(owner) => Behind::Left(owner),
             None if self.beside.contains(&index) => Behind::Hidden,
             None if self.led_to.contains(&netns) => Behind::Somebody,

@@ -8,8 +8,8 @@ use gate25::control::Shrink;
 use gate25::dataplane::{MapImage, Site};
 use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Interface, Kind, Peer};
-use gate25::reconcile::Noted;
 use gate25::reconcile::files::Occasion;
+use gate25::reconcile::{Noted, Seen};
 use gate25::workloads::Unread;
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use jiff::Timestamp;
@@ -69,10 +69,27 @@ fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
     assert!(lab.kernel().covered.contains(&Site::Root(ROOT)));
     assert_eq!(lab.kernel().installed.cgroups, BTreeMap::from([(BELOW, a)]));
 
-    lab.reconciler.cgroups(Vec::new(), Instant::now());
+    lab.reconciler
+        .cgroups(Vec::new(), Seen::All, Instant::now());
     lab.converge();
     assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
     assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+}
+
+#[test]
+fn root_that_may_be_where_the_agent_may_not_look_keeps_its_place() {
+    let mut lab = Lab::new();
+    lab.claim();
+    lab.cgroups();
+    lab.converge();
+    assert!(lab.kernel().covered.contains(&Site::Root(ROOT)));
+    for (seen, stays) in [(Seen::Some, true), (Seen::All, false)] {
+        lab.reconciler.cgroups(Vec::new(), seen, Instant::now());
+        lab.converge();
+        let covered = &lab.kernel().covered;
+        assert_eq!(covered.contains(&Site::Root(ROOT)), stays, "{seen:?}");
+        assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+    }
 }
 
 #[test]
@@ -288,6 +305,6 @@ impl Lab {
             cgroup(ROOT, "lxc", Role::Root),
             cgroup(BELOW, "lxc/1", Role::Below),
         ];
-        self.reconciler.cgroups(all, Instant::now());
+        self.reconciler.cgroups(all, Seen::All, Instant::now());
     }
 }

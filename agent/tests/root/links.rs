@@ -1,6 +1,6 @@
 //! Events and snapshots of interfaces.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use gate25::kernel::links::{Interface, Kind, LinkEvent, Links, Subscription, snapshot};
 use gate25_tests::fewer;
@@ -143,7 +143,7 @@ fn next_interface_moved_to_another_namespace_is_gone() {
             *event == LinkEvent::Gone { index: moved }
         })
         .await;
-        assert!(find(&links.snapshot().await.unwrap(), "mover").is_none());
+        assert!(find(&snapshot().unwrap(), "mover").is_none());
     });
 }
 
@@ -217,7 +217,7 @@ fn next_after_an_overflow_says_lost_and_events_resume() {
         }
         ip_batch(&lines);
         assert_eq!(next(&mut links).await, LinkEvent::Lost);
-        let mut inventory = by_index(links.snapshot().await.unwrap());
+        let mut inventory = by_index(links.snapshot().await.unwrap().interfaces);
         run("ip tuntap add last mode tap");
         loop {
             let event = next(&mut links).await;
@@ -228,8 +228,33 @@ fn next_after_an_overflow_says_lost_and_events_resume() {
                 break;
             }
         }
-        assert_eq!(inventory, by_index(links.snapshot().await.unwrap()));
+        assert_eq!(inventory, by_index(snapshot().unwrap()));
         assert_eq!(inventory.len(), 502);
+    });
+}
+
+#[test]
+fn next_after_a_snapshot_is_nothing_older() {
+    within(|| async {
+        run("ip tuntap add before mode tap");
+        let number = index("before");
+        let mut links = Links::open(Subscription::LinksAndFilters).unwrap();
+        run("tc qdisc add dev before clsact");
+        run("tc qdisc del dev before clsact");
+        ip_batch(&format!(
+            "link set before up\nlink del before\nlink add after index {number} type veth peer name other\n"
+        ));
+        let found = links.snapshot().await.unwrap();
+        assert_eq!(found.gone, BTreeSet::from([number]));
+        assert!(find(&found.interfaces, "before").is_none());
+        assert_eq!(find(&found.interfaces, "after").unwrap().index, number);
+        run("ip tuntap add last mode tap");
+        // What a list of interfaces does not show is told all the same.
+        assert_eq!(
+            next(&mut links).await,
+            LinkEvent::QdiscGone { index: number }
+        );
+        assert!(upserted("last")(&next(&mut links).await));
     });
 }
 
@@ -266,7 +291,7 @@ fn next_events_of_any_operations_add_up_to_the_snapshot() {
         within(|| async move {
             run("ip link add br0 type bridge");
             let mut links = Links::open(Subscription::Links).unwrap();
-            let mut inventory = by_index(links.snapshot().await.unwrap());
+            let mut inventory = by_index(snapshot().unwrap());
             let elsewhere = Elsewhere::new();
             for operation in operations {
                 // Many make no sense at that moment: the kernel refuses those.
@@ -281,10 +306,9 @@ fn next_events_of_any_operations_add_up_to_the_snapshot() {
                     break;
                 }
             }
-            let snapshot = links.snapshot().await.unwrap();
             assert_eq!(
                 announced(inventory.into_values().collect()),
-                announced(snapshot)
+                announced(snapshot().unwrap())
             );
         });
         Ok(())

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use gate25::kernel::cgroups::{Cgroup, Role};
-use gate25::kernel::links::{Kind, Links, Subscription};
+use gate25::kernel::links::{Kind, snapshot};
 use gate25::kernel::namespaces::{Namespace, of_cgroups};
 
 use crate::cgroup::{Own, Sleeper};
@@ -25,8 +25,7 @@ fn of_cgroups_number_is_that_of_the_veth_peer() {
             "ip link add veth0 type veth peer name veth1 netns {}",
             process.pid()
         ));
-        let links = Links::open(Subscription::Links).unwrap();
-        let listed = links.snapshot().await.unwrap();
+        let listed = snapshot().unwrap();
         let veth = listed.iter().find(|link| link.name == "veth0").unwrap();
         let Kind::Veth { peer: Some(peer) } = veth.kind else {
             panic!("{veth:?}")
@@ -60,15 +59,14 @@ fn of_cgroups_namespace_is_the_one_that_is_entered_and_lives_while_it_is_held() 
         drop(process);
         assert!(found.namespaces[0].open().unwrap().is_none());
         // A veth goes with the namespace of either end.
-        let links = Links::open(Subscription::Links).unwrap();
-        let is_there = async || {
-            let listed = links.snapshot().await.unwrap();
+        let is_there = || {
+            let listed = snapshot().unwrap();
             listed.iter().any(|link| link.name == "veth0")
         };
-        assert!(is_there().await);
+        assert!(is_there());
         drop(found);
         let deadline = Instant::now() + deadline();
-        while is_there().await {
+        while is_there() {
             assert!(Instant::now() < deadline, "the namespace lives on");
             std::thread::yield_now();
         }

@@ -159,14 +159,7 @@ fn veth_of_a_namespace_shared_by_two_customers_is_nobodys() {
 fn veth_claimed_by_name_and_by_its_container_agrees_or_is_a_conflict() {
     for (owner, expected) in [("a", "a"), ("b", "conflict of a, b")] {
         let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
-        let claims = &mut lab
-            .policy
-            .customers
-            .entry(owner.to_owned())
-            .or_insert_with(|| customer("default", &[], &[]))
-            .workloads;
-        let more = customer("default", &[], &["veth1i0"]).workloads;
-        *claims = claims.iter().chain(more.iter()).cloned().collect();
+        lab.claim_interface(owner, "veth1i0");
         lab.veth(5, "veth1i0", Some(0));
         lab.found(0, &[FIRST + 1]);
         let workload = &lab.resolve().interfaces[&5];
@@ -308,6 +301,44 @@ fn veth_whose_index_was_anothers_has_nothing_of_it() {
 }
 
 #[test]
+fn veth_in_conflict_falls_to_none_of_the_two_when_its_container_hides() {
+    let mut lab = Lab::of(&[("b", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.claim_interface("a", "veth1i0");
+    lab.veth(5, "veth1i0", Some(0));
+    lab.found(0, &[FIRST + 1]);
+    let conflict = (5, "conflict of a, b".to_owned(), Counting::Refused);
+    assert_eq!(lab.owners(), [conflict]);
+    lab.write();
+    // It is found no more, and its control group is gone; then the agent starts again.
+    lab.found(1, &[]);
+    lab.inventory.cgroup_gone(FIRST + 1);
+    let nobodys = (5, "unassigned".to_owned(), Counting::Refused);
+    assert_eq!(lab.owners(), [nobodys.clone()]);
+    lab.start_again();
+    assert_eq!(lab.owners(), [nobodys]);
+}
+
+#[test]
+fn veth_of_a_container_that_hides_is_its_owners_while_the_policy_lets_it_be() {
+    let mut lab = Lab::of(&[("a", "lxc/1")], &["lxc", "lxc/1"]);
+    lab.veth(5, "veth1i0", Some(0));
+    lab.was(5, "a", Counting::Refused);
+    let owner = |owner: &str| (5, owner.to_owned(), Counting::Refused);
+    assert_eq!(lab.owners(), [owner("a")]);
+    lab.claim_interface("a", "veth1i0");
+    assert_eq!(lab.owners(), [owner("a")]);
+    // The interface is somebody else's, too.
+    lab.claim_interface("b", "veth1i0");
+    assert_eq!(lab.owners(), [owner("unassigned")]);
+    // No container is his any more.
+    let mut lab = Lab::of(&[], &["lxc", "lxc/1"]);
+    lab.claim_interface("a", "veth2i0");
+    lab.veth(5, "veth1i0", Some(0));
+    lab.was(5, "a", Counting::Refused);
+    assert_eq!(lab.owners(), [owner("unassigned")]);
+}
+
+#[test]
 fn veth_left_by_a_customer_who_is_gone_stays_a_workload_of_nobody() {
     let mut lab = Lab::of(&[], &["lxc"]);
     lab.veth(5, "veth0", Some(0));
@@ -383,6 +414,16 @@ impl Lab {
             installed: BTreeMap::new(),
             roots: &["lxc"],
         }
+    }
+
+    /// Has a customer claim an interface as well.
+    fn claim_interface(&mut self, owner: &str, name: &str) {
+        let customers = self.policy.customers.entry(owner.to_owned());
+        let claims = &mut customers
+            .or_insert_with(|| customer("default", &[], &[]))
+            .workloads;
+        let more = customer("default", &[], &[name]).workloads;
+        *claims = claims.iter().chain(more.iter()).cloned().collect();
     }
 
     fn veth(&mut self, index: u32, name: &str, netns: Option<i32>) {

@@ -70,6 +70,11 @@ impl Books {
         owners: &BTreeMap<String, Account>,
     ) -> Vec<String> {
         let lost = now.lost - self.lost;
+        let leeway = |sent: &Totals| Leeway {
+            accounts,
+            lost,
+            repeated: sent.late,
+        };
         let mut wrong = Vec::new();
         let mut sum = Account::default();
         for (owner, account) in owners {
@@ -79,17 +84,16 @@ impl Books {
             if accounts == Accounts::Customers {
                 let counted =
                     |verdicts: &[&str]| self.more(now, CUSTOMER_CONNECTIONS, Some(owner), verdicts);
-                wrong.extend(compare(owner, accounts, lost, account, counted));
+                wrong.extend(compare(owner, leeway(&sent), account, counted));
             }
         }
         let counted = |verdicts: &[&str]| self.more(now, CONNECTIONS, None, verdicts);
-        wrong.extend(compare("the host", accounts, lost, &sum, counted));
+        wrong.extend(compare("the host", leeway(&sum.sent), &sum, counted));
         // Attempts and all else, but not by customer.
         let refused = self.more(now, PACKETS, None, &REFUSING);
         wrong.extend(mismatch(
             "the host: packets refused and arrived",
-            accounts,
-            lost,
+            leeway(&sum.sent),
             [sum.sent.forbidden_packets(), refused + sum.arrived.leaked()],
         ));
         if accounts == Accounts::Guarded && now.stopped <= self.stopped {
@@ -118,12 +122,20 @@ impl Books {
     }
 }
 
-/// Sent is refused plus arrived, to the packet; as many may be missing as the kernel says that it
-/// lost on its own.
+/// How far what is accounted for may be from what was sent.
+#[derive(Clone, Copy)]
+struct Leeway {
+    accounts: Accounts,
+    /// Packets that the kernel says it lost on its own: as many may be missing.
+    lost: u64,
+    /// Packets that senders' kernels may have sent again without an answer in time: as many may be too many.
+    repeated: u64,
+}
+
+/// Sent is refused plus arrived, to the packet, but for the leeway.
 fn compare(
     whose: &str,
-    accounts: Accounts,
-    lost: u64,
+    leeway: Leeway,
     account: &Account,
     counted: impl Fn(&[&str]) -> u64,
 ) -> Vec<String> {
@@ -138,24 +150,27 @@ fn compare(
         ("allowed and arrived", [must, arrived.allowed_syns]),
     ]
     .into_iter()
-    .filter_map(|(what, pair)| mismatch(&format!("{whose}: {what}"), accounts, lost, pair))
+    .filter_map(|(what, pair)| mismatch(&format!("{whose}: {what}"), leeway, pair))
     .collect()
 }
 
-fn mismatch(
-    what: &str,
-    accounts: Accounts,
-    lost: u64,
-    [sent, accounted]: [u64; 2],
-) -> Option<String> {
+fn mismatch(what: &str, leeway: Leeway, [sent, accounted]: [u64; 2]) -> Option<String> {
+    let Leeway {
+        accounts,
+        lost,
+        repeated,
+    } = leeway;
     let may_miss = match accounts {
         Accounts::Customers | Accounts::Host => lost,
         Accounts::AtMost | Accounts::Guarded => sent,
     };
-    let missing = sent.checked_sub(accounted);
-    missing
-        .is_none_or(|missing| missing > may_miss)
-        .then(|| format!("{what}: sent {sent}, accounted for {accounted} (the kernel lost {lost})"))
+    let adds_up = (sent.saturating_sub(may_miss)..=sent + repeated).contains(&accounted);
+    (!adds_up).then(|| {
+        format!(
+            "{what}: sent {sent}, accounted for {accounted} (the kernel lost {lost}, \
+             {repeated} may have been sent again)"
+        )
+    })
 }
 
 /// By how much the sum of the series with these labels has risen; one that is not there is 0.

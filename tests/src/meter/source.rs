@@ -62,11 +62,14 @@ pub(super) struct Totals {
     midway: u64,
     pub(super) allowed: u64,
     pub(super) free: u64,
+    /// Those of all lanes that had no answer in time.
+    pub(super) late: u64,
 }
 
 impl Totals {
     fn add(&mut self, lane: Lane, seen: &Seen) {
         let packets = seen.attempts();
+        self.late += seen.late();
         match lane {
             Lane::Forbidden => {
                 self.forbidden += packets;
@@ -85,12 +88,14 @@ impl Totals {
             midway,
             allowed,
             free,
+            late,
         } = other;
         self.forbidden += forbidden;
         self.connects += connects;
         self.midway += midway;
         self.allowed += allowed;
         self.free += free;
+        self.late += late;
     }
 
     /// All that must not arrive.

@@ -253,10 +253,11 @@ fn plan(rate: &str, way: Way, pairs: &[&str]) -> anyhow::Result<Plan> {
 fn tally_text(tally: Tally) -> String {
     let last = tally.last_other.map(|other| other.to_string());
     format!(
-        "{}\t{}\t{}\t{}",
+        "{}\t{}\t{}\t{}\t{}",
         tally.connected,
         tally.refused,
         tally.others,
+        tally.timed_out,
         last.unwrap_or_default()
     )
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use super::{PROMPT, World};
@@ -90,19 +90,34 @@ impl World {
     pub fn pinned_objects(&self) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
         let host = &self.hosting.hypervisor;
         let files = host.run(|| files_below(&pins()))??;
-        let number = |path: PathBuf| {
+        let line = |path: &PathBuf| {
             let text = path.to_string_lossy();
             let kind = match () {
                 () if text.contains("/links/") => "link",
                 () if text.contains("/programs/") => "prog",
                 () => "map",
             };
-            let told = host.exec("bpftool", &["-j", kind, "show", "pinned", &text])?;
-            let number = told_by_bpftool(&told)?["id"].as_u64();
-            let number = number.with_context(|| format!("no number of {text} in {told}"))?;
+            format!("{kind} show pinned {text}\n")
+        };
+        let lines: String = files.iter().map(line).collect();
+        let batch = self.lab.dir().join("pins.bpftool");
+        fs::write(&batch, lines).with_context(|| format!("write {}", batch.display()))?;
+        let told = host.exec(
+            "bpftool",
+            &["-j", "batch", "file", &batch.to_string_lossy()],
+        )?;
+        let told = told_by_bpftool(&told)?;
+        let answers = told.as_array().context("no answers of bpftool's")?;
+        if answers.len() != files.len() {
+            bail!("{} answers for {} pins: {told}", answers.len(), files.len());
+        }
+        let number = |(path, answer): (PathBuf, &Value)| {
+            let number = answer["output"]["id"].as_u64();
+            let number =
+                number.with_context(|| format!("no number of {} in {answer}", path.display()))?;
             Ok((path, number))
         };
-        files.into_iter().map(number).collect()
+        files.into_iter().zip(answers).map(number).collect()
     }
 
     /// Waits until the kernel's tables hold the cgroup of a container that the policy names.

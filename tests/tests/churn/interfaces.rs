@@ -112,6 +112,8 @@ pub(crate) fn name_changes_hands(times: u64) {
         host.ip(&exempt.line_in(None)).unwrap();
         exempt.up();
         wait_open(&meter, &agent, &exempt);
+        // What he would send while the name is the other's already would be refused, and counted.
+        exempt.down();
         agent.apply_policy("policy.yaml", &others.text()).unwrap();
         meter.phase(&format!("another's, round {round}")).unwrap();
         let seen = match round % 2 {

@@ -3,11 +3,12 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use gate25_tests::{
-    Accounts, Agent, May, Meter, PolicyText, Privileges, Rounds, Settings, Trial, World, poll,
+    Accounts, Agent, Feature, May, Meter, PolicyText, Privileges, Rounds, Settings, Trial, World,
+    poll,
 };
 use nix::sys::signal::Signal;
 
-use super::scene::{LIMIT, besieged_with, check_tight, judge_guarded, watchful};
+use super::scene::{LIMIT, besieged_with, check_tight, watchful};
 
 /// Where the agent's pins are.
 const FOLDER: &str = "/sys/fs/bpf/gate25";
@@ -64,7 +65,8 @@ pub(crate) fn removed(times: u64) {
         .unwrap();
 }
 
-/// Removes all pins while no agent runs, which takes the programs off. The guard stays.
+/// Removes all pins while no agent runs, which takes the programs off where links hold them, and leaves them where
+/// classic filters do. The guard stays.
 #[track_caller]
 pub(crate) fn removed_without_an_agent(times: u64) {
     let world = World::new().unwrap();
@@ -97,7 +99,13 @@ pub(crate) fn removed_without_an_agent(times: u64) {
     }
     meter.wait_all_relayed().unwrap();
     let what = "pins removed by hand while no agent runs, virtual machines";
-    judge_guarded(&mut meter, &agent, what, rounds.begun());
+    let accounts = match Feature::Tcx.is_present().unwrap() {
+        true => Accounts::Guarded,
+        false => Accounts::AtMost,
+    };
+    meter
+        .judge(&agent, Trial::Fault, what, rounds.begun(), accounts)
+        .unwrap();
 }
 
 fn in_folder(path: &std::path::Path, folder: &str) -> bool {

@@ -69,6 +69,12 @@ impl Plug<'_> {
         self.guest.ns.ip("link set eth0 up").unwrap();
     }
 
+    /// The guest can send no more.
+    #[track_caller]
+    pub(crate) fn down(&self) {
+        self.guest.ns.ip("link set eth0 down").unwrap();
+    }
+
     /// Waits until the guest has sent so many forbidden packets out of an interface that has just been
     /// made. Until the kernel has noticed that its link is up, what is sent is lost.
     #[track_caller]

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, os::unix::fs::chown, time::Duration};
 
 use gate25_tests::{
     Agent, Feature, ForeignLink, Hosting, NetNs, Network, Outcome, PolicyText, Privileges,
-    Settings, User, World, binary, poll,
+    Settings, User, World, binary, paced, poll,
 };
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -232,6 +232,41 @@ fn container_that_closes_its_cgroup_is_judged_and_hides_nobody_else() {
         })
         .unwrap();
         world.check_contained(&closed.tenant).unwrap();
+    }
+}
+
+#[test]
+fn closed_directory_on_the_way_to_roots_is_told_of_and_lets_no_root_go() {
+    for mode in ["0700", "0744"] {
+        let world = World::new().unwrap();
+        let way = world.containers.root.child("way").unwrap();
+        let rescan = paced(Duration::from_secs(1)).as_secs();
+        let settings = Settings {
+            cgroups: vec![way.path() + "/*"],
+            more: format!("reload: {{rescan: {rescan}s}}\n"),
+            ..world.settings()
+        };
+        let agent = world.agent_with(settings, &PolicyText::default()).unwrap();
+        let contained = world.container_in(way.child("contained").unwrap()).unwrap();
+        world.wait_contained(&contained.tenant).unwrap();
+        let folder = way.dir().to_str().unwrap();
+        let host = &world.hosting.hypervisor;
+        let is_told = || {
+            let status = agent.command(&["status"])?;
+            Ok::<_, anyhow::Error>(
+                status
+                    .out
+                    .contains(&format!("below cgroup {} are not seen", way.path())),
+            )
+        };
+        for (mode, told) in [(mode, true), ("0755", false)] {
+            host.exec("chmod", &[mode, folder]).unwrap();
+            poll("what is told of it", LIMIT, || {
+                Ok((is_told()? == told).then_some(()))
+            })
+            .unwrap_or_else(|error| panic!("{mode}: {error:#}\n{}", agent.log()));
+            world.check_contained(&contained.tenant).unwrap();
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The control groups known, with their watches.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsFd as _;
@@ -29,6 +29,8 @@ pub(super) struct Tree {
     watched: HashMap<WatchDescriptor, u64>,
     /// The kernel refused a watch.
     pub(super) refused: bool,
+    /// On the way to roots, and closed to this user: which there are below is not known.
+    pub(super) closed: BTreeSet<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -104,8 +106,9 @@ impl Tree {
     ) -> Result<(), CgroupError> {
         let id = directory.id();
         let path = node.path.clone();
-        let follows = view.interest.follows(&path, node.place);
-        if let Place::Member(_) = node.place {
+        let place = node.place;
+        let follows = view.interest.follows(&path, place);
+        if let Place::Member(_) = place {
             self.watch(view, directory, Watch::State, &mut node)?;
             node.state = directory.state().map_err(unreadable(&path))?;
         }
@@ -120,20 +123,36 @@ impl Tree {
         if !follows {
             return Ok(());
         }
-        let children = unless_closed(directory.children(), Vec::new());
+        let children = self.unless_closed(&path, place, directory.children(), Vec::new());
         for name in children.map_err(unreadable(&path))? {
             let below = path.join(&name);
             // Before it is opened: most of what a host has does not matter.
-            let place = self.nodes.get(&id).map(|node| node.place);
-            if place.is_none_or(|place| view.interest.place(&below, place).is_none()) {
+            if view.interest.place(&below, place).is_none() {
                 continue;
             }
             let opened = Directory::open(directory.as_fd(), Path::new(&name));
-            if let Some(child) = unless_closed(opened, None).map_err(unreadable(&below))? {
+            let opened = self.unless_closed(&path, place, opened, None);
+            if let Some(child) = opened.map_err(unreadable(&below))? {
                 self.adopt(view, id, name, &child, grown)?;
             }
         }
         Ok(())
+    }
+
+    /// What the owner of a control group at or below a root has closed is no reason to see nothing of the others.
+    /// Above, whole roots may be hidden.
+    fn unless_closed<T>(
+        &mut self,
+        path: &Path,
+        place: Place,
+        result: io::Result<T>,
+        nothing: T,
+    ) -> io::Result<T> {
+        let is_closed = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+        if place == Place::Way && result.as_ref().is_err_and(is_closed) {
+            self.closed.insert(path.to_owned());
+        }
+        unless_closed(result, nothing)
     }
 
     fn watch(

@@ -1,14 +1,15 @@
 //! Following control groups as they come and go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, InotifyEvent};
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 use tracing::warn;
 
 use super::directory::{Directory, unless_closed};
@@ -110,6 +111,12 @@ impl Cgroups {
         Ok(cgroups(&self.tree, &found))
     }
 
+    /// A directory on the way to roots that was closed to this user: the roots below it were not listed.
+    #[must_use]
+    pub fn unseen(&self) -> Option<&Path> {
+        self.tree.closed.first().map(PathBuf::as_path)
+    }
+
     /// The next event. Dropping the future loses nothing.
     ///
     /// # Errors
@@ -127,6 +134,10 @@ impl Cgroups {
                 Ok(Err(error)) => return Err(CgroupError::Watch(error)),
                 Err(_would_block) => {}
             }
+            if self.queue.is_empty() {
+                // Whoever makes changes that say nothing keeps no others of this task from their turn.
+                yield_now().await;
+            }
         }
     }
 
@@ -137,6 +148,7 @@ impl Cgroups {
             self.queue.push_back(CgroupEvent::Lost);
             return Ok(());
         }
+        let mut refreshed = BTreeSet::new();
         for event in events {
             let Some(id) = self.tree.watched(event.wd) else {
                 continue;
@@ -145,8 +157,9 @@ impl Cgroups {
                 Some(name) if event.mask.contains(AddWatchFlags::IN_ISDIR) => {
                     self.settle(id, &name)
                 }
-                Some(_) => Ok(()),
-                None => self.refresh(id),
+                // What is read now is no older than the last of these events.
+                None if refreshed.insert(id) => self.refresh(id),
+                Some(_) | None => Ok(()),
             };
             if let Err(error) = outcome {
                 warn!(error = in_full(&error), "cgroup event lost");
