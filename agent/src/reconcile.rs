@@ -85,6 +85,8 @@ pub struct Reconciler<D: Dataplane> {
     offset: Offset,
     inventory: Inventory,
     listed: Listed,
+    /// Roots that an earlier agent covered, and that may be where this one has never been able to look.
+    inherited: BTreeSet<u64>,
     first_seen: BTreeMap<Site, Instant>,
     workloads: Workloads,
     policy: Option<Accepted>,
@@ -114,16 +116,7 @@ pub struct Reconciler<D: Dataplane> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Listed {
     NotYet,
-    Yes(Seen),
-}
-
-/// Whether a list of control groups has every root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
-    /// It has.
-    All,
-    /// Others may be where the agent may not look: none is let go for not being there.
-    Some,
+    Yes,
 }
 
 /// Whether an event says anything new.
@@ -152,6 +145,7 @@ impl<D: Dataplane> Reconciler<D> {
             offset,
             inventory: Inventory::default(),
             listed: Listed::NotYet,
+            inherited: BTreeSet::new(),
             first_seen: BTreeMap::new(),
             workloads: Workloads::default(),
             policy: None,
@@ -218,15 +212,25 @@ impl<D: Dataplane> Reconciler<D> {
     /// Takes note of a control group that is gone.
     pub fn cgroup_gone(&mut self, id: u64) {
         self.inventory.cgroup_gone(id);
+        self.inherited.remove(&id);
         self.first_seen.remove(&Site::Root(id));
     }
 
     /// Takes note of every control group that there is at and below the roots. Before the first
-    /// time, roots that an earlier agent covered stay covered and owned.
-    pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, seen: Seen, now: Instant) {
-        self.listed = Listed::Yes(seen);
-        self.inventory.cgroups.clear();
+    /// time, roots that an earlier agent covered stay covered and owned. What is known of those below `unseen`
+    /// directories stays, since none of them can be listed.
+    pub fn cgroups(&mut self, cgroups: Vec<Cgroup>, unseen: &BTreeSet<PathBuf>, now: Instant) {
+        if self.listed == Listed::NotYet {
+            self.inherited = self.covered_roots().collect();
+        }
+        if unseen.is_empty() {
+            self.inherited.clear();
+        }
+        self.listed = Listed::Yes;
+        let is_unseen = |cgroup: &Cgroup| unseen.iter().any(|dir| cgroup.path.starts_with(dir));
+        self.inventory.cgroups.retain(|_, cgroup| is_unseen(cgroup));
         for cgroup in cgroups {
+            self.inherited.remove(&cgroup.id);
             self.cgroup(cgroup, now);
         }
         self.inventory.forget_gone();
@@ -482,17 +486,26 @@ impl<D: Dataplane> Reconciler<D> {
             .filter(|(_, workload)| workload.framing == Framing::Ethernet)
             .map(|(index, _)| Site::Interface(*index));
         let mut sites: BTreeSet<Site> = match self.listed {
-            Listed::Yes(Seen::All) => BTreeSet::new(),
-            Listed::Yes(Seen::Some) | Listed::NotYet => {
-                let mut left = self.dataplane.covered();
-                left.retain(|site| matches!(site, Site::Root(_)));
-                left
+            Listed::Yes => {
+                let listed = self.inventory.roots().map(|root| root.id);
+                listed
+                    .chain(self.inherited.iter().copied())
+                    .map(Site::Root)
+                    .collect()
             }
+            Listed::NotYet => self.covered_roots().map(Site::Root).collect(),
         };
-        sites.extend(self.inventory.roots().map(|it| Site::Root(it.id)));
         sites.extend(interfaces);
         sites.extend(self.replies());
         sites
+    }
+
+    fn covered_roots(&self) -> impl Iterator<Item = u64> {
+        let covered = self.dataplane.covered().into_iter();
+        covered.filter_map(|site| match site {
+            Site::Root(id) => Some(id),
+            Site::Interface(_) | Site::Replies(_) => None,
+        })
     }
 
     fn write_tables(&mut self) -> Result<usize, ReconcileError<D::Error>> {
@@ -612,12 +625,12 @@ impl<D: Dataplane> Reconciler<D> {
                     }
                 }
                 match listed {
-                    Listed::Yes(_) => left.retain(|id, _| self.inventory.cgroups.contains_key(id)),
+                    Listed::Yes => left.retain(|id, _| self.inventory.cgroups.contains_key(id)),
                     Listed::NotYet => {}
                 }
                 left
             }
-            (Some(_), Listed::Yes(_)) => self.workloads.claims.clone(),
+            (Some(_), Listed::Yes) => self.workloads.claims.clone(),
             (Some(image), Listed::NotYet) => {
                 left.retain(|_, owner| image.customers.contains_key(owner));
                 left

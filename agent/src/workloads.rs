@@ -192,8 +192,9 @@ pub enum Framing {
 type Claimants<'p> = BTreeMap<&'p str, &'p Origin>;
 
 /// The workloads of `inventory`. A veth that is a container's by what is `installed` stays its
-/// owner's until others are found at the other end: to send through it, a container needs no
-/// process in that namespace, only a socket from there. One that leads to a namespace by a number that
+/// owner's until others are found at the other end, somebody else claims the interface, or he claims no
+/// control group on the host any more: to send through it, a container needs no process in that
+/// namespace, only a socket from there. One that leads to a namespace by a number that
 /// was a container's is judged until a look has told whose it is.
 pub fn resolve(
     inventory: &Inventory,

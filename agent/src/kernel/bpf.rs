@@ -468,7 +468,7 @@ pub struct Bpf {
     programs: Programs,
     attachments: Attachments,
     hierarchy: Option<Hierarchy>,
-    /// Roots that are gone while sockets of theirs are not.
+    /// Roots that are gone, for all that is known, while sockets of theirs are not.
     removed: BTreeSet<u64>,
     adopted: Adopted,
 }
@@ -753,10 +753,16 @@ impl Dataplane for Bpf {
             // No other one will ever have the number of one that is gone: asked once, since the answer may take
             // a look through all of them.
             if !self.removed.contains(&id) {
-                match hierarchy.path_of(id).map_err(BpfError::Removed)? {
-                    Some(_) => return self.attachments.detach(site),
-                    None => self.removed.insert(id),
-                };
+                match hierarchy.path_of(id) {
+                    Ok(Some(_)) => return self.attachments.detach(site),
+                    Ok(None) => {}
+                    Err(error) => tracing::warn!(
+                        id,
+                        error = in_full(&error),
+                        "programs stay while sockets do: whether their cgroup is gone is not known"
+                    ),
+                }
+                self.removed.insert(id);
             }
             return Ok(());
         }

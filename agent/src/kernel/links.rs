@@ -29,6 +29,8 @@ const RECEIVE_BUFFER: libc::c_int = 32 * 1024 * 1024;
 
 /// Lists that are made for one during which nothing changes.
 const SNAPSHOTS: u32 = 5;
+/// Datagrams that are received at once: more than the buffer holds.
+const DATAGRAMS: u32 = 100_000;
 
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_TC: u32 = 4;
@@ -106,8 +108,7 @@ pub enum LinkEvent {
         /// The interface's number.
         index: u32,
     },
-    /// Events were lost: only a snapshot tells how things are. What was queued is discarded, so
-    /// that nothing older than the snapshot is reported after it.
+    /// Events were lost: only a snapshot tells how things are.
     Lost,
 }
 
@@ -266,6 +267,10 @@ impl Links {
         loop {
             self.datagram.clear();
             let Err(error) = self.socket.get_ref().recv(&mut self.datagram, 0) else {
+                // Of these no list tells where another interface has the number by now.
+                let events = parse::events(&self.datagram).unwrap_or_default();
+                let gone = events.into_iter().filter(|event| event.gone().is_some());
+                self.queue.extend(gone);
                 continue;
             };
             match error.raw_os_error() {
@@ -276,9 +281,8 @@ impl Links {
         }
     }
 
-    /// Every interface, as at one moment. Of changes before that moment nothing is reported after it: what was
-    /// queued of them would lead back, step by step, to how things are. While they go on without a pause, a few
-    /// of them may be.
+    /// Every interface, as at one moment. No interface's change before that moment is reported after it: what was
+    /// queued would lead back, step by step, to how things are. While changes come without a pause, a few may be.
     ///
     /// # Errors
     /// [`LinkError::List`] when the kernel refuses, [`LinkError::Unsettled`] when the interfaces
@@ -293,26 +297,48 @@ impl Links {
         let mut interfaces = list().await?;
         for _ in 1..SNAPSHOTS {
             if !self.drain(&mut gone)? {
-                break;
+                return Ok(Snapshot { gone, interfaces });
             }
             interfaces = list().await?;
         }
+        // What else has happened may be older than the list or not: what is gone is said early rather than late.
+        self.receive_all()?;
+        gone.extend(self.queue.iter().filter_map(LinkEvent::gone));
         Ok(Snapshot { gone, interfaces })
     }
 
-    /// Takes the events about interfaces out of the queues; returns whether there were any.
+    /// Takes the events that a list makes up for out of the queues; returns whether there were any.
     fn drain(&mut self, gone: &mut BTreeSet<u32>) -> Result<bool, LinkError> {
-        while self.receive()? {}
+        self.receive_all()?;
         let queued = self.queue.len();
+        gone.extend(self.queue.iter().filter_map(LinkEvent::gone));
         self.queue.retain(|event| match event {
-            LinkEvent::Upsert(_) => false,
-            LinkEvent::Gone { index } => {
-                gone.insert(*index);
-                false
-            }
-            LinkEvent::QdiscGone { .. } | LinkEvent::Lost => true,
+            LinkEvent::Upsert(_) | LinkEvent::Gone { .. } => false,
+            // No list shows qdiscs; after a loss whoever follows events does more than to list.
+            LinkEvent::QdiscGone { index } => !gone.contains(index),
+            LinkEvent::Lost => true,
         });
         Ok(self.queue.len() < queued)
+    }
+
+    /// Queues what there is, unless it comes without an end.
+    fn receive_all(&mut self) -> Result<(), LinkError> {
+        for _ in 0..DATAGRAMS {
+            if !self.receive()? {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LinkEvent {
+    /// The number of the interface that it says is gone.
+    fn gone(&self) -> Option<u32> {
+        match self {
+            Self::Gone { index } => Some(*index),
+            Self::Upsert(_) | Self::QdiscGone { .. } | Self::Lost => None,
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Follows control groups, and finds the network namespaces that their processes are in.
 
+use std::collections::BTreeSet;
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -16,7 +17,6 @@ use crate::kernel::links::Interface;
 use crate::kernel::namespaces::{self, Namespace, NamespaceError};
 use crate::policy::Pattern;
 use crate::policy::ownership::cgroup_depth;
-use crate::reconcile::Seen;
 use crate::source::Accepted;
 use crate::workloads::{Inside, Unread};
 
@@ -40,8 +40,8 @@ pub(super) struct Containers {
     untested: Option<String>,
     /// Control groups are not followed.
     unfollowed: Option<String>,
-    /// Roots may be where they are not seen.
-    unseen: Option<String>,
+    /// Directories above roots that were closed to this user: the roots below them are not listed.
+    unseen: BTreeSet<PathBuf>,
     reopen_at: Option<Instant>,
     look_at: Option<Instant>,
     rest_until: Option<Instant>,
@@ -100,7 +100,7 @@ impl Containers {
             misattributed: None,
             untested: None,
             unfollowed: None,
-            unseen: None,
+            unseen: BTreeSet::new(),
             reopen_at: None,
             look_at: None,
             rest_until: None,
@@ -160,17 +160,15 @@ impl Containers {
         self.hierarchy.as_ref()
     }
 
-    /// Whether every root was seen when they were last listed.
-    pub(super) fn seen(&self) -> Seen {
-        match &self.unseen {
-            Some(_) => Seen::Some,
-            None => Seen::All,
-        }
+    /// Directories whose roots were not seen when they were last listed.
+    pub(super) fn unseen(&self) -> &BTreeSet<PathBuf> {
+        &self.unseen
     }
 
     /// What may let containers past the policy.
     pub(super) fn problem(&self) -> Option<String> {
-        let all = [&self.unfollowed, &self.unseen, &self.misattributed];
+        let unseen = self.unseen.first().map(|path| unseen_below(path));
+        let all = [&self.unfollowed, &unseen, &self.misattributed];
         let all: Vec<&str> = all.into_iter().flatten().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
@@ -211,19 +209,11 @@ impl Containers {
         self.depth = depth;
         let listed = cgroups.snapshot().map_err(|error| in_full(&error))?;
         self.unfollowed = None;
-        let unseen = cgroups.unseen().map(|path| {
-            format!(
-                "containers below cgroup {} are not seen, and new ones not judged: it is closed to the agent's user",
-                path.display()
-            )
-        });
-        if let Some(why) = unseen
-            .as_ref()
-            .filter(|why| self.unseen.as_ref() != Some(why))
-        {
-            warn!(why, "cgroups");
+        for path in cgroups.unseen().difference(&self.unseen) {
+            let why = unseen_below(path);
+            warn!(why, "cgroups are not listed");
         }
-        self.unseen = unseen;
+        self.unseen.clone_from(cgroups.unseen());
         Ok(Some(listed))
     }
 
@@ -320,6 +310,13 @@ impl Containers {
             }
         }
     }
+}
+
+fn unseen_below(path: &Path) -> String {
+    format!(
+        "containers below cgroup {} are not seen, and new ones not judged: it is closed to the agent's user",
+        path.display()
+    )
 }
 
 async fn event(cgroups: Option<&mut Cgroups>) -> Result<CgroupEvent, CgroupError> {

@@ -44,8 +44,8 @@ use crate::watch::PolicyWatch;
 
 /// Events of interfaces that are taken in at once.
 const AT_ONCE: usize = 4096;
-/// For events of interfaces and control groups, after which everything else is looked at. Not so many: one
-/// that tells of lost ones has all of them listed.
+/// How long events of interfaces, and of control groups, are taken in before everything else has its turn. A time
+/// and not a number, since one that tells of lost ones has all listed.
 const EVENTS: Duration = Duration::from_millis(20);
 
 pub(super) struct Agent<D: Dataplane> {
@@ -185,12 +185,14 @@ impl<D: Dataplane> Agent<D> {
         let mut linger = every(RETRY);
         let mut watchdog = self.notifier.watchdog_period().map(tokio::time::interval);
         // Since when there have been events without the rest's turn.
-        let mut events = None;
+        let mut link_events = None;
+        let mut cgroup_events = None;
         loop {
             let busy = self.dirty || self.reconciler.has_waiting();
             // Guests make control groups and move their ends of veths as fast as they like, and are not to keep
             // the rest from its turn.
-            let sated = events.is_some_and(|since: Instant| since.elapsed() >= EVENTS);
+            let is_over = |since: Option<Instant>| since.is_some_and(|it| it.elapsed() >= EVENTS);
+            let (links_over, cgroups_over) = (is_over(link_events), is_over(cgroup_events));
             tokio::select! {
                 biased;
                 result = self.clock.set() => {
@@ -208,12 +210,12 @@ impl<D: Dataplane> Agent<D> {
                     reason?;
                     self.load();
                 }
-                event = self.links.next(), if !sated => {
-                    events.get_or_insert_with(Instant::now);
+                event = self.links.next(), if !links_over => {
+                    link_events.get_or_insert_with(Instant::now);
                     self.link_events(event).await?;
                 }
-                happened = self.containers.next(), if !sated => {
-                    events.get_or_insert_with(Instant::now);
+                happened = self.containers.next(), if !cgroups_over => {
+                    cgroup_events.get_or_insert_with(Instant::now);
                     self.container(happened).await?;
                 }
                 result = self.mounts.changed() => {
@@ -262,7 +264,7 @@ impl<D: Dataplane> Agent<D> {
                     self.reconciler.place();
                 }
                 () = std::future::ready(()), if busy => {
-                    events = None;
+                    (link_events, cgroup_events) = (None, None);
                     if std::mem::take(&mut self.dirty) {
                         self.converge();
                     }
@@ -273,7 +275,9 @@ impl<D: Dataplane> Agent<D> {
                     }
                     self.announce();
                 }
-                () = std::future::ready(()), if sated => events = None,
+                () = std::future::ready(()), if links_over || cgroups_over => {
+                    (link_events, cgroup_events) = (None, None);
+                }
             }
         }
     }
@@ -404,6 +408,8 @@ impl<D: Dataplane> Agent<D> {
         let mut next = first.map(Some);
         for taken_in in 1.. {
             match next {
+                // Everything is listed: others first.
+                Ok(Some(LinkEvent::Lost)) => return self.link(LinkEvent::Lost).await,
                 Ok(Some(event)) => self.link(event).await?,
                 Ok(None) => break,
                 Err(error) => {
@@ -477,8 +483,19 @@ impl<D: Dataplane> Agent<D> {
                 // The kernel does not say when the other end of a veth moves. What was found has kept its
                 // numbers since.
                 let snapshot = self.links.snapshot().await?;
+                // Not looked for, since they came after the look began.
+                let known = &self.reconciler.inventory().interfaces;
+                let is_new = snapshot.interfaces.iter().any(|it| {
+                    let same =
+                        known.get(&it.index) == Some(it) && !snapshot.gone.contains(&it.index);
+                    !same && self.containers.concerns(it)
+                });
                 let unknown = snapshot.interfaces.iter().any(|it| found.lacks(it));
-                self.containers.look_again_if(unknown);
+                match is_new {
+                    true => self.containers.look_soon(),
+                    false => self.containers.look_again_if(unknown),
+                }
+                self.doctor.soon();
                 self.reconciler.interfaces(snapshot, now);
                 self.reconciler
                     .complain(Subject::Namespaces, found.complaint);
@@ -500,8 +517,8 @@ impl<D: Dataplane> Agent<D> {
         self.reconciler.complain(Subject::CgroupWatches, None);
         match self.containers.list(depth) {
             Ok(Some(cgroups)) => {
-                let seen = self.containers.seen();
-                self.reconciler.cgroups(cgroups, seen, Instant::now());
+                let unseen = self.containers.unseen();
+                self.reconciler.cgroups(cgroups, unseen, Instant::now());
                 self.containers.look_soon();
             }
             Ok(None) => {}

@@ -8,8 +8,8 @@ use gate25::control::Shrink;
 use gate25::dataplane::{MapImage, Site};
 use gate25::kernel::cgroups::{Cgroup, Role};
 use gate25::kernel::links::{Interface, Kind, Peer};
+use gate25::reconcile::Noted;
 use gate25::reconcile::files::Occasion;
-use gate25::reconcile::{Noted, Seen};
 use gate25::workloads::Unread;
 use gate25_common::abi::{Counting, CustomerId, InterfaceOwner};
 use jiff::Timestamp;
@@ -70,7 +70,7 @@ fn roots_of_an_earlier_start_stay_until_cgroups_could_be_listed() {
     assert_eq!(lab.kernel().installed.cgroups, BTreeMap::from([(BELOW, a)]));
 
     lab.reconciler
-        .cgroups(Vec::new(), Seen::All, Instant::now());
+        .cgroups(Vec::new(), &BTreeSet::new(), Instant::now());
     lab.converge();
     assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
     assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
@@ -82,13 +82,40 @@ fn root_that_may_be_where_the_agent_may_not_look_keeps_its_place() {
     lab.claim();
     lab.cgroups();
     lab.converge();
-    assert!(lab.kernel().covered.contains(&Site::Root(ROOT)));
-    for (seen, stays) in [(Seen::Some, true), (Seen::All, false)] {
-        lab.reconciler.cgroups(Vec::new(), seen, Instant::now());
+    let claims = lab.kernel().installed.cgroups.clone();
+    assert_eq!(claims.len(), 1);
+    for (unseen, stays) in [("", true), ("lxc", true), ("elsewhere", false)] {
+        let unseen = BTreeSet::from([PathBuf::from(unseen)]);
+        lab.cgroups();
+        lab.reconciler.cgroups(Vec::new(), &unseen, Instant::now());
+        lab.converge();
+        let Kernel {
+            covered, installed, ..
+        } = &*lab.kernel();
+        assert_eq!(covered.contains(&Site::Root(ROOT)), stays, "{unseen:?}");
+        assert_eq!(installed.cgroups == claims, stays, "{unseen:?}");
+    }
+    // One that goes in full view goes, whatever is out of sight.
+    lab.cgroups();
+    lab.converge();
+    lab.reconciler.cgroup_gone(ROOT);
+    lab.converge();
+    assert!(!lab.kernel().covered.contains(&Site::Root(ROOT)));
+}
+
+#[test]
+fn root_of_an_earlier_agent_that_may_be_where_this_one_may_not_look_keeps_its_place() {
+    let mut lab = Lab::on(Kernel {
+        covered: BTreeSet::from([Site::Root(ROOT)]),
+        ..Kernel::default()
+    });
+    lab.claim();
+    let closed = BTreeSet::from([PathBuf::from("lxc")]);
+    for (unseen, stays) in [(closed, true), (BTreeSet::new(), false)] {
+        lab.reconciler.cgroups(Vec::new(), &unseen, Instant::now());
         lab.converge();
         let covered = &lab.kernel().covered;
-        assert_eq!(covered.contains(&Site::Root(ROOT)), stays, "{seen:?}");
-        assert_eq!(lab.kernel().installed.cgroups, BTreeMap::new());
+        assert_eq!(covered.contains(&Site::Root(ROOT)), stays, "{unseen:?}");
     }
 }
 
@@ -305,6 +332,7 @@ impl Lab {
             cgroup(ROOT, "lxc", Role::Root),
             cgroup(BELOW, "lxc/1", Role::Below),
         ];
-        self.reconciler.cgroups(all, Seen::All, Instant::now());
+        self.reconciler
+            .cgroups(all, &BTreeSet::new(), Instant::now());
     }
 }

@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 use tracing::warn;
 
 use super::directory::{Directory, unless_closed};
-use super::interest::Interest;
+use super::interest::{Interest, Place};
 use super::tree::{Node, Tree, View, unreadable};
 use super::{Cgroup, CgroupError, CgroupEvent, Hierarchy};
 use crate::chain::in_full;
@@ -111,10 +111,10 @@ impl Cgroups {
         Ok(cgroups(&self.tree, &found))
     }
 
-    /// A directory on the way to roots that was closed to this user: the roots below it were not listed.
+    /// Directories on the way to roots that were closed to this user: the roots below them were not listed.
     #[must_use]
-    pub fn unseen(&self) -> Option<&Path> {
-        self.tree.closed.first().map(PathBuf::as_path)
+    pub fn unseen(&self) -> &BTreeSet<PathBuf> {
+        &self.tree.closed
     }
 
     /// The next event. Dropping the future loses nothing.
@@ -149,6 +149,7 @@ impl Cgroups {
             return Ok(());
         }
         let mut refreshed = BTreeSet::new();
+        let closed = self.tree.closed.len();
         for event in events {
             let Some(id) = self.tree.watched(event.wd) else {
                 continue;
@@ -165,6 +166,10 @@ impl Cgroups {
                 warn!(error = in_full(&error), "cgroup event lost");
                 self.queue.push_back(CgroupEvent::Lost);
             }
+        }
+        if self.tree.closed.len() > closed {
+            // What it hides is told of by whoever lists.
+            self.queue.push_back(CgroupEvent::Lost);
         }
         Ok(())
     }
@@ -197,7 +202,13 @@ impl Cgroups {
         let current = match Directory::open(directory.as_fd(), Path::new(name)) {
             Ok(current) => current,
             // What is known of it stays until it can be looked at.
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                if node.place == Place::Way {
+                    let above = node.path.clone();
+                    self.tree.closed.insert(above);
+                }
+                return Ok(());
+            }
             Err(error) => return Err(unreadable(&path)(error)),
         };
         let known = self.tree.child(parent, name);
