@@ -312,10 +312,10 @@ fn veth_in_conflict_falls_to_none_of_the_two_when_its_container_hides() {
     // It is found no more, and its control group is gone; then the agent starts again.
     lab.found(1, &[]);
     lab.inventory.cgroup_gone(FIRST + 1);
-    let nobodys = (5, "unassigned".to_owned(), Counting::Refused);
-    assert_eq!(lab.owners(), [nobodys.clone()]);
+    let nobodys = [(5, "unassigned".to_owned(), Counting::Refused)];
+    assert_eq!(lab.owners(), nobodys);
     lab.start_again();
-    assert_eq!(lab.owners(), [nobodys]);
+    assert_eq!(lab.owners(), nobodys);
 }
 
 #[test]
