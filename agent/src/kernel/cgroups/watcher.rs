@@ -203,7 +203,7 @@ impl Cgroups {
             Ok(current) => current,
             // What is known of it stays until it can be looked at.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-                if node.place == Place::Way {
+                if node.place == Place::Way && self.interest.place(&path, Place::Way).is_some() {
                     let above = node.path.clone();
                     self.tree.closed.insert(above);
                 }
