@@ -34,7 +34,7 @@ use crate::figures::Figures;
 use crate::guard::Guard;
 use crate::kernel::bpf::{Attachment, Bpf};
 use crate::kernel::guard::Unmarked;
-use crate::kernel::links::Links;
+use crate::kernel::links::{self, Links};
 use crate::kernel::nft::Nft;
 use crate::kernel::privileges;
 use crate::kernel::routes::way_to;
@@ -212,12 +212,8 @@ async fn enforce<D: Dataplane>(
         bypassing: Bypassing::of(&*figures),
         mode: settings.host_mode(),
         reconciler: {
-            let found = Links::open(subscription)?.snapshot().await?;
-            let indices = found
-                .interfaces
-                .iter()
-                .map(|interface| interface.index)
-                .collect();
+            let interfaces = links::snapshot()?;
+            let indices = interfaces.iter().map(|interface| interface.index).collect();
             prepare(&mut dataplane, &containers, indices)?;
             Reconciler::new(dataplane, circumstances, Offset::sample()?)?
         },

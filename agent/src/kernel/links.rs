@@ -251,34 +251,14 @@ impl Links {
                     self.queue.push_back(LinkEvent::Lost);
                 }
             },
+            // Until its queue is empty the kernel goes on dropping events in silence: a snapshot empties it.
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
-                self.discard()?;
                 self.queue.push_back(LinkEvent::Lost);
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(LinkError::Subscribe(error)),
         }
         Ok(())
-    }
-
-    /// Empties the kernel's queue: what is in it predates the loss, and until it is empty the
-    /// kernel goes on dropping events in silence.
-    fn discard(&mut self) -> Result<(), LinkError> {
-        loop {
-            self.datagram.clear();
-            let Err(error) = self.socket.get_ref().recv(&mut self.datagram, 0) else {
-                // Of these no list tells where another interface has the number by now.
-                let events = parse::events(&self.datagram).unwrap_or_default();
-                let gone = events.into_iter().filter(|event| event.gone().is_some());
-                self.queue.extend(gone);
-                continue;
-            };
-            match error.raw_os_error() {
-                Some(libc::EAGAIN) => return Ok(()),
-                Some(libc::EINTR | libc::ENOBUFS) => {}
-                Some(_) | None => return Err(LinkError::Subscribe(error)),
-            }
-        }
     }
 
     /// Every interface, as at one moment. No interface's change before that moment is reported after it: what was
