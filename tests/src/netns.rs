@@ -228,7 +228,8 @@ impl NetNs {
     pub fn exec(&self, program: &str, args: &[&str]) -> anyhow::Result<String> {
         let mut command = self.command(program);
         command.args(args);
-        let output = self.output(command, Duration::from_secs(10))?;
+        let output = self.output(command, Duration::from_secs(10));
+        let output = output.with_context(|| format!("{program} {}", args.join(" ")))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         if !output.status.success() {
             bail!(

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use gate25_tests::{
-    Accounts, Agent, Feature, May, Meter, PolicyText, Privileges, Rounds, Settings, Trial, World,
-    poll,
+    Accounts, Agent, Feature, May, Meter, NetNs, PolicyText, Privileges, Rounds, Settings, Trial,
+    World, poll,
 };
 use nix::sys::signal::Signal;
 
@@ -12,6 +12,8 @@ use super::scene::{LIMIT, besieged_with, check_tight, watchful};
 
 /// Where the agent's pins are.
 const FOLDER: &str = "/sys/fs/bpf/gate25";
+/// Where they are no longer.
+const ASIDE: &str = "/sys/fs/bpf/aside";
 
 /// Removes pins, one by one and all of them, while the agent runs: nothing is detached, and at the
 /// next rescan they are there again, for the same programs and tables.
@@ -48,7 +50,7 @@ pub(crate) fn removed(times: u64) {
             }
         }
         meter.phase(&format!("all of them, round {round}")).unwrap();
-        host.exec("rm", &["-r", FOLDER]).unwrap();
+        remove_all(host);
         meter.check().unwrap();
         wait_pins(&world, &agent, &before);
     }
@@ -87,7 +89,7 @@ pub(crate) fn removed_without_an_agent(times: u64) {
             .unwrap();
         agent.signal(Signal::SIGKILL).unwrap();
         agent.process().wait(LIMIT).unwrap();
-        host.exec("rm", &["-r", FOLDER]).unwrap();
+        remove_all(host);
         meter.wait_sent(500).unwrap();
         check_tight(&meter, &agent, "without pins");
         meter
@@ -106,6 +108,13 @@ pub(crate) fn removed_without_an_agent(times: u64) {
     meter
         .judge(&agent, Trial::Fault, what, rounds.begun(), accounts)
         .unwrap();
+}
+
+/// At one moment: one by one, the agent makes them again meanwhile.
+#[track_caller]
+fn remove_all(host: &NetNs) {
+    host.run(|| fs::rename(FOLDER, ASIDE)).unwrap().unwrap();
+    host.exec("rm", &["-r", ASIDE]).unwrap();
 }
 
 fn in_folder(path: &std::path::Path, folder: &str) -> bool {
