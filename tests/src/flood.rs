@@ -20,9 +20,8 @@ use crate::{
     tenant::{packets, sockets},
 };
 
-/// How often a part of a second's packets is sent.
-const TICK: Duration = Duration::from_millis(10);
-const TICKS_A_SECOND: u32 = 100;
+/// How often a part of a second's packets is sent, at most.
+const BURSTS_A_SECOND: u32 = 100;
 /// Ports that the packets come from, one after the other.
 const PORTS: std::ops::Range<u16> = 20_000..60_000;
 
@@ -54,7 +53,7 @@ pub(crate) struct Plan {
     pub(crate) way: Way,
     /// From where to where, in turn.
     pub(crate) pairs: Vec<(IpAddr, SocketAddr)>,
-    /// Packets a second.
+    /// Packets a second, at least one.
     pub(crate) rate: u32,
 }
 
@@ -147,14 +146,14 @@ impl Drop for Flood {
 }
 
 fn send_until(stop: &AtomicBool, sent: &Mutex<Sent>, plan: &Plan) {
-    let burst = (plan.rate / TICKS_A_SECOND).max(1) as usize;
+    let (burst, pause) = bursts(plan.rate);
     let mut pairs = plan.pairs.iter().cycle();
     let mut ports = PORTS.cycle();
     let mut outlet = Outlet::default();
     let mut next = Instant::now();
     while !stop.load(Ordering::Relaxed) {
         let mut now = Sent::default();
-        for ((from, to), port) in pairs.by_ref().zip(ports.by_ref()).take(burst) {
+        for ((from, to), port) in pairs.by_ref().zip(ports.by_ref()).take(burst as usize) {
             match outlet.send(&plan.way, SocketAddr::from((*from, port)), *to) {
                 Ok(()) => now.packets += 1,
                 Err(error) => {
@@ -168,9 +167,15 @@ fn send_until(stop: &AtomicBool, sent: &Mutex<Sent>, plan: &Plan) {
         }
         add(sent, now);
         // What was missed is not made up for: a burst would overrun queues.
-        next = (next + TICK).max(Instant::now());
+        next = (next + pause).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
+}
+
+/// How many packets to send at once, and how long to wait between.
+fn bursts(rate: u32) -> (u32, Duration) {
+    let burst = (rate / BURSTS_A_SECOND).max(1);
+    (burst, Duration::from_secs(burst.into()) / rate)
 }
 
 fn add(sum: &Mutex<Sent>, more: Sent) {
@@ -236,6 +241,24 @@ impl Outlet {
                 while tap.take().map_err(io::Error::other)?.is_some() {}
                 tap.send(&frame).map_err(io::Error::other)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bursts_keep_to_the_rate_however_low_it_is() {
+        for rate in [1, 5, 50, 100, 150, 500, 1000] {
+            let (burst, pause) = bursts(rate);
+            let sent = f64::from(burst) / pause.as_secs_f64();
+            assert!(
+                (sent / f64::from(rate) - 1.0).abs() < 1e-6,
+                "{rate}: {sent}"
+            );
+            assert!(pause >= Duration::from_millis(5), "{rate}: {pause:?}");
         }
     }
 }
