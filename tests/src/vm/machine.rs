@@ -228,7 +228,8 @@ impl Machine {
 
     /// Ends the machine, which is of no more use, and says what its console shows.
     fn broken(&mut self, why: &str) -> anyhow::Error {
-        let console = tail(&self.console());
+        // All of it: a panic begins with why, and many lines of registers and calls follow.
+        let console = self.console();
         match self.process.kill() {
             Ok(()) => anyhow::anyhow!("{why}; the console shows:\n{console}"),
             Err(error) => error.context(format!("{why}; the console shows:\n{console}")),
