@@ -56,6 +56,7 @@ const MODULES: &[&str] = &[
     "macvtap",
     "tun",
     "veth",
+    "vxlan",
     "cls_bpf",
     "cls_u32",
     "sch_ingress",
