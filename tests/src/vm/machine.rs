@@ -20,13 +20,13 @@ const COMMANDS: &str = include_str!("commands.sh");
 const MARK: u8 = 1;
 /// The kernel ends itself where it would hang; QEMU ends with it. It is not to find out how often the timer
 /// ticks while QEMU waits for a processor: it would take that for a broken one. Nor does it compare the
-/// processors' clock with another one, which it would stay with: that one is a device, ten times as slow
-/// to read.
+/// processors' clock with another one, which it would stay with: that one is an emulated
+/// device, slow to read.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic softlockup_panic=1 quiet \
     watchdog_thresh=30 rcupdate.rcu_cpu_stall_timeout=60 sysctl.kernel.panic_on_rcu_stall=1 \
     sysctl.kernel.hung_task_panic=1 mitigations=off random.trust_cpu=on no_timer_check \
     tsc=reliable";
-/// Processors that wait for each other are woken by the host otherwise, which takes three times as long.
+/// Processors that wait for each other are woken by the host otherwise, which takes longer.
 const SEVERAL_PROCESSORS: &str = "idle=poll";
 /// How often a silent machine's console is looked at.
 const LOOK: Duration = Duration::from_millis(500);
